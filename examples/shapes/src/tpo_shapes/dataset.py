@@ -1,0 +1,98 @@
+"""Writes the task world to files: PNG pictures, MP4 clips, and records of JSON Lines as `tpo train` reads them."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image
+
+from tpo_shapes.questions import CHAT, CLIP_CHAT, PLACEHOLDER, Turn, ask, objects_of
+from tpo_shapes.world import CLIP_FPS, CLIP_FRAMES, CLIP_TIMES, render, sample_backgrounds, sample_scenes
+
+TASK_KINDS = {"region": 0.7, "given_colour": 0.15, "given_shape": 0.15}
+SHOWN = [round(time * CLIP_FPS) for time in CLIP_TIMES]
+"""The frames of a clip that questions speak of."""
+
+
+def make_dataset(
+    directory: str | Path, split: str, num_scenes: int, seed: int, num_clips: int = 0, turns: int = 6
+) -> dict[str, Path]:
+    """Writes `num_scenes` pictures and `num_clips` clips of a split ("train" or "heldout") and records about them.
+
+    Each picture has one record of conversation and one of tasks (boxes wanted, boxes given), each of up to `turns`
+    questions; so has each clip. Returns the record files: "chat", "tasks", "clip_chat", "clip_tasks". The same
+    arguments give the same files.
+    """
+    root = Path(directory)
+    files = _write_part(root, split, num_scenes, seed, turns, clip=False)
+    if num_clips:
+        files |= _write_part(root, split, num_clips, seed + 1, turns, clip=True)
+    return files
+
+
+def _write_part(root: Path, split: str, number: int, seed: int, turns: int, clip: bool) -> dict[str, Path]:
+    rng, words = np.random.default_rng([seed, clip]), random.Random(f"{seed} {clip}")
+    folder = "clips" if clip else "images"
+    (root / folder).mkdir(parents=True, exist_ok=True)
+    times = tuple(frame / CLIP_FPS for frame in range(CLIP_FRAMES)) if clip else None
+    prefix = "clip_" if clip else ""
+    records: dict[str, list[dict]] = {f"{prefix}chat": [], f"{prefix}tasks": []}
+    for start in range(0, number, 64):
+        size = min(64, number - start)
+        scenes = sample_scenes(rng, size, times, max_objects=3 if clip else 4)
+        frames = render(rng, scenes, sample_backgrounds(rng, size, split))
+        if clip:
+            scenes.boxes_xyxy = scenes.boxes_xyxy[:, SHOWN]
+        for index in range(size):
+            name = f"{folder}/{start + index:06d}.{'mp4' if clip else 'png'}"
+            if clip:
+                write_clip(root / name, frames[index])
+            else:
+                Image.fromarray(frames[index, 0]).save(root / name, compress_level=1)
+            objects = objects_of(scenes, index)
+            chat = dict.fromkeys(CLIP_CHAT if clip else CHAT, 1.0) | {"relation": 2.0}
+            for key, kinds in zip(records, (chat, TASK_KINDS)):
+                asked = ask(words, objects, kinds, turns, clip)
+                records[key].append(make_record(f"{key}-{split}-{seed}-{start + index}", name, asked))
+    return {key: write_records(root / f"{key}.jsonl", lines) for key, lines in records.items()}
+
+
+def make_record(identifier: str, media: str, turns: list[Turn]) -> dict:
+    """One record: the media is shown before the first question; tasks stand in the order of their placeholders."""
+    conversations: list[dict] = []
+    tasks: list[dict] = []
+    for turn in turns:
+        mark = "" if conversations else "<image>\n"
+        conversations.append({"from": "human", "value": mark + turn.question})
+        conversations.append({"from": "gpt", "value": turn.answer})
+        for box in turn.boxes:
+            tasks.append({"head": "region", "boxes": [box]} | ({} if turn.time is None else {"time": turn.time}))
+    record: dict = {"id": identifier, "video" if media.endswith(".mp4") else "image": media}
+    record |= {"conversations": conversations, "kinds": [turn.kind for turn in turns]}
+    if tasks:
+        assert len(tasks) == sum(line["value"].count(PLACEHOLDER) for line in conversations)
+        record["tasks"] = tasks
+    return record
+
+
+def write_records(path: Path, records: Iterable[dict]) -> Path:
+    """One JSON object a line."""
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(record) + "\n" for record in records)
+    return path
+
+
+def write_clip(path: Path, frames: np.ndarray) -> None:
+    """Frames [F, P, P, 3] uint8 to an H.264 file at CLIP_FPS."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=CLIP_FPS, options={"crf": "12", "preset": "ultrafast"})
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())

@@ -1,0 +1,17 @@
+"""The region head: one box for each `<boxes>` token, and `<region_box>` for a box that the user gives."""
+
+from collections.abc import Callable
+
+import tpo_plugin as tpo
+
+
+@tpo.hookimpl
+def register_heads(register: Callable[..., None]) -> None:
+    register(
+        "region",
+        head="tpo_head_region.head:RegionHead",
+        config="tpo_head_region.config:RegionConfig",
+        trigger="<box_begin>",
+        task_token="<boxes>",
+        input_token="<region_box>",
+    )

@@ -1,0 +1,157 @@
+"""One box per task token. N = task tokens in the batch, M = boxes that users give in it, D = host's hidden size."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import tpo_plugin as tpo
+from tpo_head_region.boxes import giou_loss, iou
+from tpo_head_region.config import RegionConfig
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+CENTRED_BOX = (0.25, 0.25, 0.75, 0.75)
+CORNERS = ("x1", "y1", "x2", "y2")
+
+
+class RegionMLP(nn.Module):
+    """Two layers with a ReLU between them and a linear output, as in the paper and in the authors' code."""
+
+    def __init__(self, in_features: int, hidden_features: int, out_features: int) -> None:
+        super().__init__()
+        self.fc1 = tpo.Linear(in_features, hidden_features)
+        self.fc2 = tpo.Linear(hidden_features, out_features)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.fc2(F.relu(self.fc1(input)))
+
+
+class RegionHead(tpo.TaskHead):
+    """From a task embedding to a box, and from a box that the user gives to an embedding in the prompt."""
+
+    def __init__(self, config: RegionConfig, hidden_size: int) -> None:
+        super().__init__()
+        self.loss_name = config.loss
+        self.decoder = RegionMLP(hidden_size, hidden_size // 2, 4)
+        self.encoder = RegionMLP(4, hidden_size // 2, hidden_size)
+        with torch.no_grad():  # start near the centred box: an inverted box has an L1 loss but no overlap to learn from
+            self.decoder.fc2.weight.mul_(0.1)
+            self.decoder.fc2.bias.copy_(torch.tensor(CENTRED_BOX))
+
+    def forward(self, e_ND: Tensor) -> dict[str, Tensor]:
+        """`boxes_xyxy` [N, 4], normalised to the image and not bounded (`postprocess` bounds it)."""
+        return {"boxes_xyxy": self.decoder(e_ND)}
+
+    def encode(self, inputs: dict[str, Any]) -> Tensor:
+        """From `boxes_xyxy` [M, 4] to embeddings [M, D]."""
+        return self.encoder(inputs["boxes_xyxy"])
+
+    def loss(self, outputs: dict[str, Tensor], targets: dict[str, Any], num_targets: Tensor | int) -> dict[str, Tensor]:
+        """`targets`: `boxes_xyxy` [N, 4] with x1 < x2 and y1 < y2. Each loss is weighted; their sum is the head's.
+
+        "l1_giou": per box 2 x (mean of |difference| over its four numbers) + (1 - GIoU) / 5. "mse": per box the mean of
+        the squared differences.
+        """
+        predicted, true = outputs["boxes_xyxy"], targets["boxes_xyxy"]
+        if self.loss_name == "mse":
+            return {"loss_region_mse": F.mse_loss(predicted, true, reduction="sum") / 4 / num_targets}
+        return {
+            "loss_region_l1": 2 * F.l1_loss(predicted, true, reduction="sum") / 4 / num_targets,
+            "loss_region_giou": giou_loss(predicted, true).sum() / 5 / num_targets,
+        }
+
+    def check_task(self, task: dict[str, Any]) -> None:
+        boxes = task.get("boxes")
+        if not isinstance(boxes, (list, tuple)) or not boxes:
+            raise ValueError(f"boxes is {boxes!r}; expected a list of at least one box [x1, y1, x2, y2]")
+        for index, box in enumerate(boxes):
+            _check_box(f"boxes[{index}]", box)
+        time = task.get("time")
+        if time is not None and not (_is_number(time) and time >= 0):
+            raise ValueError(f"time is {time!r}; expected seconds from the start of the video, at least 0")
+
+    def num_tokens(self, task: dict[str, Any]) -> int:
+        """One token for each box."""
+        return len(task["boxes"])
+
+    def collate_targets(self, tasks: list[dict[str, Any]]) -> dict[str, Any]:
+        """`boxes_xyxy` [N, 4], float32."""
+        return {"boxes_xyxy": _boxes(tasks)}
+
+    def collate_inputs(self, tasks: list[dict[str, Any]], given: list[dict[str, Any]]) -> dict[str, Any]:
+        """`boxes_xyxy` [M, 4], float32: the boxes that the users give."""
+        return {"boxes_xyxy": _boxes(given)}
+
+    def postprocess(self, outputs: dict[str, Tensor]) -> Tensor:
+        """[N, 4] inside the image; an inverted side gets length 0 at its first corner."""
+        first, second = outputs["boxes_xyxy"].clamp(0, 1).split(2, dim=-1)
+        return torch.cat((first, torch.maximum(first, second)), -1)
+
+    def to_units(self, value: Any, *, width: int | None, height: int | None, duration: float | None) -> Tensor:
+        """The box [4] in pixels of a `width` x `height` image."""
+        if width is None or height is None:
+            raise tpo.TPOError(f"region: a box in pixels needs width and height; got width={width}, height={height}")
+        box = torch.as_tensor(value, dtype=torch.float32)
+        return box * box.new_tensor([width, height, width, height])
+
+    def metrics(self) -> tpo.HeadMetrics:
+        return RegionMetrics(self)
+
+    def draw(self, image: Image, value: Any, target: Any = None) -> Image:
+        """A copy of `image`, RGB, with the predicted box in orange over the true one in blue."""
+        from PIL import ImageDraw
+
+        drawn = image.convert("RGB") if image.mode != "RGB" else image.copy()
+        pen = ImageDraw.Draw(drawn)
+        line = max(1, min(image.size) // 120)
+        for box, colour in ((target, "#1e90ff"), (value, "#ff8c00")):
+            if box is None:
+                continue
+            corners = self.to_units(box, width=image.width - 1, height=image.height - 1, duration=None)
+            pixels = corners.round().int().tolist()
+            outer = [pixels[0] - 1, pixels[1] - 1, pixels[2] + 1, pixels[3] + 1]
+            pen.rectangle(outer, outline="black", width=line + 2)  # a dark rim: legible on any background
+            pen.rectangle(pixels, outline=colour, width=line)
+        return drawn
+
+
+class RegionMetrics(tpo.HeadMetrics):
+    """`acc@0.5`, the share of boxes with an IoU of at least 0.5, and `mean_iou`; each box as `postprocess` gives it."""
+
+    def update(self, outputs: dict[str, Tensor], targets: dict[str, Any]) -> None:
+        overlap = iou(self.head.postprocess(outputs), targets["boxes_xyxy"])
+        for name, value in (("acc@0.5", (overlap >= 0.5).sum()), ("mean_iou", overlap.sum())):
+            self.sums[name] = self.sums.get(name, 0.0) + value.item()
+        self.num_targets += len(overlap)
+
+
+def _boxes(tasks: list[dict[str, Any]]) -> Tensor:
+    return torch.tensor([box for task in tasks for box in task["boxes"]], dtype=torch.float32).reshape(-1, 4)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_box(where: str, box: Any) -> None:
+    if not isinstance(box, (list, tuple)) or len(box) != 4:
+        raise ValueError(f"{where} is {box!r}; expected four numbers [x1, y1, x2, y2]")
+    for corner, value in zip(CORNERS, box, strict=True):
+        if not (_is_number(value) and 0 <= value <= 1):
+            raise ValueError(
+                f"{where}: {corner} is {value!r}; expected a number from 0 to 1, "
+                "a share of the image's width or height (divide pixels by it)"
+            )
+    for low, high in ((0, 2), (1, 3)):
+        if box[low] >= box[high]:
+            first, second = CORNERS[low], CORNERS[high]
+            raise ValueError(
+                f"{where}: {first} is {box[low]!r} and {second} is {box[high]!r}; expected {first} < {second} "
+                "(corners, not width and height)"
+            )

@@ -1,0 +1,219 @@
+"""The region head alone: losses, records, metrics, units, drawing."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from torch.autograd import gradcheck
+from tpo_head_region.boxes import giou_loss
+from tpo_head_region.config import RegionConfig
+from tpo_head_region.head import RegionHead
+
+import tpo_plugin as tpo
+
+HIDDEN = 16
+TRUE = torch.tensor([[0.1, 0.2, 0.5, 0.6], [0.3, 0.3, 0.9, 0.8]])
+PREDICTED = torch.tensor([[0.2, 0.2, 0.4, 0.7], [0.3, 0.3, 0.9, 0.8]])
+BOX = {"head": "region", "boxes": [[0.25, 0.4, 0.6, 0.8]], "time": 9.8}
+
+
+@pytest.fixture
+def head() -> RegionHead:
+    torch.manual_seed(0)
+    return RegionHead(RegionConfig(), HIDDEN)
+
+
+def test_network_is_the_authors(head):
+    shapes = {name: tuple(value.shape) for name, value in head.state_dict().items()}
+    assert shapes == {
+        "decoder.fc1.weight": (HIDDEN // 2, HIDDEN),
+        "decoder.fc1.bias": (HIDDEN // 2,),
+        "decoder.fc2.weight": (4, HIDDEN // 2),
+        "decoder.fc2.bias": (4,),
+        "encoder.fc1.weight": (HIDDEN // 2, 4),
+        "encoder.fc1.bias": (HIDDEN // 2,),
+        "encoder.fc2.weight": (HIDDEN, HIDDEN // 2),
+        "encoder.fc2.bias": (HIDDEN,),
+    }
+    e_ND = torch.randn(3, HIDDEN)
+    weights = {name: value.detach() for name, value in head.named_parameters()}
+    hidden = (e_ND @ weights["decoder.fc1.weight"].T + weights["decoder.fc1.bias"]).clamp(min=0)
+    expected = hidden @ weights["decoder.fc2.weight"].T + weights["decoder.fc2.bias"]
+    torch.testing.assert_close(head(e_ND)["boxes_xyxy"], expected)
+
+
+def test_starts_near_the_centred_box(head):
+    boxes = head(torch.randn(500, HIDDEN))["boxes_xyxy"]
+    torch.testing.assert_close(boxes.mean(0), torch.tensor([0.25, 0.25, 0.75, 0.75]), atol=0.1, rtol=0)
+    assert (boxes[:, :2] < boxes[:, 2:]).all()
+
+
+def test_l1_giou_by_hand(head):
+    losses = head.loss({"boxes_xyxy": PREDICTED}, {"boxes_xyxy": TRUE}, 2)
+    # First box: differences 0.1, 0, 0.1, 0.1; intersection 0.2 x 0.4, areas 0.16, 0.1, hull 0.4 x 0.5. Second: exact.
+    giou = 0.08 / 0.18 - (0.2 - 0.18) / 0.2
+    assert losses["loss_region_l1"].item() == pytest.approx(2 * (0.3 / 4) / 2, rel=1e-5)
+    assert losses["loss_region_giou"].item() == pytest.approx((1 - giou) / 5 / 2, rel=1e-5)
+    assert set(losses) == {"loss_region_l1", "loss_region_giou"}
+
+
+def test_l1_giou_is_the_authors_formula_where_all_boxes_are_valid(head):
+    losses = head.loss({"boxes_xyxy": PREDICTED}, {"boxes_xyxy": TRUE}, len(TRUE))
+    theirs = 2 * (PREDICTED - TRUE).abs().mean() + giou_loss(PREDICTED, TRUE).mean() / 5
+    torch.testing.assert_close(sum(losses.values()), theirs)
+
+
+def test_mse_by_hand():
+    head = RegionHead(RegionConfig(loss="mse"), HIDDEN)
+    losses = head.loss({"boxes_xyxy": PREDICTED}, {"boxes_xyxy": TRUE}, 2)
+    assert set(losses) == {"loss_region_mse"}
+    assert losses["loss_region_mse"].item() == pytest.approx(3 * 0.01 / 4 / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["l1_giou", "mse"])
+def test_gradients_by_finite_differences(loss):
+    head = RegionHead(RegionConfig(loss=loss), HIDDEN)
+    boxes = torch.tensor([[0.21, 0.22, 0.4, 0.7], [0.7, 0.35, 0.4, 0.75]], dtype=torch.float64, requires_grad=True)
+    targets = {"boxes_xyxy": TRUE.double()}  # the second predicted box is inverted
+    assert gradcheck(lambda value: sum(head.loss({"boxes_xyxy": value}, targets, 2).values()), boxes)
+
+
+def test_a_few_steps_learn_a_box_even_from_an_inverted_one(head):
+    with torch.no_grad():
+        head.decoder.fc2.bias.copy_(torch.tensor([0.75, 0.75, 0.25, 0.25]))
+    e_ND, targets = torch.randn(1, HIDDEN), {"boxes_xyxy": TRUE[:1]}
+    optimizer = torch.optim.Adam(head.decoder.parameters(), lr=1e-2)
+    for _ in range(200):
+        optimizer.zero_grad()
+        sum(head.loss(head(e_ND), targets, 1).values()).backward()
+        optimizer.step()
+    metrics = head.metrics()
+    metrics.update(head(e_ND), targets)
+    assert metrics.compute()["mean_iou"] > 0.8
+
+
+def test_encode(head):
+    embeddings = head.encode({"boxes_xyxy": TRUE})
+    assert embeddings.shape == (2, HIDDEN)
+    assert not torch.equal(embeddings[0], embeddings[1])
+    assert head.encode({"boxes_xyxy": TRUE[:0]}).shape == (0, HIDDEN)
+
+
+def test_unknown_loss():
+    with pytest.raises(tpo.TPOError, match="loss is 'l1'; expected one of 'l1_giou', 'mse'"):
+        RegionConfig(loss="l1")
+
+
+def test_registered_without_torch():
+    code = "import sys, tpo_head_region, tpo_head_region.config; print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
+
+
+# -- records ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ({}, "boxes is None; expected a list of at least one box"),
+        ({"boxes": []}, r"boxes is \[\]; expected a list of at least one box"),
+        ({"boxes": [0.1, 0.1, 0.2, 0.2]}, r"boxes\[0\] is 0.1; expected four numbers"),
+        ({"boxes": [[0.1, 0.1, 0.2]]}, r"boxes\[0\] is \[0.1, 0.1, 0.2\]; expected four numbers"),
+        ({"boxes": [BOX["boxes"][0], [0.1, 0.1, 1.2, 0.2]]}, r"boxes\[1\]: x2 is 1.2; expected a number from 0 to 1"),
+        ({"boxes": [[-0.1, 0.1, 0.2, 0.2]]}, r"boxes\[0\]: x1 is -0.1; .*divide pixels"),
+        ({"boxes": [[0.1, float("nan"), 0.2, 0.2]]}, r"boxes\[0\]: y1 is nan"),
+        ({"boxes": [[0.1, "0.1", 0.2, 0.2]]}, r"boxes\[0\]: y1 is '0.1'"),
+        ({"boxes": [[0.1, 0.1, True, 0.2]]}, r"boxes\[0\]: x2 is True"),
+        ({"boxes": [[0.3, 0.1, 0.2, 0.2]]}, r"boxes\[0\]: x1 is 0.3 and x2 is 0.2; expected x1 < x2"),
+        ({"boxes": [[0.1, 0.2, 0.2, 0.2]]}, r"boxes\[0\]: y1 is 0.2 and y2 is 0.2; expected y1 < y2"),
+        ({**BOX, "time": -1}, "time is -1; expected seconds"),
+        ({**BOX, "time": "1s"}, "time is '1s'; expected seconds"),
+    ],
+)
+def test_tasks_that_cannot_be_used(head, task, message):
+    with pytest.raises(ValueError, match=message):
+        head.check_task(task)
+
+
+@pytest.mark.parametrize("task", [BOX, {"boxes": [[0, 0, 1, 1]]}, {"boxes": [[0, 0, 1, 1], [0.1, 0.1, 0.2, 0.2]]}])
+def test_tasks_that_can(head, task):
+    head.check_task(task)
+    assert head.num_tokens(task) == len(task["boxes"])
+
+
+def test_collate_keeps_the_order_of_tasks_and_boxes(head):
+    tasks = [{"boxes": [[0, 0, 0.1, 0.1], [0, 0, 0.2, 0.2]]}, {"boxes": [[0, 0, 0.3, 0.3]], "time": 1.0}]
+    boxes = head.collate_targets(tasks)["boxes_xyxy"]
+    torch.testing.assert_close(boxes[:, 2], torch.tensor([0.1, 0.2, 0.3]))
+    assert boxes.dtype == torch.float32
+    assert head.count_targets({"boxes_xyxy": boxes}) == 3
+    torch.testing.assert_close(head.collate_inputs([], tasks[1:])["boxes_xyxy"], boxes[2:])
+
+
+def test_collate_of_nothing(head):
+    assert head.collate_targets([])["boxes_xyxy"].shape == (0, 4)
+    assert head.collate_inputs([BOX], [])["boxes_xyxy"].shape == (0, 4)
+
+
+# -- results ---------------------------------------------------------------------------------------------------------
+
+
+def test_postprocess_bounds_boxes(head):
+    outputs = {"boxes_xyxy": torch.tensor([[-0.5, 0.2, 1.5, 0.6], [0.6, 0.2, 0.4, 0.8]])}
+    torch.testing.assert_close(head.postprocess(outputs), torch.tensor([[0, 0.2, 1, 0.6], [0.6, 0.2, 0.6, 0.8]]))
+
+
+def test_metrics_over_two_batches(head):
+    metrics = head.metrics()
+    assert metrics.compute() == {}
+    metrics.update({"boxes_xyxy": PREDICTED}, {"boxes_xyxy": TRUE})  # IoU 0.08 / 0.18 and 1
+    metrics.update({"boxes_xyxy": torch.tensor([[0.5, 0.2, 0.1, 0.6]])}, {"boxes_xyxy": TRUE[:1]})  # inverted: 0
+    metrics.update({"boxes_xyxy": TRUE[:0]}, {"boxes_xyxy": TRUE[:0]})
+    assert metrics.compute() == pytest.approx({"acc@0.5": 1 / 3, "mean_iou": (0.08 / 0.18 + 1) / 3}, rel=1e-5)
+
+
+def test_acc_counts_an_iou_of_exactly_one_half(head):
+    metrics = head.metrics()
+    metrics.update({"boxes_xyxy": torch.tensor([[0, 0, 0.5, 1.0]])}, {"boxes_xyxy": torch.tensor([[0, 0, 1.0, 1.0]])})
+    assert metrics.compute() == {"acc@0.5": 1.0, "mean_iou": 0.5}
+
+
+def test_pixels_and_json(head):
+    value = torch.tensor([0.25, 0.5, 0.5, 1.0])
+    pixels = head.to_units(value, width=640, height=480, duration=None)
+    assert head.to_json(pixels) == [160.0, 240.0, 320.0, 480.0]
+    assert json.loads(json.dumps(head.to_json(value))) == [0.25, 0.5, 0.5, 1.0]
+    with pytest.raises(tpo.TPOError, match="needs width and height; got width=None"):
+        head.to_units(value, width=None, height=480, duration=1.0)
+
+
+@pytest.mark.parametrize("size", [(48, 48), (640, 480)])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+def test_drawing(head, size, mode):
+    image = Image.new(mode, size, "white")
+    before = image.tobytes()
+    drawn = head.draw(image, torch.tensor([0.25, 0.25, 0.5, 0.5]), [0.5, 0.5, 1.0, 1.0])
+    assert image.tobytes() == before
+    assert drawn.size == size
+    assert drawn.mode == "RGB"
+    width, height = size
+    edge = {
+        "predicted": drawn.getpixel((round(0.25 * (width - 1)), round(0.4 * (height - 1)))),
+        "true": drawn.getpixel((width - 1, round(0.8 * (height - 1)))),
+        "inside": drawn.getpixel((round(0.4 * width), round(0.4 * height))),
+    }
+    assert edge == {"predicted": (255, 140, 0), "true": (30, 144, 255), "inside": (255, 255, 255)}
+
+
+def test_drawing_wider_on_larger_images(head):
+    def orange(size: int) -> int:
+        drawn = head.draw(Image.new("RGB", (size, size)), [0.2, 0.2, 0.8, 0.8])
+        row = [drawn.getpixel((x, size // 2)) for x in range(size)]
+        return row.count((255, 140, 0))
+
+    assert orange(48) == 2
+    assert orange(1200) == 20

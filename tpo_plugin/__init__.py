@@ -1,0 +1,69 @@
+"""Give any Hugging Face or LLaVA multimodal LM task tokens and task heads, as plugins (TPO, arXiv 2412.19326)."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from tpo_plugin.config import HeadConfig, TPOConfig
+from tpo_plugin.errors import HostError, MediaError, RecordError, TPOError
+from tpo_plugin.hookspecs import hookimpl
+from tpo_plugin.plugins import register_plugin, registry, unregister_plugin
+
+if TYPE_CHECKING:
+    from tpo_plugin.apply import apply_tpo, remove_tpo
+    from tpo_plugin.checkpoint import load_tpo
+    from tpo_plugin.generate import Prediction
+    from tpo_plugin.head import HeadMetrics, Linear, TaskHead
+    from tpo_plugin.host import Host
+    from tpo_plugin.model import TaskPreferenceModel
+    from tpo_plugin.training.trainer import wrap_trainer
+
+__version__ = "0.1.0"
+
+# Names that need torch are imported on first use, so that plugins and the command line start without it.
+_LAZY = {
+    "apply_tpo": "apply",
+    "remove_tpo": "apply",
+    "load_tpo": "checkpoint",
+    "Prediction": "generate",
+    "HeadMetrics": "head",
+    "Linear": "head",
+    "TaskHead": "head",
+    "Host": "host",
+    "TaskPreferenceModel": "model",
+    "wrap_trainer": "training.trainer",
+}
+
+__all__ = [
+    "HeadConfig",
+    "HeadMetrics",
+    "Host",
+    "HostError",
+    "Linear",
+    "MediaError",
+    "Prediction",
+    "RecordError",
+    "TPOConfig",
+    "TPOError",
+    "TaskHead",
+    "TaskPreferenceModel",
+    "apply_tpo",
+    "hookimpl",
+    "load_tpo",
+    "register_plugin",
+    "registry",
+    "remove_tpo",
+    "unregister_plugin",
+    "wrap_trainer",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"tpo_plugin.{_LAZY[name]}"), name)
+    raise AttributeError(f"module 'tpo_plugin' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

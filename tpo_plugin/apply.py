@@ -1,0 +1,247 @@
+"""`apply_tpo` and `remove_tpo`: check everything, then change, holding the way back for each change."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tpo_plugin.config import HeadConfig, TPOConfig, config_from_dict
+from tpo_plugin.errors import TPOError, did_you_mean
+from tpo_plugin.head import TaskHead
+from tpo_plugin.host import Host
+from tpo_plugin.model import FORWARD_ARGUMENTS, TaskPreferenceModel
+from tpo_plugin.plugins import HeadSpec, registry
+from tpo_plugin.tokens import Growth, HeadTokens, TokenRows, Undo, add_tokens, grow_vocabulary, resolve_tokens
+
+logger = logging.getLogger(__name__)
+
+
+def apply_tpo(
+    model: nn.Module,
+    tokenizer: Any = None,
+    heads: Sequence[str] | None = None,
+    config: TPOConfig | None = None,
+    *,
+    example_inputs: dict[str, Any] | None = None,
+) -> nn.Module:
+    """Puts task tokens and task heads onto a causal LM or vision-language model, in place, and returns the same object.
+
+    Args:
+        model: A Hugging Face model with a language-modelling head, or a `PeftModel` around one.
+        tokenizer: Its tokenizer or processor; None loads it from where the model was loaded. Gets the tokens.
+        heads: Names of heads; None takes all that are installed.
+        config: Loss weights and head configs.
+        example_inputs: Inputs of the host's forward, for the dry run of a host that needs more than text `input_ids`.
+
+    A host without task tokens in its input computes what it computed before. Raises `TPOError` for wrong use, with the
+    model, tokenizer and config left as they were.
+    """
+    host_model = _unwrapped(model)
+    if hasattr(host_model, "tpo"):
+        raise TPOError(
+            f"this {type(host_model).__name__} has TPO already, with heads {list(host_model.tpo.heads)}; "
+            "call remove_tpo(model) first, and apply all heads in one call"
+        )
+    config = copy.deepcopy(config) if config is not None else TPOConfig()
+    specs = _chosen(heads)
+    configs = {spec.name: _head_config(spec, config) for spec in specs}
+    _check_weights(config, configs)
+    config.heads = dict(configs)
+    text_tokenizer, processor = _tokenizer_and_processor(host_model, tokenizer)
+    patch = registry().patch_for(host_model)
+    host_class = Host if patch is None else patch.host_class()
+    names = resolve_tokens(specs, configs)
+    host = host_class.locate(host_model, example_inputs)
+    undo: list[Undo] = []
+    try:
+        tokens, restore_tokenizer = add_tokens(text_tokenizer, names)
+        undo.append(restore_tokenizer)
+        growth, shrink = grow_vocabulary(host_model, tokens.values())
+        undo.append(shrink)
+        device = host.embed.weight.device
+        modules = {spec.name: _build_head(spec, configs[spec.name], host.hidden_size).to(device) for spec in specs}
+        rows = _initial_rows(host, tokens, growth)
+        tpo = TaskPreferenceModel(
+            host_model, host, modules, rows, tokens, config, text_tokenizer, processor, growth
+        ).to(device)
+        tpo.train(host_model.training)
+        _install(host_model, tpo, undo)
+    except BaseException:
+        for step in reversed(undo):
+            step()
+        raise
+    for name, token in tokens.items():
+        logger.info("head %r: %s = %d, %s = %d", name, token.trigger, token.trigger_id, token.task_token, token.task_id)
+    if growth is not None:
+        logger.info("vocabulary grown from %d to %d rows", growth.old_size, growth.new_size)
+    return model
+
+
+def remove_tpo(model: nn.Module) -> nn.Module:
+    """Takes back everything that `apply_tpo` changed, and returns the same object.
+
+    What training changed in the host itself (LoRA, unfrozen weights) stays.
+    """
+    host_model = _unwrapped(model)
+    tpo = getattr(host_model, "tpo", None)
+    if tpo is None:
+        raise TPOError(f"this {type(host_model).__name__} has no TPO; apply_tpo(model) puts it on")
+    for step in reversed(tpo._undo):
+        step()
+    return model
+
+
+def _install(model: nn.Module, tpo: TaskPreferenceModel, undo: list[Undo]) -> None:
+    model.add_module("tpo", tpo)
+    undo.append(partial(delattr, model, "tpo"))
+    tpo.attach()
+    undo.append(tpo.detach)
+    own = "_keys_to_ignore_on_save" in model.__dict__
+    undo.append(partial(_restore_attribute, model, "_keys_to_ignore_on_save", model.__dict__.get("_keys_to_ignore_on_save"), own))
+    ignored = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
+    model._keys_to_ignore_on_save = ignored | {f"tpo.{key}" for key in tpo.state_dict()}
+    own = "forward" in model.__dict__
+    undo.append(partial(_restore_attribute, model, "forward", model.__dict__.get("forward"), own))
+    model.forward = MethodType(_forward_with_tpo(model.forward), model)
+    tpo._undo = undo
+
+
+def _restore_attribute(owner: Any, name: str, value: Any, own: bool) -> None:
+    if own:
+        owner.__dict__[name] = value
+    else:
+        owner.__dict__.pop(name, None)
+
+
+def _forward_with_tpo(original: Callable[..., Any]) -> Callable[..., Any]:
+    """The host's forward for callers that bypass its hooks: PEFT before 0.21 calls `.forward` directly.
+
+    A plain function to be bound to the host, since accelerate takes `__func__` of a bound forward and rebinds it.
+    """
+    bound = isinstance(original, MethodType)
+    inner = original.__func__ if bound else original
+
+    @torch.compiler.disable(recursive=False)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        call = partial(inner, self) if bound else inner
+        tpo = self.tpo
+        if tpo._call is not None:  # the hooks are at work
+            return call(*args, **kwargs)
+        args, kwargs = tpo.begin(args, kwargs)
+        try:
+            output = call(*args, **kwargs)
+        except BaseException:
+            tpo._call = None
+            raise
+        return tpo.finish(output)
+
+    wraps(inner)(forward)
+    del forward.__wrapped__
+    forward.__signature__ = _extended_signature(inner, bound)  # type: ignore[attr-defined]
+    return forward
+
+
+def _extended_signature(function: Callable[..., Any], bound: bool) -> inspect.Signature:
+    """The host's signature with the plugin's arguments, so that trainers keep their dataset columns."""
+    signature = inspect.signature(function)
+    parameters = list(signature.parameters.values())
+    if not bound:
+        parameters.insert(0, inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY))
+    rest = [parameters.pop()] if parameters[-1].kind is inspect.Parameter.VAR_KEYWORD else []
+    extra = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in FORWARD_ARGUMENTS]
+    return signature.replace(parameters=[*parameters, *extra, *rest])
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    base = getattr(model, "get_base_model", None)
+    return base() if callable(base) else model
+
+
+def _chosen(heads: Sequence[str] | None) -> list[HeadSpec]:
+    found = registry()
+    if isinstance(heads, str):
+        raise TPOError(f"heads={heads!r} is a string; expected a list of names: heads=[{heads!r}]")
+    names = list(found.heads) if heads is None else list(heads)
+    if not names:
+        raise TPOError("no head to apply: none is installed, or heads=[] was given; for example: pip install tpo-head-region")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise TPOError(f"heads={names} names {repeated} more than once")
+    return [found.head(name) for name in names]
+
+
+def _head_config(spec: HeadSpec, config: TPOConfig) -> HeadConfig:
+    given = config.heads.get(spec.name, {})
+    config_class = spec.config_class()
+    if isinstance(given, config_class):
+        return given
+    if isinstance(given, dict):
+        return config_from_dict(config_class, given, where=f"config of head {spec.name!r}")
+    raise TPOError(
+        f"config of head {spec.name!r} is a {type(given).__name__}; expected {config_class.__name__} or a dict of its fields"
+    )
+
+
+def _check_weights(config: TPOConfig, configs: dict[str, HeadConfig]) -> None:
+    for kind, given, valid in (
+        ("loss_weights", config.loss_weights, {"mllm", "assign", *configs}),
+        ("heads", config.heads, set(configs)),
+    ):
+        for name in given:
+            if name not in valid:
+                raise TPOError(f"TPOConfig.{kind} has {name!r}, which is not applied{did_you_mean(name, valid)}")
+
+
+def _tokenizer_and_processor(model: nn.Module, given: Any) -> tuple[Any, Any]:
+    if given is None:
+        source = getattr(model, "name_or_path", "") or getattr(model.config, "_name_or_path", "")
+        if not source:
+            raise TPOError("the model does not say where it was loaded from; give its tokenizer or processor: apply_tpo(model, processor)")
+        from transformers import AutoProcessor
+
+        try:
+            given = AutoProcessor.from_pretrained(source)  # the tokenizer itself for a text-only model
+        except (OSError, ValueError) as error:
+            raise TPOError(f"no tokenizer or processor could be loaded from {source!r} ({error}); give it: apply_tpo(model, processor)") from error
+    if hasattr(given, "get_vocab"):
+        return given, None
+    if hasattr(given, "tokenizer"):
+        return given.tokenizer, given
+    raise TPOError(f"tokenizer is a {type(given).__name__}; expected a tokenizer or a processor that has one")
+
+
+def _build_head(spec: HeadSpec, config: HeadConfig, hidden_size: int) -> TaskHead:
+    head = spec.head_class()(config, hidden_size)
+    if not isinstance(head, TaskHead):
+        raise TPOError(f"head {spec.name!r} ({spec.plugin}) is a {type(head).__name__}; expected a subclass of tpo_plugin.TaskHead")
+    return head.float()
+
+
+@torch.no_grad()
+def _initial_rows(host: Host, tokens: dict[str, HeadTokens], growth: Growth | None) -> dict[str, TokenRows]:
+    """Input rows near the mean of the host's embeddings, with their spread; output rows that change nothing.
+
+    A trigger in a freshly grown row starts at the mean of the old output rows: an unremarkable logit.
+    """
+    device = host.embed.weight.device
+    sample_ids = torch.arange(min(1024, host.embed.weight.shape[0] if growth is None else growth.old_size), device=device)
+    sample = host.embed(sample_ids[None])[0].float()
+    mean, std = sample.mean(0), sample.std(0)
+
+    def output_row(trigger_id: int) -> Tensor:
+        if growth is None or trigger_id < growth.old_size:
+            return torch.zeros(host.hidden_size, device=device)
+        return host.head.weight[: growth.old_size].mean(0, dtype=torch.float32)
+
+    return {
+        name: TokenRows(mean + std * torch.randn(2, len(mean), device=device), output_row(token.trigger_id))
+        for name, token in tokens.items()
+    }

@@ -1,0 +1,111 @@
+"""The files of a trained TPO: `tpo_config.json`, `tpo_model.safetensors` and the tokenizer's, beside the host's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from tpo_plugin.apply import apply_tpo
+from tpo_plugin.config import FORMAT_VERSION, TPOConfig, config_from_dict
+from tpo_plugin.errors import TPOError
+
+if TYPE_CHECKING:
+    from tpo_plugin.model import TaskPreferenceModel
+
+CONFIG_FILE, WEIGHTS_FILE = "tpo_config.json", "tpo_model.safetensors"
+
+
+def save_tpo(tpo: TaskPreferenceModel, directory: str | os.PathLike[str]) -> None:
+    """Writes the files, each under a temporary name first, so that an interrupted save damages nothing."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    weights = {key: value.detach().contiguous().cpu() for key, value in tpo.state_dict().items()}
+    replace_file(directory / WEIGHTS_FILE, lambda path: save_file(weights, path, metadata={"format": "pt"}))
+    text = json.dumps(_config_to_json(tpo), indent=2)
+    replace_file(directory / CONFIG_FILE, lambda path: Path(path).write_text(text + "\n", encoding="utf-8"))
+    (tpo.processor or tpo.tokenizer).save_pretrained(directory)
+
+
+def load_tpo(model: nn.Module, directory: str | os.PathLike[str], tokenizer: Any = None) -> nn.Module:
+    """Applies the heads of `directory` to `model` and loads their weights; returns the model.
+
+    A LoRA adapter in the directory is loaded with PEFT where the model has none, and the `PeftModel` is returned.
+    `tokenizer` defaults to the one that was saved there. Raises `TPOError` for a directory of a newer format, a head that
+    is not installed, or weights that do not fit.
+    """
+    directory = Path(directory)
+    saved = read_config(directory)
+    if (directory / "adapter_config.json").is_file() and not hasattr(model, "peft_config"):
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, str(directory))
+    if tokenizer is None:
+        from transformers import AutoProcessor
+
+        tokenizer = AutoProcessor.from_pretrained(directory)
+    config = config_from_dict(TPOConfig, saved["config"], where=f"{directory / CONFIG_FILE}: config")
+    apply_tpo(model, tokenizer, heads=saved["heads"], config=config)
+    for name, ids in saved["token_ids"].items():
+        if list(model.tpo.token_ids[name]) != ids:
+            raise TPOError(
+                f"head {name!r} was saved with token ids {ids}, this tokenizer gives {list(model.tpo.token_ids[name])}; "
+                f"load the tokenizer that was saved in {directory}"
+            )
+    load_weights(model.tpo, directory)
+    return model
+
+
+def load_weights(tpo: TaskPreferenceModel, directory: str | os.PathLike[str]) -> None:
+    """Loads `tpo_model.safetensors` into heads that are applied already; every key and shape must fit."""
+    path = Path(directory) / WEIGHTS_FILE
+    if not path.is_file():
+        raise TPOError(f"{path} is missing; expected the weights that model.tpo.save_pretrained writes")
+    try:
+        tpo.load_state_dict(load_file(path, device="cpu"))
+    except RuntimeError as error:
+        raise TPOError(f"{path} does not fit the applied heads {list(tpo.heads)}: {error}") from error
+
+
+def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """`tpo_config.json` as written by `save_tpo`."""
+    path = Path(directory) / CONFIG_FILE
+    if not path.is_file():
+        raise TPOError(f"{path} is missing; expected a directory that model.tpo.save_pretrained wrote")
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    if saved.get("format_version", 0) > FORMAT_VERSION:
+        raise TPOError(
+            f"{path} has format version {saved['format_version']} (tpo-plugin {saved.get('tpo_plugin')}), this tpo-plugin "
+            f"reads up to {FORMAT_VERSION}: pip install -U tpo-plugin"
+        )
+    return saved
+
+
+def replace_file(path: Path, write: Callable[[str], Any]) -> None:
+    """Writes a file under a temporary name in the same directory and renames it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(str(temporary))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _config_to_json(tpo: TaskPreferenceModel) -> dict[str, Any]:
+    from tpo_plugin import __version__
+
+    heads = {name: dataclasses.asdict(config) for name, config in tpo.config.heads.items()}
+    return {
+        "format_version": FORMAT_VERSION,
+        "tpo_plugin": __version__,
+        "host_class": type(tpo.model).__name__,
+        "heads": list(tpo.heads),
+        "token_ids": {name: list(ids) for name, ids in tpo.token_ids.items()},
+        "config": {"loss_weights": tpo.config.loss_weights, "heads": heads},
+    }

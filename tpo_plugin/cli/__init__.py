@@ -1,0 +1,48 @@
+"""The command line `tpo`. Heavy packages are imported inside the commands, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import click
+import typer
+from typer.core import TyperGroup
+
+from tpo_plugin.cli import doctor, heads, new_head, predict, train
+from tpo_plugin.cli.plugins import plugin_commands
+from tpo_plugin.errors import TPOError
+
+
+class _Commands(TyperGroup):
+    """The commands of the core, then those of plugins; plugins are loaded only where the core has no such command."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), *sorted(plugin_commands())]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return super().get_command(ctx, cmd_name) or plugin_commands().get(cmd_name)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help="Task tokens and task heads for multimodal language models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("heads")(heads.show_heads)
+app.command("new-head")(new_head.new_head)
+app.command("train")(train.train)
+app.command("predict")(predict.predict)
+app.command("doctor")(doctor.doctor)
+
+
+def main() -> None:
+    """Runs `tpo`; wrong use ends with one message and exit status 1, not with a traceback."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        app()
+    except TPOError as error:
+        typer.echo(f"Error: {error}", err=True)
+        sys.exit(1)

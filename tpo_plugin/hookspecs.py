@@ -1,0 +1,40 @@
+"""The whole plugin contract: three hooks. A plugin is a module (or object) named by an entry point in group `tpo_plugin`.
+
+    [project.entry-points.tpo_plugin]
+    point = "tpo_head_point"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pluggy
+
+PROJECT = "tpo_plugin"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def register_heads(register: Callable[..., None]) -> None:
+    """Called once when plugins are loaded: `register(name, head=, config=, trigger=, task_token=, input_token=None)`.
+
+    `name` is the head's checkpoint key, config key and log prefix. `head` is a `TaskHead` class and `config` a
+    `HeadConfig` dataclass, each given as the class or, to keep listing fast, as a `"module:Class"` string.
+    """
+
+
+@hookspec
+def register_patches(register: Callable[..., None]) -> None:
+    """Called once when plugins are loaded: `register(name, host=, matches=)` teaches a host codebase.
+
+    `matches(model) -> bool` says whether a model belongs to it; `host` is a subclass of `tpo_plugin.Host`, as the class
+    or a `"module:Class"` string. The first patch that matches is taken; otherwise the generic Hugging Face host.
+    """
+
+
+@hookspec
+def register_commands(app: Any) -> None:
+    """Called when `tpo` starts: add commands to the typer `app`. Import heavy packages inside the command."""

@@ -1,0 +1,455 @@
+"""The task preference model: all task tokens and heads of a host, and how a batch flows through them.
+
+Suffixes: B batch, T sequence, D hidden size, E width of the input embeddings, N task tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tpo_plugin.config import TPOConfig
+from tpo_plugin.errors import HostError, TPOError
+from tpo_plugin.head import TaskHead, takes_inputs
+from tpo_plugin.host import Host
+from tpo_plugin.losses import IGNORE_INDEX, TPOOutput, assignment_loss, false_triggers, split_labels
+from tpo_plugin.tokens import Growth, HeadTokens, Positions, TokenRows, Undo, token_positions
+
+KINDS = ("trigger", "task", "input")
+
+FORWARD_ARGUMENTS = ("task_inputs", "task_targets", "task_positions", "task_counts")
+"""Keyword arguments that the plugin takes out of the host's forward."""
+
+
+@dataclass
+class _Call:
+    """One forward of the host in progress."""
+
+    task_inputs: dict[str, Any]
+    task_targets: dict[str, Any] | None
+    counts: dict[str, Any] | None
+    labels: Tensor | None
+    positions: Positions | None
+    """Of its input_ids, or as the collator gave them."""
+    rows: dict[str, Tensor] = field(default_factory=dict)
+    """Rows of the last hidden state: by head, and "assign" for the positions before triggers."""
+    head_ran: bool = False
+
+
+class TaskPreferenceModel(nn.Module):
+    """`model.tpo`: the only module that TPO adds to a host. Its parameters stay float32 whatever the host is cast to."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        host: Host,
+        heads: dict[str, TaskHead],
+        rows: dict[str, TokenRows],
+        tokens: dict[str, HeadTokens],
+        config: TPOConfig,
+        tokenizer: Any,
+        processor: Any = None,
+        growth: Growth | None = None,
+    ) -> None:
+        super().__init__()
+        self.heads = nn.ModuleDict(heads)
+        self.embeddings = nn.ModuleDict(rows)
+        self.tokens = tokens
+        self.config = config
+        self.tokenizer, self.processor = tokenizer, processor
+        self.growth = growth
+        self.hidden_size = host.hidden_size
+        self.last_output: TPOOutput | None = None
+        self.session: Any = None
+        """The generation in progress (`tpo_plugin.generate`), or None."""
+        self._host = host
+        self._model = (model,)  # in a tuple, so that the host does not become a submodule of its own submodule
+        self._call: _Call | None = None
+        self._hooks: list[Any] = []
+        self._undo: list[Undo] = []
+        self._warned: set[str] = set()
+        triggers = [tokens[name].trigger_id for name in heads]
+        unused = sorted(set(range(growth.old_size, growth.new_size)) - set(triggers)) if growth else []
+        self.register_buffer("_triggers", torch.tensor(triggers), persistent=False)
+        self.register_buffer("_unused", torch.tensor(unused, dtype=torch.int64), persistent=False)
+        self._takes_inputs = {name: takes_inputs(head) for name, head in heads.items()}
+
+    @property
+    def model(self) -> nn.Module:
+        """The host."""
+        return self._model[0]
+
+    @property
+    def token_ids(self) -> dict[str, tuple[int, int]]:
+        """(trigger id, task token id) by head."""
+        return {name: (t.trigger_id, t.task_id) for name, t in self.tokens.items()}
+
+    def generate(self, **kwargs: Any) -> Any:
+        """Generates with the heads; see `tpo_plugin.generate.generate`."""
+        from tpo_plugin.generate import generate
+
+        return generate(self, **kwargs)
+
+    def save_pretrained(self, directory: Any) -> None:
+        """Writes config, task tokens, heads and tokenizer; see `tpo_plugin.checkpoint.save_tpo`."""
+        from tpo_plugin.checkpoint import save_tpo
+
+        save_tpo(self, directory)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TaskPreferenceModel:
+        def keep_dtype(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(keep_dtype, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What a step left behind holds its graph, which cannot be copied.
+        return self.__dict__ | {"last_output": None, "session": None, "_call": None}
+
+    # -- hooks ---------------------------------------------------------------------------------------------------------
+
+    def attach(self) -> None:
+        """Hooks the host. Its modules are looked up anew when PEFT has wrapped one of them."""
+        host = self._host
+        self._hooks = [
+            self.model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
+            self.model.register_forward_hook(self._after_forward, with_kwargs=True, always_call=True),
+            host.embed.register_forward_hook(self._insert_rows, with_kwargs=True, prepend=True),
+            host.head.register_forward_hook(self._add_trigger_logits),
+        ]
+        if host.hidden is not None:
+            self._hooks.append(host.hidden.register_forward_hook(self._capture_output))
+        else:
+            self._hooks.append(host.head.register_forward_pre_hook(self._capture_input))
+
+    def detach(self) -> None:
+        """Takes the hooks off the host."""
+        for handle in self._hooks:
+            handle.remove()
+        self._hooks = []
+
+    @torch.compiler.disable
+    def _before_forward(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        return self.begin(args, kwargs)
+
+    @torch.compiler.disable
+    def _after_forward(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+        if output is None:  # the host raised: this hook runs all the same, so that no state stays behind
+            self._call = None
+            return None
+        return self.finish(output)
+
+    @torch.compiler.disable
+    def _insert_rows(self, module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:
+        """Puts task tokens, trigger rows and encoded inputs where their ids stand."""
+        ids = args[0] if args else kwargs.get("input")
+        if not isinstance(ids, Tensor) or ids.dim() == 0 or ids.is_floating_point() or ids.numel() == 0:
+            return None
+        call = self._call
+        ids_BT = ids.reshape(-1, ids.shape[-1])
+        positions = call.positions if call is not None else None
+        if positions is None or positions["shape"] != list(ids_BT.shape):
+            positions = token_positions(ids_BT, None, self.tokens)
+        if self.session is not None:
+            self.session.positions = positions
+        learns = call is not None and torch.is_grad_enabled() and self.training
+        parts = [(kind, head, places) for kind in KINDS for head, places in positions[kind].items() if places or learns]
+        if not parts:
+            return None
+        # While training, every row takes part in every step, if with no position: see design section 6.
+        source = torch.cat([self._values(kind, head, places, output) for kind, head, places in parts])
+        index = _flat_index([p for _, _, places in parts for p in places], ids_BT.shape[1], output.device)
+        if (output.requires_grad and output.is_leaf) or not output.is_contiguous():
+            # enable_input_require_grads made it a leaf, where writing in place is forbidden
+            return output.flatten(0, -2).index_put((index,), source).view_as(output)
+        output.view(-1, output.shape[-1]).index_put_((index,), source)
+        return output
+
+    def _values(self, kind: str, head: str, places: list[list[int]], output: Tensor) -> Tensor:
+        if kind != "input":
+            return self.embeddings[head](kind).to(output).expand(len(places), -1)
+        inputs = self._inputs_of(head)
+        if inputs is None:
+            inputs = self._empty_inputs(head, output.device)
+        token = self.tokens[head].input_token
+        if inputs is None:
+            if not places:
+                return output.new_zeros(0, output.shape[-1])
+            raise TPOError(
+                f"the batch has {len(places)} input token(s) {token!r} of head {head!r}, and task_inputs[{head!r}] is "
+                "missing; expected what the head's collate_inputs makes of the given values"
+            )
+        with _float32(output.device):
+            encoded = self.heads[head].encode(inputs)
+        if len(encoded) != len(places):
+            raise TPOError(
+                f"task_inputs[{head!r}] encodes {len(encoded)} given value(s), the batch has {len(places)} input "
+                f"token(s) {token!r}; expected one for each, in their order"
+            )
+        return encoded.to(output)
+
+    def _empty_inputs(self, head: str, device: torch.device) -> dict[str, Any] | None:
+        """What the head makes of no given values, if it takes any."""
+        if self.tokens[head].input_id is None:
+            return None
+        inputs = self.heads[head].collate_inputs([], [])
+        return inputs and {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+
+    def _inputs_of(self, head: str) -> dict[str, Any] | None:
+        given = self._call.task_inputs if self._call is not None and self._call.task_inputs else None
+        if given is None and self.session is not None:
+            given = self.session.task_inputs
+        return (given or {}).get(head)
+
+    @torch.compiler.disable
+    def _capture_output(self, module: nn.Module, args: tuple, output: Tensor) -> None:
+        self._capture(output)
+
+    @torch.compiler.disable
+    def _capture_input(self, module: nn.Module, args: tuple) -> None:
+        self._capture(args[0])
+
+    def _capture(self, hidden_BTD: Tensor) -> None:
+        """Keeps the rows of the last hidden state at task tokens and before labelled triggers."""
+        if self.session is not None and self.session.capturing:
+            self.session.capture(hidden_BTD)
+        call = self._call
+        if call is None or call.positions is None or call.positions["shape"] != list(hidden_BTD.shape[:2]):
+            return
+        groups = {name: call.positions["task"][name] for name in self.heads}
+        if call.labels is not None:
+            groups["assign"] = [[row, column - 1] for row, column in call.positions["labels"]]
+        index = _flat_index(list(chain.from_iterable(groups.values())), hidden_BTD.shape[1], hidden_BTD.device)
+        rows = hidden_BTD.flatten(0, 1).index_select(0, index)
+        call.rows = dict(zip(groups, rows.split([len(places) for places in groups.values()]), strict=True))
+
+    @torch.compiler.disable
+    def _add_trigger_logits(self, module: nn.Module, args: tuple, logits: Tensor) -> None:
+        """Adds the trained part of the trigger's output rows, in place: a Linear saves nothing of its output."""
+        if self._call is not None:
+            self._call.head_ran = True
+        if len(self._unused):  # rows that belong to no token must not take probability
+            logits.index_fill_(-1, self._unused.to(logits.device), torch.finfo(logits.dtype).min)
+        rows = torch.stack([self.embeddings[name]("output") for name in self.heads])
+        added = F.linear(args[0], rows.to(args[0]))
+        logits.index_add_(-1, self._triggers.to(logits.device), added.to(logits.dtype))
+
+    # -- one forward -----------------------------------------------------------------------------------------------------
+
+    def begin(self, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """Takes the plugin's arguments out of the host's and splits the labels."""
+        model, host = self.model, self._host
+        if args:
+            names = [n for n, p in self._parameters_of_forward().items() if p.kind is not p.VAR_KEYWORD]
+            kwargs, args = dict(zip(names, args, strict=False)) | kwargs, ()
+        taken = {name: kwargs.pop(name, None) for name in FORWARD_ARGUMENTS}
+        self._check_structure(taken)
+        labels, counts, positions = kwargs.get("labels"), taken["task_counts"], taken["task_positions"]
+        input_ids = kwargs.get("input_ids")
+        if positions is None and input_ids is not None and self.session is None:
+            positions = token_positions(input_ids, labels, self.tokens)
+        self._call = _Call(
+            task_inputs=taken["task_inputs"] or {},
+            task_targets=taken["task_targets"],
+            counts=counts,
+            labels=labels,
+            positions=positions,
+        )
+        if labels is not None:
+            kwargs["labels"] = split_labels(labels, self.tokens)
+            if counts is not None:
+                kwargs.pop("num_items_in_batch", None)
+                if host.honours_num_items:
+                    items = counts["mllm"] / counts.get("scale", 1)
+                    whole = torch.int64 if items == int(items) else torch.float32
+                    kwargs["num_items_in_batch"] = torch.full((), items, dtype=whole, device=labels.device)
+            elif kwargs.get("num_items_in_batch") is not None and self.training and taken["task_targets"]:
+                self._warn_once(
+                    "a trainer passes num_items_in_batch, but not the counts of the other losses, so they are means over "
+                    "the micro-batch: train with wrap_trainer(YourTrainer), which weights them over the accumulated batch"
+                )
+        return args, kwargs
+
+    def finish(self, output: Any) -> Any:
+        """Runs the heads on the captured rows and adds the losses to the host's output."""
+        call, self._call = self._call, None
+        assert call is not None
+        positions = call.positions
+        has_tasks = positions is not None and any(positions["task"].values())
+        if call.labels is None and call.task_targets is None and (not has_tasks or self.session is not None):
+            return output
+        if not call.rows:
+            raise HostError(
+                f"the last hidden state of {type(self.model).__name__} was not seen in this forward, so task tokens cannot "
+                "be read; a forward with task tokens needs input_ids of the same length as its hidden states"
+            )
+        result = TPOOutput(_heads=self.heads)
+        for name in self.heads:
+            result.outputs[name] = self._run_head(name, call.rows[name])
+        if call.labels is not None or call.task_targets is not None:
+            self._add_losses(result, call, output)
+        self.last_output = result
+        return _with_result(output, result, None if call.counts is None else call.counts.get("scale", 1))
+
+    def _run_head(self, name: str, rows_ND: Tensor) -> dict[str, Tensor]:
+        head = self.heads[name]
+        with _float32(rows_ND.device):
+            if self._takes_inputs[name]:
+                return head(rows_ND.float(), inputs=self._inputs_of(name))
+            return head(rows_ND.float())
+
+    def _add_losses(self, result: TPOOutput, call: _Call, output: Any) -> None:
+        counts = call.counts or {}
+        if call.labels is not None:
+            result.losses["mllm"] = self._mllm_loss(call, _loss_of(output))
+            result.losses["assign"] = self._assign_loss(result, call, output)
+        for name in self.heads:
+            loss = self._head_loss(result, name, call, counts.get(name))
+            if loss is not None:
+                result.losses[name] = loss
+        weighted = {name: self.config.weight(name) * loss for name, loss in result.losses.items()}
+        device = self.embeddings[next(iter(self.heads))].task.device
+        result.host_loss = weighted.pop("mllm", None)
+        result.plugin_loss = sum((w.to(device) for w in weighted.values()), start=torch.zeros((), device=device))
+        result.loss = result.plugin_loss
+        if result.host_loss is not None:
+            result.loss = result.host_loss + result.plugin_loss.to(result.host_loss.device)
+        if self.training and not any(p.requires_grad for p in self.parameters()):
+            self._warn_once(
+                "nothing in model.tpo is trainable (get_peft_model freezes it): the heads and task tokens will not learn; "
+                "use wrap_trainer, or call model.tpo.requires_grad_(True) after get_peft_model"
+            )
+
+    def _mllm_loss(self, call: _Call, host_loss: Tensor | None) -> Tensor:
+        """The host's own loss; a mean is rescaled to a sum over the counted labels."""
+        if host_loss is None:
+            raise HostError(f"{type(self.model).__name__} got labels and returned no loss; it cannot be trained with TPO")
+        host_loss = host_loss.float()
+        if call.counts is not None and self._host.honours_num_items:
+            return host_loss / call.counts.get("scale", 1)
+        if call.counts is None and not call.positions["labels"]:
+            return host_loss
+        # Where every label is a trigger, the host's mean is over nothing: NaN.
+        num_ordinary = (split_labels(call.labels, self.tokens)[:, 1:] != IGNORE_INDEX).sum()
+        mean = torch.where(num_ordinary > 0, host_loss, torch.zeros_like(host_loss))
+        return mean if call.counts is None else mean * num_ordinary / at_least_one(call.counts["mllm"])
+
+    def _assign_loss(self, result: TPOOutput, call: _Call, output: Any) -> Tensor:
+        if not call.head_ran:
+            raise HostError(
+                f"{type(self.model).__name__} computed its loss without calling its output embedding (a fused loss such as "
+                "Liger's or TRL's), so the trigger tokens have no trained logits; switch the fused loss off"
+            )
+        places = call.positions["labels"]
+        flat = _flat_index(places, call.labels.shape[1], call.labels.device)
+        targets_N = call.labels.flatten().index_select(0, flat)
+        if self._host.head_gives_logits:
+            logits_NV = self._host.head(call.rows["assign"])
+        else:
+            logits_NV = output.logits.flatten(0, 1).index_select(0, (flat - 1).to(output.logits.device))
+        targets_N = targets_N.to(logits_NV.device)
+        with torch.no_grad():
+            result.statistics["assign_correct"] = (logits_NV.argmax(-1) == targets_N).sum()
+            result.statistics["assign_total"] = torch.full_like(result.statistics["assign_correct"], len(places))
+            if output.logits is not None and (not self.training or (call.counts or {}).get("measure")):
+                result.statistics |= false_triggers(output.logits, call.labels.to(output.logits.device), self.tokens)
+        return assignment_loss(logits_NV, targets_N, at_least_one((call.counts or {}).get("assign", len(places))))
+
+    def _head_loss(self, result: TPOOutput, name: str, call: _Call, count: Any) -> Tensor | None:
+        head, outputs, places = self.heads[name], result.outputs[name], call.positions["task"][name]
+        targets = (call.task_targets or {}).get(name)
+        if not places and not head.count_targets(targets):
+            # No target here: a zero that is connected to the graph, so that gradients are zero and not missing.
+            return torch.stack([o.float().sum() for o in (*outputs.values(), call.rows[name]) if isinstance(o, Tensor)]).sum()
+        if targets is None and not self.training:
+            return None
+        self._check_targets(name, places, targets)
+        with _float32(call.rows[name].device):
+            terms = head.loss(outputs, targets, at_least_one(len(places) if count is None else count))
+        result.details[name] = {key: value.detach() for key, value in terms.items()}
+        return torch.stack([value.float() for value in terms.values()]).sum()
+
+    def _check_targets(self, name: str, places: list[list[int]], targets: Any) -> None:
+        num = self.heads[name].count_targets(targets)
+        if num == len(places):
+            return
+        at = f"they run out in row {places[num][0]}" if num < len(places) else (
+            f"the last task token stands in row {places[-1][0]}" if places else "no row has one"
+        )
+        raise TPOError(
+            f"task_targets[{name!r}] has {num} target(s), the batch has {len(places)} task token(s) "
+            f"{self.tokens[name].task_token!r} ({at}); expected one for each, ordered by (batch row, position)"
+        )
+
+    # -- checks ----------------------------------------------------------------------------------------------------------
+
+    def _check_structure(self, taken: dict[str, Any]) -> None:
+        model, host = self.model, self._host
+        for argument in ("task_inputs", "task_targets"):
+            unknown = set(taken[argument] or {}) - set(self.heads)
+            if unknown:
+                raise TPOError(f"{argument} has {sorted(unknown)}, which is not among the applied heads {list(self.heads)}")
+        if model._modules.get("tpo") is not self:
+            raise TPOError(
+                "model.tpo was wrapped by another library (PEFT's modules_to_save=['tpo'] copies it); leave it out: "
+                "tpo saves and trains its own weights"
+            )
+        embed, head = model.get_input_embeddings(), model.get_output_embeddings()
+        if embed is not host.embed or head is not host.head:  # PEFT wrapped it, and its own delta would be added to ours
+            self.detach()
+            host.embed, host.head = embed, head
+            self.attach()
+        if self.training:
+            lora = next((n for n, m in self.named_modules() if type(m).__module__.startswith("peft.")), None)
+            if lora is not None:
+                raise TPOError(
+                    f"PEFT put an adapter into model.tpo ({lora}): call get_peft_model first and apply_tpo second, or "
+                    r"exclude_modules=r'.*\btpo\b.*' in the LoraConfig"
+                )
+
+    def _parameters_of_forward(self) -> dict[str, inspect.Parameter]:
+        return dict(inspect.signature(self.model.forward).parameters)
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(message, stacklevel=3)
+
+
+def at_least_one(count: Any) -> Any:
+    """A divisor: the count, at least 1."""
+    return max(count, 1)
+
+
+def _float32(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, enabled=False)
+
+
+def _flat_index(places: list[list[int]], length: int, device: torch.device) -> Tensor:
+    """Positions [[row, column], …] of a [B, length] batch as an index into its flattened rows."""
+    flat = [row * length + column for row, column in places]
+    return torch.tensor(flat, dtype=torch.int64).to(device, non_blocking=True)
+
+
+def _loss_of(output: Any) -> Tensor | None:
+    return output[0] if isinstance(output, tuple) else getattr(output, "loss", None)
+
+
+def _with_result(output: Any, result: TPOOutput, scale: Any) -> Any:
+    """The host's output with the total loss; with `scale` (of a trainer) its loss is the host's part alone, scaled."""
+    loss = result.loss if scale is None or result.host_loss is None else result.host_loss * scale
+    if isinstance(output, tuple):
+        return output if loss is None else (loss, *output[1:])
+    if loss is not None:
+        output["loss"] = loss
+    output.tpo = result
+    return output

@@ -1,0 +1,462 @@
+"""The conformance kit: what every task head must keep, checked on a tiny random host, on the CPU and without a network.
+
+    class TestPoint(TaskHeadTests):
+        head = "point"
+
+        def make_targets(self, num):
+            return {"points_xy": torch.rand(num, 2)}
+
+A standard test that cannot hold for a head is overridden with `@pytest.mark.xfail(reason=…)`, and only so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from safetensors import safe_open
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from tpo_plugin.apply import apply_tpo, remove_tpo
+from tpo_plugin.checkpoint import load_tpo
+from tpo_plugin.config import HeadConfig, TPOConfig, config_from_dict
+from tpo_plugin.errors import TPOError
+from tpo_plugin.head import Linear, TaskHead, takes_inputs
+from tpo_plugin.hookspecs import PROJECT, hookimpl
+from tpo_plugin.plugins import BLOCK_VARIABLE, THIS_PROCESS, HeadSpec, register_plugin, registry, unregister_plugin
+
+WORDS = "<pad> <s> </s> <unk> where is the red circle and blue square it stands here".split()
+HIDDEN_SIZE = 32
+NUM_TARGETS = 3
+TASK_TOKEN = "the task token"
+
+
+def tiny_host(dtype: torch.dtype = torch.float32) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """A random two-layer llama, always with the same weights, and its word-level tokenizer; with spare vocabulary rows."""
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=HIDDEN_SIZE,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config)
+    return model.to(dtype).eval(), tokenizer
+
+
+class TaskHeadTests:
+    """Subclass it as `Test…`, set `head` and write `make_targets`; pytest then runs every standard test on that head."""
+
+    head: str
+    """The name that the head is registered under."""
+    config: ClassVar[dict[str, Any]] = {}
+    """Fields of the head's configuration that the tests are to use, where they are not the defaults."""
+    heavy: ClassVar[Sequence[str]] = ()
+    """Packages that importing the plugin must not import, for example ("torch", "sam2")."""
+
+    def make_targets(self, num: int) -> dict[str, Any]:
+        """Targets of `num` task tokens, 0 included, as the head's `collate_targets` makes them."""
+        raise NotImplementedError(f"{type(self).__name__} must define make_targets(self, num)")
+
+    def make_inputs(self, num: int) -> dict[str, Any] | None:
+        """What `collate_inputs` makes for `num` task tokens and, if the head has an input token, `num` of those."""
+        return None
+
+    def repeat_targets(self, targets: dict[str, Any]) -> dict[str, Any]:
+        """`targets` twice over. By default tensors and lists are doubled; anything else is kept."""
+        doubled = {Tensor: lambda value: torch.cat((value, value)), list: lambda value: value + value}
+        return {key: doubled.get(type(value), lambda same: same)(value) for key, value in targets.items()}
+
+    # -- 1 and 2: the plugin ---------------------------------------------------------------------------------------------
+
+    def test_found_by_entry_point(self) -> None:
+        """The entry point brings the head into a clean process, and brings no package of the heavy list."""
+        spec = self._spec()
+        assert spec.plugin.distribution != THIS_PROCESS, (
+            f"head {self.head!r} is registered in this process only; declare it in pyproject.toml, "
+            f'[project.entry-points.{PROJECT}] {self.head} = "<its module>", and install the package'
+        )
+        others = {point.name for point in entry_points(group=PROJECT)} - {spec.plugin.name}
+        code = (
+            "import json, sys; from tpo_plugin import registry; "
+            f"spec = registry().heads.get({self.head!r}); "
+            f"print(json.dumps([spec and spec.plugin.name, sorted(set({list(self.heavy)!r}) & set(sys.modules))]))"
+        )
+        result = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, BLOCK_VARIABLE: ",".join(sorted(others))},
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode == 0, f"a clean process could not load the plugins:\n{result.stderr}"
+        plugin, imported = json.loads(result.stdout.splitlines()[-1])
+        assert plugin == spec.plugin.name, (
+            f"a clean process finds no head {self.head!r} by entry point:\n{result.stderr or '(nothing on stderr)'}"
+        )
+        assert not imported, (
+            f"importing plugin {plugin!r} imports {imported}, which is on the heavy list; register the head as "
+            "'module:Class' and import heavy packages in that module"
+        )
+
+    def test_config_survives_json(self) -> None:
+        """A configuration goes to JSON and back unchanged, and an unknown key is refused by its name."""
+        cls = self._spec().config_class()
+        assert dataclasses.is_dataclass(cls) and issubclass(cls, HeadConfig), (
+            f"{cls.__name__} must be a dataclass derived from tpo_plugin.HeadConfig"
+        )
+        config = self._config()
+        values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+        for name, value in values.items():
+            try:
+                again = json.loads(json.dumps(value, allow_nan=False))
+            except (TypeError, ValueError) as error:
+                raise AssertionError(f"{cls.__name__}.{name} is {value!r}, which JSON cannot hold: {error}") from error
+            assert again == value, f"{cls.__name__}.{name} is {value!r}, and {again!r} after JSON"
+        assert config_from_dict(cls, values, where=self.head) == config, f"{cls.__name__} differs after JSON"
+        try:
+            config_from_dict(cls, {"no_such_field": 1}, where=self.head)
+        except TPOError as error:
+            assert "no_such_field" in str(error), f"the error does not name the unknown key: {error}"
+        else:
+            raise AssertionError(f"{cls.__name__} accepts the unknown key 'no_such_field'")
+
+    # -- 3 and 4: outputs and losses -------------------------------------------------------------------------------------
+
+    def test_outputs(self) -> None:
+        """For 0, 1 and 3 task tokens: outputs of that length, finite, float32, and everything made from them."""
+        head = self._head()
+        for num in (0, 1, NUM_TARGETS):
+            outputs = self._outputs(head, num)
+            _check_outputs(outputs, num)
+            counted = head.count_targets(self.make_targets(num))
+            assert counted == num, f"count_targets gives {counted} for make_targets({num})"
+            values = head.postprocess(outputs)
+            assert len(values) == num, f"postprocess gives {len(values)} values for {num} task tokens"
+            score = head.score(outputs)
+            if score is not None:
+                assert score.shape == (num,), f"score is of shape {tuple(score.shape)}; expected ({num},)"
+                assert ((score >= 0) & (score <= 1)).all(), f"score is {score}; expected 0 to 1"
+            for value in values:
+                json.dumps(head.to_json(value), allow_nan=False)
+
+    def test_outputs_on_a_bfloat16_host(self) -> None:
+        """On a bfloat16 host, the head still computes in float32."""
+        model = self._apply(torch.bfloat16)
+        for num in (0, 1, NUM_TARGETS):
+            with torch.no_grad():
+                out = self._run(model, {self.head: num})
+            _check_outputs(out.tpo.outputs[self.head], num)
+            loss = out.tpo.losses[self.head]
+            assert loss.dtype == torch.float32, f"the loss is {loss.dtype} on a bfloat16 host; expected float32"
+            assert loss.isfinite(), f"the loss is {loss} on a bfloat16 host with {num} task tokens"
+
+    def test_evaluation(self) -> None:
+        """Metrics are finite and need no batch to be there; drawing leaves the picture that it is given alone."""
+        head = self._head()
+        metrics = head.metrics()
+        metrics.compute()
+        for num in (NUM_TARGETS, 0, 1):
+            metrics.update(self._outputs(head, num), self.make_targets(num))
+        computed = metrics.compute()
+        assert computed, "metrics().compute() is empty after targets were added"
+        assert all(math.isfinite(value) for value in computed.values()), f"metrics are not finite: {computed}"
+        image = Image.new("RGB", (64, 48), "white")
+        before = image.tobytes()
+        drawn = head.draw(image, head.postprocess(self._outputs(head, 1))[0])
+        assert drawn.size == image.size, f"draw gives a picture of size {drawn.size} for one of {image.size}"
+        assert drawn is not image and image.tobytes() == before, "draw changes the picture that it is given"
+
+    def test_losses(self) -> None:
+        """Finite scalars `loss_*`, sums over targets / num_targets; without targets zero, and connected to the graph."""
+        head = self._head()
+        outputs, targets = self._outputs(head, NUM_TARGETS), self.make_targets(NUM_TARGETS)
+        losses = head.loss(outputs, targets, NUM_TARGETS)
+        assert losses, "loss gives no named loss"
+        for name, value in losses.items():
+            assert name.startswith("loss_"), f"a loss is named {name!r}; expected loss_*"
+            assert value.dim() == 0, f"{name} is of shape {tuple(value.shape)}; expected a scalar"
+            assert value.isfinite(), f"{name} is {value}"
+            assert value.requires_grad, f"{name} is not connected to the head's outputs"
+        for count in (2 * NUM_TARGETS, torch.tensor(2 * NUM_TARGETS)):
+            for name, half in head.loss(outputs, targets, count).items():
+                assert torch.allclose(2 * half, losses[name], rtol=1e-4, atol=1e-6), (
+                    f"{name} is {losses[name]:.6g}, and {half:.6g} with twice the num_targets; expected half: divide a "
+                    "sum by num_targets"
+                )
+        twice = {name: torch.cat((value, value)) for name, value in outputs.items()}
+        for name, value in head.loss(twice, self.repeat_targets(targets), 2 * NUM_TARGETS).items():
+            assert torch.allclose(value, losses[name], rtol=1e-4, atol=1e-6), (
+                f"{name} is {losses[name]:.6g}, and {value:.6g} for the same targets twice with twice the num_targets; "
+                "expected the same: sum over targets, take no mean"
+            )
+        for name, value in head.loss(self._outputs(head, 0), self.make_targets(0), 1).items():
+            assert value == 0, f"{name} is {value} without targets; expected 0 (a mean over nothing is NaN: use sums)"
+            assert value.requires_grad, f"{name} is not connected to the head without targets: sum its empty outputs"
+
+    # -- 5 to 8: on a host -----------------------------------------------------------------------------------------------
+
+    def test_gradients(self) -> None:
+        """The loss reaches the task token and every trainable weight of the head, and thaws nothing that is frozen."""
+        model = self._apply()
+        frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+        self._run(model.train(), {self.head: NUM_TARGETS}).tpo.losses[self.head].backward()
+        gradients = self._gradients(model)
+        missing = [name for name, gradient in gradients.items() if gradient is None]
+        assert not missing, f"no gradient reaches {missing}"
+        task = gradients.pop(TASK_TOKEN)
+        assert task.isfinite().all() and task.abs().sum() > 0, "the task token's gradient is zero or not finite"
+        if gradients:
+            assert all(g.isfinite().all() for g in gradients.values()), "a gradient of the head is not finite"
+            assert any(g.abs().sum() > 0 for g in gradients.values()), "every gradient of the head is zero"
+        parameters = dict(model.named_parameters())
+        thawed = [name for name in frozen if parameters[name].requires_grad or parameters[name].grad is not None]
+        assert not thawed, f"frozen weights got gradients: {thawed}"
+
+    def test_gradients_without_task_tokens(self) -> None:
+        """A batch without the head's tokens gives it zero gradients, not missing ones: other ranks may hold its tasks."""
+        model = self._apply()
+        out = self._run(model.train(), {self.head: 0})
+        loss = out.tpo.losses[self.head]
+        assert loss == 0, f"the head's loss is {loss} for a batch without its task tokens"
+        out.tpo.loss.backward()
+        for name, gradient in self._gradients(model).items():
+            assert gradient is not None, f"the gradient of {name} is missing for an empty batch; expected zeros"
+            assert (gradient == 0).all(), f"the gradient of {name} is not zero for an empty batch"
+
+    def test_host_is_left_alone(self) -> None:
+        """Without task tokens the host computes bit for bit what it did; after `remove_tpo` it is what it was."""
+        model, tokenizer = tiny_host()
+        model.get_input_embeddings().requires_grad_(False)
+        batch = _batch(tokenizer, [], [])
+        before, logits = _state(model, tokenizer), _logits(model, batch)
+        self._apply_to(model, tokenizer)
+        assert torch.equal(_logits(model, batch), logits), "applying the head changes the host's outputs"
+        self._run(model.train(), {self.head: NUM_TARGETS}).loss.backward()
+        model.eval()
+        assert torch.equal(_logits(model, batch), logits), "a forward with task tokens changes the host's outputs"
+        remove_tpo(model)
+        model.zero_grad()
+        after = _state(model, tokenizer)
+        for part, value in before.items():
+            assert after[part] == value, f"after remove_tpo the host's {part} differ from before apply_tpo"
+        assert torch.equal(_logits(model, batch), logits), "after remove_tpo the host's outputs differ"
+
+    def test_save_and_load(self, tmp_path: Path) -> None:
+        """A head with changed weights is the same bit for bit after saving and loading; the file holds nothing else."""
+        model = self._apply()
+        with torch.no_grad():
+            for parameter in model.tpo.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn_like(parameter) * 0.1)
+        self._run(model.train(), {self.head: NUM_TARGETS})  # buffers such as running means move
+        batch_inputs = self._inputs(NUM_TARGETS)
+        outputs = self._run(model.eval(), {self.head: NUM_TARGETS}, batch_inputs).tpo.outputs[self.head]
+        model.tpo.save_pretrained(tmp_path)
+        allowed = tuple(f"{part}.{self.head}." for part in ("heads", "embeddings"))
+        for file in tmp_path.glob("*.safetensors"):
+            with safe_open(file, "pt") as saved:
+                strange = [key for key in saved.keys() if not key.startswith(allowed)]  # noqa: SIM118
+            assert not strange, f"{file.name} holds more than the head's and its tokens' weights: {strange}"
+        host, tokenizer = tiny_host()
+        loaded = load_tpo(host, tmp_path, tokenizer).eval()
+        state, again = model.tpo.state_dict(), loaded.tpo.state_dict()
+        assert state.keys() == again.keys(), f"weights after loading: {set(state) ^ set(again)} differ in name"
+        changed = [name for name, value in state.items() if not torch.equal(value, again[name])]
+        assert not changed, f"weights differ after saving and loading: {changed}"
+        for name, value in self._run(loaded, {self.head: NUM_TARGETS}, batch_inputs).tpo.outputs[self.head].items():
+            assert torch.equal(value, outputs[name]), (
+                f"output {name!r} differs after saving and loading: the head keeps state that is no parameter or buffer"
+            )
+
+    def test_beside_another_head(self) -> None:
+        """Another head on the same host, with task tokens in the same batch, changes none of this head's outputs."""
+        alone = self._apply()
+        given = self._inputs(NUM_TARGETS), self.make_targets(NUM_TARGETS)
+        expected = self._run(alone, {self.head: NUM_TARGETS}, *given).tpo
+        with _neighbour() as other:
+            for order in ([self.head, other], [other, self.head]):
+                model = self._apply(heads=order)
+                for part in (model.tpo.heads, model.tpo.embeddings):
+                    source = getattr(alone.tpo, "heads" if part is model.tpo.heads else "embeddings")
+                    part[self.head].load_state_dict(source[self.head].state_dict())
+                for num in (0, NUM_TARGETS):
+                    result = self._run(model, {self.head: NUM_TARGETS, other: num}, *given).tpo
+                    where = f"with heads={order} and {num} task tokens of {other!r} in the batch"
+                    for name, value in result.outputs[self.head].items():
+                        assert torch.equal(value, expected.outputs[self.head][name]), f"output {name!r} differs {where}"
+                    assert torch.equal(result.losses[self.head], expected.losses[self.head]), f"the loss differs {where}"
+
+    # -- 9: the kit ------------------------------------------------------------------------------------------------------
+
+    def test_no_standard_test_is_overridden(self) -> None:
+        """A standard test may be overridden only as an expected failure, with its reason."""
+        for name, standard in vars(TaskHeadTests).items():
+            own = getattr(type(self), name)
+            if not name.startswith("test_") or own is standard:
+                continue
+            marks = [mark for mark in getattr(own, "pytestmark", []) if mark.name == "xfail"]
+            assert any(mark.kwargs.get("reason") for mark in marks), (
+                f"{type(self).__name__} overrides {name}; remove it, or mark it @pytest.mark.xfail(reason='why it fails')"
+            )
+
+    # -- helpers ---------------------------------------------------------------------------------------------------------
+
+    def _spec(self) -> HeadSpec:
+        return registry().head(self.head)
+
+    def _config(self) -> HeadConfig:
+        return config_from_dict(self._spec().config_class(), self.config, where=f"config of {type(self).__name__}")
+
+    def _head(self) -> TaskHead:
+        torch.manual_seed(0)
+        head = self._spec().head_class()(self._config(), HIDDEN_SIZE)
+        assert isinstance(head, TaskHead), f"{type(head).__name__} must derive from tpo_plugin.TaskHead"
+        return head.eval()
+
+    def _outputs(self, head: TaskHead, num: int) -> dict[str, Tensor]:
+        e_ND = torch.randn(num, HIDDEN_SIZE, generator=torch.Generator().manual_seed(num)).requires_grad_()
+        return head(e_ND, inputs=self.make_inputs(num)) if takes_inputs(head) else head(e_ND)
+
+    def _inputs(self, num: int) -> dict[str, Any]:
+        inputs = self.make_inputs(num)
+        return {} if inputs is None else {self.head: inputs}
+
+    def _apply(self, dtype: torch.dtype = torch.float32, heads: list[str] | None = None) -> Any:
+        model, tokenizer = tiny_host(dtype)
+        return self._apply_to(model.requires_grad_(False), tokenizer, heads=heads)
+
+    def _apply_to(self, model: nn.Module, tokenizer: Any, heads: list[str] | None = None) -> Any:
+        torch.manual_seed(0)
+        config = TPOConfig(heads={self.head: dict(self.config)})
+        return apply_tpo(model, tokenizer, heads=heads or [self.head], config=config)
+
+    def _run(
+        self,
+        model: Any,
+        num: dict[str, int],
+        task_inputs: dict[str, Any] | None = None,
+        targets: dict[str, Any] | None = None,
+    ) -> Any:
+        """One forward with labels and targets for that many task tokens of each head, this head's first."""
+        own = num[self.head]
+        if task_inputs is None:
+            task_inputs = self._inputs(own)
+        task_targets = {name: {"value": torch.ones(count, 1)} for name, count in num.items()}
+        task_targets[self.head] = self.make_targets(own) if targets is None else targets
+        pairs = [model.tpo.token_ids[name] for name, count in num.items() for _ in range(count)]
+        input_id = model.tpo.tokens[self.head].input_id
+        given = [input_id] * own if input_id is not None and task_inputs else []
+        batch = _batch(model.tpo.tokenizer, pairs, given)
+        return model(**batch, task_inputs=task_inputs, task_targets=task_targets)
+
+    def _gradients(self, model: Any) -> dict[str, Tensor | None]:
+        found = {name: p.grad for name, p in model.tpo.heads[self.head].named_parameters() if p.requires_grad}
+        return found | {TASK_TOKEN: model.tpo.embeddings[self.head].task.grad}
+
+
+class _NeighbourHead(TaskHead):
+    def __init__(self, config: HeadConfig, hidden_size: int) -> None:
+        super().__init__()
+        self.proj = Linear(hidden_size, 1)
+
+    def forward(self, e_ND: Tensor) -> dict[str, Tensor]:
+        return {"value": self.proj(e_ND)}
+
+    def loss(self, outputs: dict[str, Tensor], targets: dict[str, Any], num_targets: Tensor | int) -> dict[str, Tensor]:
+        return {"loss_neighbour": F.mse_loss(outputs["value"], targets["value"], reduction="sum") / num_targets}
+
+
+class _NeighbourPlugin:
+    name = "kit_neighbour"
+
+    @hookimpl
+    def register_heads(self, register: Callable[..., None]) -> None:
+        register(self.name, head=_NeighbourHead, trigger="<kit_neighbour_begin>", task_token="<kit_neighbour>")
+
+
+@contextlib.contextmanager
+def _neighbour() -> Iterator[str]:
+    register_plugin(_NeighbourPlugin(), _NeighbourPlugin.name)
+    try:
+        yield _NeighbourPlugin.name
+    finally:
+        unregister_plugin(_NeighbourPlugin.name)
+
+
+def _batch(tokenizer: Any, pairs: list[tuple[int, int]], inputs: list[int]) -> dict[str, Tensor]:
+    """Two rows [2, T], T fixed: a prompt with input tokens, an answer with (trigger, task token) pairs, words elsewhere."""
+    where, the, it, stands, here = tokenizer.convert_tokens_to_ids(["where", "the", "it", "stands", "here"])
+    ids, labels = [], []
+    for row in range(2):
+        prompt = [tokenizer.bos_token_id, where, *inputs[row::2]]
+        prompt += [the] * (4 + NUM_TARGETS - len(prompt))
+        answer, target = [it, stands], [it, stands]
+        for trigger, task in pairs[row::2]:
+            answer += [trigger, task]
+            target += [trigger, -100]
+        filler = [here] * (4 + 2 * 2 * NUM_TARGETS - len(answer))
+        ids.append([*prompt, *answer, *filler])
+        labels.append([-100] * len(prompt) + target + filler)
+    input_ids = torch.tensor(ids)
+    return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "labels": torch.tensor(labels)}
+
+
+def _check_outputs(outputs: Any, num: int) -> None:
+    assert isinstance(outputs, dict), f"forward gives a {type(outputs).__name__}; expected a dict of tensors"
+    assert outputs, "forward gives an empty dict"
+    for name, value in outputs.items():
+        assert isinstance(value, Tensor), f"output {name!r} is a {type(value).__name__}; expected a tensor"
+        shape = tuple(value.shape)
+        assert shape[:1] == (num,), f"output {name!r} is of shape {shape} for {num} task tokens; expected ({num}, ...)"
+        assert value.dtype == torch.float32, f"output {name!r} is {value.dtype}; expected float32"
+        assert value.isfinite().all(), f"output {name!r} is not finite for {num} task tokens"
+
+
+def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    with torch.no_grad():
+        return model(**batch).logits
+
+
+def _state(model: nn.Module, tokenizer: Any) -> dict[str, Any]:
+    """Everything of a host that `remove_tpo` must put back."""
+    modules = dict(model.named_modules())
+    return {
+        "weights": {name: value.numpy().tobytes() for name, value in model.state_dict().items()},
+        "requires_grad flags": {name: p.requires_grad for name, p in model.named_parameters()},
+        "training flags": {name: module.training for name, module in modules.items()},
+        "attributes": {name: sorted(vars(module)) for name, module in modules.items()},
+        "hooks": {
+            (name, kind): list(hooks)
+            for name, module in modules.items()
+            for kind, hooks in vars(module).items()
+            if kind.endswith("_hooks")
+        },
+        "vocabulary": tokenizer.get_vocab(),
+    }

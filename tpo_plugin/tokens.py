@@ -1,0 +1,238 @@
+"""The tokens of a head: their ids in the tokenizer, their place in a batch, and their trainable rows.
+
+Suffixes: B batch, T sequence, D hidden size of the output embedding's input, E width of the input embedding's output.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from inspect import signature
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Tokenizer
+from torch import Tensor, nn
+
+from tpo_plugin.config import HeadConfig
+from tpo_plugin.errors import HostError, TPOError
+from tpo_plugin.plugins import HeadSpec
+
+Undo = Callable[[], Any]
+"""A step that takes one change back; a `functools.partial`, so that `copy.deepcopy` of a host rebinds it."""
+
+
+@dataclass(frozen=True)
+class HeadTokens:
+    """Tokens of one head and their ids."""
+
+    trigger: str
+    task_token: str
+    input_token: str | None
+    trigger_id: int
+    task_id: int
+    input_id: int | None
+
+    def by_kind(self) -> dict[str, int]:
+        """Id by kind: "trigger", "task" and, where the head has one, "input"."""
+        ids = {"trigger": self.trigger_id, "task": self.task_id}
+        return ids if self.input_id is None else ids | {"input": self.input_id}
+
+
+class TokenRows(nn.Module):
+    """Trainable rows of one head's trigger and task token, laid over the host's frozen matrices.
+
+    Read through `forward`, so that ZeRO-3 and FSDP gather them.
+    """
+
+    def __init__(self, inputs_2E: Tensor, output_D: Tensor) -> None:
+        super().__init__()
+        self.trigger = nn.Parameter(inputs_2E[0].clone())
+        """Input row of the trigger token, [E]."""
+        self.task = nn.Parameter(inputs_2E[1].clone())
+        """The task token v_i, [E]."""
+        self.output = nn.Parameter(output_D.clone())
+        """What is added to the trigger's row of the output embedding, [D]: zero leaves the host's logits bit for bit."""
+
+    def forward(self, kind: str) -> Tensor:
+        """The row of `kind` "trigger", "task" or "output", float32."""
+        return getattr(self, kind).float()
+
+
+def resolve_tokens(specs: Iterable[HeadSpec], configs: Mapping[str, HeadConfig]) -> dict[str, dict[str, str | None]]:
+    """Token strings by head and kind, from the config or as registered.
+
+    Raises `TPOError` where two heads claim a token, naming both.
+    """
+    owners: dict[str, HeadSpec] = {}
+    resolved: dict[str, dict[str, str | None]] = {}
+    for spec in specs:
+        config = configs[spec.name]
+        fields = {kind: getattr(config, kind) or getattr(spec, kind) for kind in ("trigger", "task_token", "input_token")}
+        for kind, token in fields.items():
+            if token is None:
+                continue
+            if token in owners:
+                owner = owners[token]
+                raise TPOError(
+                    f"head {spec.name!r} ({spec.plugin}) claims token {token!r}, already claimed by {owner.name!r} "
+                    f"({owner.plugin}); set {kind}= in the config of one of them"
+                )
+            owners[token] = spec
+        resolved[spec.name] = fields
+    return resolved
+
+
+def add_tokens(tokenizer: Any, names: Mapping[str, Mapping[str, str | None]]) -> tuple[dict[str, HeadTokens], Undo]:
+    """Puts the tokens into the tokenizer as special tokens, each looked up as a single id.
+
+    Raises `TPOError` where a token is an ordinary word of the vocabulary already, or is not kept in one piece.
+    """
+    wanted = [token for fields in names.values() for token in fields.values() if token is not None]
+    vocabulary, added = tokenizer.get_vocab(), {str(token) for token in tokenizer.added_tokens_decoder.values()}
+    for token in wanted:
+        if token in vocabulary and token not in added:
+            raise TPOError(
+                f"token {token!r} is an ordinary word of the tokenizer (id {vocabulary[token]}): text that contains it "
+                "would call the head; choose another with HeadConfig(trigger=…, task_token=…, input_token=…)"
+            )
+    undo = _tokenizer_undo(tokenizer)
+    new = [AddedToken(token, special=True, normalized=False) for token in wanted if token not in vocabulary]
+    try:
+        if new:
+            tokenizer.add_tokens(new, special_tokens=True)
+        ids = {token: _single_id(tokenizer, token) for token in wanted}
+    except Exception:
+        undo()
+        raise
+    tokens = {
+        head: HeadTokens(
+            trigger=fields["trigger"],
+            task_token=fields["task_token"],
+            input_token=fields["input_token"],
+            trigger_id=ids[fields["trigger"]],
+            task_id=ids[fields["task_token"]],
+            input_id=None if fields["input_token"] is None else ids[fields["input_token"]],
+        )
+        for head, fields in names.items()
+    }
+    return tokens, undo
+
+
+def _single_id(tokenizer: Any, token: str) -> int:
+    ids = tokenizer.encode(token, add_special_tokens=False)
+    if len(ids) != 1 or tokenizer.convert_ids_to_tokens(ids[0]) != token:
+        raise TPOError(
+            f"token {token!r} is split by the tokenizer into ids {ids} ({tokenizer.convert_ids_to_tokens(ids)}); "
+            "expected one id of its own: choose another token in the head's config"
+        )
+    return ids[0]
+
+
+def _tokenizer_undo(tokenizer: Any) -> Undo:
+    backend = getattr(tokenizer, "_tokenizer", None)
+    if isinstance(backend, Tokenizer):
+        return partial(_restore_fast_tokenizer, tokenizer, backend.to_str())
+    return partial(_restore_slow_tokenizer, tokenizer, copy.deepcopy(tokenizer).__dict__)
+
+
+def _restore_fast_tokenizer(tokenizer: Any, serialized: str) -> None:
+    tokenizer._tokenizer = Tokenizer.from_str(serialized)
+
+
+def _restore_slow_tokenizer(tokenizer: Any, attributes: dict[str, Any]) -> None:
+    tokenizer.__dict__.clear()
+    tokenizer.__dict__.update(attributes)
+
+
+# -- vocabulary --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Rows that the host's matrices got because it had no spare ones for the new tokens."""
+
+    old_size: int
+    new_size: int
+
+
+def grow_vocabulary(model: nn.Module, tokens: Iterable[HeadTokens]) -> tuple[Growth | None, Undo]:
+    """Makes room for the tokens' ids; does nothing where the matrices have spare rows.
+
+    New rows of the host are zero: the trainable rows carry all of the new tokens. Grows to a multiple of 64.
+    """
+    size = _vocabulary_size(model)
+    needed = 1 + max(i for t in tokens for i in t.by_kind().values())
+    if needed <= size:
+        return None, partial(int)
+    undo = partial(_resize, model, size, _vocabulary_attributes(model))
+    try:
+        _resize(model, -(-needed // 64) * 64, [])
+        head = model.get_output_embeddings()
+        for parameter in (model.get_input_embeddings().weight, head.weight, getattr(head, "bias", None)):
+            if parameter is not None:
+                parameter.data[size:] = 0
+        if _vocabulary_size(model) < needed:
+            raise HostError(f"its matrices have {_vocabulary_size(model)} rows after growing")
+    except Exception as error:
+        undo()
+        raise HostError(
+            f"{type(model).__name__} has {size} vocabulary rows, the task tokens need {needed}, and growing it failed "
+            f"({error}); name special tokens that it already has: TPOConfig(heads={{name: {{'trigger': …}}}})"
+        ) from error
+    return Growth(size, _vocabulary_size(model)), undo
+
+
+def _vocabulary_size(model: nn.Module) -> int:
+    return min(model.get_input_embeddings().weight.shape[0], model.get_output_embeddings().weight.shape[0])
+
+
+def _vocabulary_attributes(model: nn.Module) -> list[tuple[Any, int]]:
+    """Every object that has a `vocab_size` of its own, and its value."""
+    config = model.config
+    parts = [getattr(config, name, None) for name in ("text_config", "llm_config", "language_config")]
+    owners = [config, *parts, *model.modules()]
+    return [(owner, owner.vocab_size) for owner in owners if isinstance(getattr(owner, "vocab_size", None), int)]
+
+
+def _resize(model: nn.Module, size: int, attributes: list[tuple[Any, int]]) -> None:
+    """Resizes both matrices in place: the output embedding stays the same module, with its hooks."""
+    head = model.get_output_embeddings()
+    options = {"mean_resizing": False} if "mean_resizing" in signature(model.resize_token_embeddings).parameters else {}
+    model.resize_token_embeddings(size, **options)
+    resized = model.get_output_embeddings()
+    if resized is not head:
+        for name, parameter in resized._parameters.items():
+            head._parameters[name] = parameter
+        head.out_features = resized.out_features
+        model.set_output_embeddings(head)
+    for owner, value in attributes:
+        owner.vocab_size = value
+
+
+# -- batches -----------------------------------------------------------------------------------------------------------
+
+Positions = dict[str, Any]
+"""Where the tokens stand in a batch, as plain lists: {"shape": [B, T], "trigger" | "task" | "input": {head:
+[[row, column], …]}, "labels": [[row, column], …] of the labelled triggers}, each in the order (row, column)."""
+
+
+def token_positions(input_ids: Tensor, labels: Tensor | None, tokens: Mapping[str, HeadTokens]) -> Positions:
+    """Finds the tokens in a batch [B, T]. Called at collation, on the CPU, it saves a device synchronisation a step."""
+    ids = {i: (kind, head) for head, t in tokens.items() for kind, i in t.by_kind().items()}
+    found: Positions = {"shape": list(input_ids.shape), "labels": []}
+    for kind in ("trigger", "task", "input"):
+        found[kind] = {head: [] for head in tokens}
+    wanted = torch.tensor(list(ids), device=input_ids.device)
+    where = torch.isin(input_ids, wanted).nonzero()
+    values = input_ids[where[:, 0], where[:, 1]]
+    for (row, column), value in zip(where.tolist(), values.tolist(), strict=True):
+        kind, head = ids[value]
+        found[kind][head].append([row, column])
+    if labels is not None:
+        triggers = torch.tensor([t.trigger_id for t in tokens.values()], device=labels.device)
+        # Column 0 has no position before it that could predict it.
+        found["labels"] = [[row, column] for row, column in torch.isin(labels, triggers).nonzero().tolist() if column]
+    return found

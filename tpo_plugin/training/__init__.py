@@ -1,0 +1,1 @@
+"""Training: the trainer wrapper, the three stages, and runs from one YAML file."""
