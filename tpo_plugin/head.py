@@ -5,7 +5,6 @@ Suffixes of tensor names: N task tokens in the batch, D the host's hidden size, 
 
 from __future__ import annotations
 
-import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,7 +36,8 @@ class TaskHead(nn.Module):
     def forward(self, e_ND: Tensor) -> dict[str, Tensor]:
         """From task embeddings [N, D], float32, to outputs whose first dimension is N.
 
-        A head that looks at the media too declares a parameter `inputs`: it gets what `collate_inputs` made, or None.
+        A head that looks at the media too declares a parameter `inputs`, and gets what `collate_inputs` made, or None; one
+        that must know which sample a task token belongs to declares `batch_rows`, and gets that row of each, int64 [N].
         """
         raise NotImplementedError(f"{type(self).__name__} must define forward(self, e_ND)")
 
@@ -126,8 +126,3 @@ class HeadMetrics:
     def compute(self) -> dict[str, float]:
         """Metric by name; empty where nothing was added."""
         return {name: value / self.num_targets for name, value in self.sums.items()} if self.num_targets else {}
-
-
-def takes_inputs(head: TaskHead) -> bool:
-    """Whether the head's forward declares the parameter `inputs`."""
-    return "inputs" in inspect.signature(head.forward).parameters

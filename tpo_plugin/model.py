@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from tpo_plugin.config import TPOConfig
 from tpo_plugin.errors import HostError, TPOError
-from tpo_plugin.head import TaskHead, takes_inputs
+from tpo_plugin.head import TaskHead
 from tpo_plugin.host import Host
 from tpo_plugin.losses import IGNORE_INDEX, TPOOutput, assignment_loss, false_triggers, split_labels
 from tpo_plugin.tokens import Growth, HeadTokens, Positions, TokenRows, Undo, token_positions
@@ -67,6 +67,8 @@ class TaskPreferenceModel(nn.Module):
         self.tokenizer, self.processor = tokenizer, processor
         self.growth = growth
         self.hidden_size = host.hidden_size
+        self.trainable = frozenset(name for name, p in self.named_parameters() if p.requires_grad)
+        """Names of the parameters that may train at all; a head's frozen encoder is not among them."""
         self.last_output: TPOOutput | None = None
         self.session: Any = None
         """The generation in progress (`tpo_plugin.generate`), or None."""
@@ -80,7 +82,7 @@ class TaskPreferenceModel(nn.Module):
         unused = sorted(set(range(growth.old_size, growth.new_size)) - set(triggers)) if growth else []
         self.register_buffer("_triggers", torch.tensor(triggers), persistent=False)
         self.register_buffer("_unused", torch.tensor(unused, dtype=torch.int64), persistent=False)
-        self._takes_inputs = {name: takes_inputs(head) for name, head in heads.items()}
+        self._options_of_head = {name: inspect.signature(head.forward).parameters.keys() for name, head in heads.items()}
 
     @property
     def model(self) -> nn.Module:
@@ -92,11 +94,11 @@ class TaskPreferenceModel(nn.Module):
         """(trigger id, task token id) by head."""
         return {name: (t.trigger_id, t.task_id) for name, t in self.tokens.items()}
 
-    def generate(self, **kwargs: Any) -> Any:
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generates with the heads; see `tpo_plugin.generate.generate`."""
         from tpo_plugin.generate import generate
 
-        return generate(self, **kwargs)
+        return generate(self, *args, **kwargs)
 
     def save_pretrained(self, directory: Any) -> None:
         """Writes config, task tokens, heads and tokenizer; see `tpo_plugin.checkpoint.save_tpo`."""
@@ -159,7 +161,7 @@ class TaskPreferenceModel(nn.Module):
         positions = call.positions if call is not None else None
         if positions is None or positions["shape"] != list(ids_BT.shape):
             positions = token_positions(ids_BT, None, self.tokens)
-        if self.session is not None:
+        if self.session is not None and self.session.capturing:
             self.session.positions = positions
         learns = call is not None and torch.is_grad_enabled() and self.training
         parts = [(kind, head, places) for kind in KINDS for head, places in positions[kind].items() if places or learns]
@@ -205,10 +207,8 @@ class TaskPreferenceModel(nn.Module):
         return inputs and {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
 
     def _inputs_of(self, head: str) -> dict[str, Any] | None:
-        given = self._call.task_inputs if self._call is not None and self._call.task_inputs else None
-        if given is None and self.session is not None:
-            given = self.session.task_inputs
-        return (given or {}).get(head)
+        source = self._call if self._call is not None and self._call.task_inputs else self.session
+        return (source.task_inputs or {}).get(head) if source is not None else None
 
     @torch.compiler.disable
     def _capture_output(self, module: nn.Module, args: tuple, output: Tensor) -> None:
@@ -294,18 +294,24 @@ class TaskPreferenceModel(nn.Module):
             )
         result = TPOOutput(_heads=self.heads)
         for name in self.heads:
-            result.outputs[name] = self._run_head(name, call.rows[name])
+            batch_rows = [row for row, _ in positions["task"][name]]
+            result.outputs[name] = self._run_head(name, call.rows[name], batch_rows, call.task_inputs)
         if call.labels is not None or call.task_targets is not None:
             self._add_losses(result, call, output)
         self.last_output = result
         return _with_result(output, result, None if call.counts is None else call.counts.get("scale", 1))
 
-    def _run_head(self, name: str, rows_ND: Tensor) -> dict[str, Tensor]:
-        head = self.heads[name]
+    def _run_head(
+        self, name: str, rows_ND: Tensor, batch_rows: list[int], task_inputs: dict[str, Any]
+    ) -> dict[str, Tensor]:
+        """A head on the rows of its task tokens, in float32; with its inputs and the batch row of each, if it asks."""
+        head, options = self.heads[name], {}
+        if "inputs" in self._options_of_head[name]:
+            options["inputs"] = task_inputs.get(name)
+        if "batch_rows" in self._options_of_head[name]:
+            options["batch_rows"] = torch.tensor(batch_rows, dtype=torch.int64).to(rows_ND.device, non_blocking=True)
         with _float32(rows_ND.device):
-            if self._takes_inputs[name]:
-                return head(rows_ND.float(), inputs=self._inputs_of(name))
-            return head(rows_ND.float())
+            return head(rows_ND.float(), **options)
 
     def _add_losses(self, result: TPOOutput, call: _Call, output: Any) -> None:
         counts = call.counts or {}

@@ -123,7 +123,7 @@ class Registry:
         )
 
     def patch_for(self, model: Any) -> PatchSpec | None:
-        """The first patch whose codebase the model belongs to; a patch that fails to say so is reported and left out."""
+        """The first patch whose codebase the model belongs to; one that fails to say so is reported and left out."""
         for spec in self.patches.values():
             try:
                 if spec.matches(model):

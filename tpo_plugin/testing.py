@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import json
 import math
 import os
@@ -23,56 +24,28 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tpo_plugin.apply import apply_tpo, remove_tpo
 from tpo_plugin.checkpoint import load_tpo
 from tpo_plugin.config import HeadConfig, TPOConfig, config_from_dict
 from tpo_plugin.errors import TPOError
-from tpo_plugin.head import Linear, TaskHead, takes_inputs
+from tpo_plugin.head import Linear, TaskHead
 from tpo_plugin.hookspecs import PROJECT, hookimpl
 from tpo_plugin.plugins import BLOCK_VARIABLE, THIS_PROCESS, HeadSpec, register_plugin, registry, unregister_plugin
+from tpo_plugin.tiny import HIDDEN_SIZE, logits_of, state_of, tiny_batch, tiny_host
 
-WORDS = "<pad> <s> </s> <unk> where is the red circle and blue square it stands here".split()
-HIDDEN_SIZE = 32
 NUM_TARGETS = 3
 TASK_TOKEN = "the task token"
 
 
-def tiny_host(dtype: torch.dtype = torch.float32) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """A random two-layer llama, always with the same weights, and its word-level tokenizer; with spare vocabulary rows."""
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=HIDDEN_SIZE,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        initializer_range=0.2,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(config)
-    return model.to(dtype).eval(), tokenizer
-
-
 class TaskHeadTests:
-    """Subclass it as `Test…`, set `head` and write `make_targets`; pytest then runs every standard test on that head."""
+    """Subclass it as `Test…`, set `head` and write `make_targets`; pytest runs every standard test on that head."""
 
     head: str
     """The name that the head is registered under."""
@@ -86,7 +59,10 @@ class TaskHeadTests:
         raise NotImplementedError(f"{type(self).__name__} must define make_targets(self, num)")
 
     def make_inputs(self, num: int) -> dict[str, Any] | None:
-        """What `collate_inputs` makes for `num` task tokens and, if the head has an input token, `num` of those."""
+        """What `collate_inputs` makes for `num` task tokens and, if the head has an input token, `num` of those.
+
+        They stand in a batch of two rows, which take them in turn.
+        """
         return None
 
     def repeat_targets(self, targets: dict[str, Any]) -> dict[str, Any]:
@@ -94,7 +70,7 @@ class TaskHeadTests:
         doubled = {Tensor: lambda value: torch.cat((value, value)), list: lambda value: value + value}
         return {key: doubled.get(type(value), lambda same: same)(value) for key, value in targets.items()}
 
-    # -- 1 and 2: the plugin ---------------------------------------------------------------------------------------------
+    # -- 1 and 2: the plugin -------------------------------------------------------------------------------------------
 
     def test_found_by_entry_point(self) -> None:
         """The entry point brings the head into a clean process, and brings no package of the heavy list."""
@@ -128,9 +104,9 @@ class TaskHeadTests:
     def test_config_survives_json(self) -> None:
         """A configuration goes to JSON and back unchanged, and an unknown key is refused by its name."""
         cls = self._spec().config_class()
-        assert dataclasses.is_dataclass(cls) and issubclass(cls, HeadConfig), (
-            f"{cls.__name__} must be a dataclass derived from tpo_plugin.HeadConfig"
-        )
+        assert issubclass(cls, HeadConfig), f"{cls.__name__} must derive from tpo_plugin.HeadConfig"
+        undeclared = [name for name in vars(cls).get("__annotations__", {}) if name not in cls.__dataclass_fields__]
+        assert not undeclared, f"{cls.__name__} needs @dataclass(kw_only=True): {undeclared} are no fields of it"
         config = self._config()
         values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
         for name, value in values.items():
@@ -140,14 +116,10 @@ class TaskHeadTests:
                 raise AssertionError(f"{cls.__name__}.{name} is {value!r}, which JSON cannot hold: {error}") from error
             assert again == value, f"{cls.__name__}.{name} is {value!r}, and {again!r} after JSON"
         assert config_from_dict(cls, values, where=self.head) == config, f"{cls.__name__} differs after JSON"
-        try:
+        with pytest.raises(TPOError, match="no_such_field"):
             config_from_dict(cls, {"no_such_field": 1}, where=self.head)
-        except TPOError as error:
-            assert "no_such_field" in str(error), f"the error does not name the unknown key: {error}"
-        else:
-            raise AssertionError(f"{cls.__name__} accepts the unknown key 'no_such_field'")
 
-    # -- 3 and 4: outputs and losses -------------------------------------------------------------------------------------
+    # -- 3 and 4: outputs and losses -----------------------------------------------------------------------------------
 
     def test_outputs(self) -> None:
         """For 0, 1 and 3 task tokens: outputs of that length, finite, float32, and everything made from them."""
@@ -191,10 +163,11 @@ class TaskHeadTests:
         before = image.tobytes()
         drawn = head.draw(image, head.postprocess(self._outputs(head, 1))[0])
         assert drawn.size == image.size, f"draw gives a picture of size {drawn.size} for one of {image.size}"
-        assert drawn is not image and image.tobytes() == before, "draw changes the picture that it is given"
+        assert drawn is not image, "draw gives back the picture that it is given; expected a copy"
+        assert image.tobytes() == before, "draw changes the picture that it is given; expected a copy"
 
     def test_losses(self) -> None:
-        """Finite scalars `loss_*`, sums over targets / num_targets; without targets zero, and connected to the graph."""
+        """Finite scalars `loss_*`: sums over targets / num_targets, and without targets zero but connected."""
         head = self._head()
         outputs, targets = self._outputs(head, NUM_TARGETS), self.make_targets(NUM_TARGETS)
         losses = head.loss(outputs, targets, NUM_TARGETS)
@@ -220,7 +193,7 @@ class TaskHeadTests:
             assert value == 0, f"{name} is {value} without targets; expected 0 (a mean over nothing is NaN: use sums)"
             assert value.requires_grad, f"{name} is not connected to the head without targets: sum its empty outputs"
 
-    # -- 5 to 8: on a host -----------------------------------------------------------------------------------------------
+    # -- 5 to 8: on a host ---------------------------------------------------------------------------------------------
 
     def test_gradients(self) -> None:
         """The loss reaches the task token and every trainable weight of the head, and thaws nothing that is frozen."""
@@ -230,17 +203,17 @@ class TaskHeadTests:
         gradients = self._gradients(model)
         missing = [name for name, gradient in gradients.items() if gradient is None]
         assert not missing, f"no gradient reaches {missing}"
-        task = gradients.pop(TASK_TOKEN)
-        assert task.isfinite().all() and task.abs().sum() > 0, "the task token's gradient is zero or not finite"
-        if gradients:
-            assert all(g.isfinite().all() for g in gradients.values()), "a gradient of the head is not finite"
-            assert any(g.abs().sum() > 0 for g in gradients.values()), "every gradient of the head is zero"
+        size = {name: float(gradient.abs().sum()) for name, gradient in gradients.items() if gradient is not None}
+        wrong = [name for name, value in size.items() if not math.isfinite(value)]
+        assert not wrong, f"the gradient is not finite at {wrong}"
+        assert size.pop(TASK_TOKEN) > 0, "the task token's gradient is zero"
+        assert not size or any(size.values()), "every gradient of the head is zero"
         parameters = dict(model.named_parameters())
         thawed = [name for name in frozen if parameters[name].requires_grad or parameters[name].grad is not None]
         assert not thawed, f"frozen weights got gradients: {thawed}"
 
     def test_gradients_without_task_tokens(self) -> None:
-        """A batch without the head's tokens gives it zero gradients, not missing ones: other ranks may hold its tasks."""
+        """A batch without the head's tokens gives zero gradients, not missing ones: other ranks may hold its tasks."""
         model = self._apply()
         out = self._run(model.train(), {self.head: 0})
         loss = out.tpo.losses[self.head]
@@ -254,19 +227,19 @@ class TaskHeadTests:
         """Without task tokens the host computes bit for bit what it did; after `remove_tpo` it is what it was."""
         model, tokenizer = tiny_host()
         model.get_input_embeddings().requires_grad_(False)
-        batch = _batch(tokenizer, [], [])
-        before, logits = _state(model, tokenizer), _logits(model, batch)
+        batch = tiny_batch(tokenizer, [], [])
+        before, logits = state_of(model, tokenizer), logits_of(model, batch)
         self._apply_to(model, tokenizer)
-        assert torch.equal(_logits(model, batch), logits), "applying the head changes the host's outputs"
+        assert torch.equal(logits_of(model, batch), logits), "applying the head changes the host's outputs"
         self._run(model.train(), {self.head: NUM_TARGETS}).loss.backward()
         model.eval()
-        assert torch.equal(_logits(model, batch), logits), "a forward with task tokens changes the host's outputs"
+        assert torch.equal(logits_of(model, batch), logits), "a forward with task tokens changes the host's outputs"
         remove_tpo(model)
         model.zero_grad()
-        after = _state(model, tokenizer)
+        after = state_of(model, tokenizer)
         for part, value in before.items():
             assert after[part] == value, f"after remove_tpo the host's {part} differ from before apply_tpo"
-        assert torch.equal(_logits(model, batch), logits), "after remove_tpo the host's outputs differ"
+        assert torch.equal(logits_of(model, batch), logits), "after remove_tpo the host's outputs differ"
 
     def test_save_and_load(self, tmp_path: Path) -> None:
         """A head with changed weights is the same bit for bit after saving and loading; the file holds nothing else."""
@@ -286,7 +259,8 @@ class TaskHeadTests:
             assert not strange, f"{file.name} holds more than the head's and its tokens' weights: {strange}"
         host, tokenizer = tiny_host()
         loaded = load_tpo(host, tmp_path, tokenizer).eval()
-        state, again = model.tpo.state_dict(), loaded.tpo.state_dict()
+        state: dict[str, Tensor] = model.tpo.state_dict()
+        again: dict[str, Tensor] = loaded.tpo.state_dict()  # type: ignore[union-attr]
         assert state.keys() == again.keys(), f"weights after loading: {set(state) ^ set(again)} differ in name"
         changed = [name for name, value in state.items() if not torch.equal(value, again[name])]
         assert not changed, f"weights differ after saving and loading: {changed}"
@@ -303,17 +277,17 @@ class TaskHeadTests:
         with _neighbour() as other:
             for order in ([self.head, other], [other, self.head]):
                 model = self._apply(heads=order)
-                for part in (model.tpo.heads, model.tpo.embeddings):
-                    source = getattr(alone.tpo, "heads" if part is model.tpo.heads else "embeddings")
-                    part[self.head].load_state_dict(source[self.head].state_dict())
+                model.tpo.heads[self.head].load_state_dict(alone.tpo.heads[self.head].state_dict())
+                model.tpo.embeddings[self.head].load_state_dict(alone.tpo.embeddings[self.head].state_dict())
                 for num in (0, NUM_TARGETS):
                     result = self._run(model, {self.head: NUM_TARGETS, other: num}, *given).tpo
                     where = f"with heads={order} and {num} task tokens of {other!r} in the batch"
-                    for name, value in result.outputs[self.head].items():
-                        assert torch.equal(value, expected.outputs[self.head][name]), f"output {name!r} differs {where}"
-                    assert torch.equal(result.losses[self.head], expected.losses[self.head]), f"the loss differs {where}"
+                    for name, value in expected.outputs[self.head].items():
+                        assert torch.equal(result.outputs[self.head][name], value), f"output {name!r} differs {where}"
+                    loss = result.losses[self.head]
+                    assert torch.equal(loss, expected.losses[self.head]), f"the loss differs {where}"
 
-    # -- 9: the kit ------------------------------------------------------------------------------------------------------
+    # -- 9: the kit ----------------------------------------------------------------------------------------------------
 
     def test_no_standard_test_is_overridden(self) -> None:
         """A standard test may be overridden only as an expected failure, with its reason."""
@@ -323,10 +297,10 @@ class TaskHeadTests:
                 continue
             marks = [mark for mark in getattr(own, "pytestmark", []) if mark.name == "xfail"]
             assert any(mark.kwargs.get("reason") for mark in marks), (
-                f"{type(self).__name__} overrides {name}; remove it, or mark it @pytest.mark.xfail(reason='why it fails')"
+                f"{type(self).__name__} overrides {name}; remove that, or mark it @pytest.mark.xfail(reason=...)"
             )
 
-    # -- helpers ---------------------------------------------------------------------------------------------------------
+    # -- helpers -------------------------------------------------------------------------------------------------------
 
     def _spec(self) -> HeadSpec:
         return registry().head(self.head)
@@ -342,7 +316,9 @@ class TaskHeadTests:
 
     def _outputs(self, head: TaskHead, num: int) -> dict[str, Tensor]:
         e_ND = torch.randn(num, HIDDEN_SIZE, generator=torch.Generator().manual_seed(num)).requires_grad_()
-        return head(e_ND, inputs=self.make_inputs(num)) if takes_inputs(head) else head(e_ND)
+        options = {"inputs": self.make_inputs(num), "batch_rows": torch.arange(num).remainder(2).sort().values}
+        asked = inspect.signature(head.forward).parameters
+        return head(e_ND, **{name: value for name, value in options.items() if name in asked})
 
     def _inputs(self, num: int) -> dict[str, Any]:
         inputs = self.make_inputs(num)
@@ -373,7 +349,7 @@ class TaskHeadTests:
         pairs = [model.tpo.token_ids[name] for name, count in num.items() for _ in range(count)]
         input_id = model.tpo.tokens[self.head].input_id
         given = [input_id] * own if input_id is not None and task_inputs else []
-        batch = _batch(model.tpo.tokenizer, pairs, given)
+        batch = tiny_batch(model.tpo.tokenizer, pairs, given)
         return model(**batch, task_inputs=task_inputs, task_targets=task_targets)
 
     def _gradients(self, model: Any) -> dict[str, Tensor | None]:
@@ -410,24 +386,6 @@ def _neighbour() -> Iterator[str]:
         unregister_plugin(_NeighbourPlugin.name)
 
 
-def _batch(tokenizer: Any, pairs: list[tuple[int, int]], inputs: list[int]) -> dict[str, Tensor]:
-    """Two rows [2, T], T fixed: a prompt with input tokens, an answer with (trigger, task token) pairs, words elsewhere."""
-    where, the, it, stands, here = tokenizer.convert_tokens_to_ids(["where", "the", "it", "stands", "here"])
-    ids, labels = [], []
-    for row in range(2):
-        prompt = [tokenizer.bos_token_id, where, *inputs[row::2]]
-        prompt += [the] * (4 + NUM_TARGETS - len(prompt))
-        answer, target = [it, stands], [it, stands]
-        for trigger, task in pairs[row::2]:
-            answer += [trigger, task]
-            target += [trigger, -100]
-        filler = [here] * (4 + 2 * 2 * NUM_TARGETS - len(answer))
-        ids.append([*prompt, *answer, *filler])
-        labels.append([-100] * len(prompt) + target + filler)
-    input_ids = torch.tensor(ids)
-    return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "labels": torch.tensor(labels)}
-
-
 def _check_outputs(outputs: Any, num: int) -> None:
     assert isinstance(outputs, dict), f"forward gives a {type(outputs).__name__}; expected a dict of tensors"
     assert outputs, "forward gives an empty dict"
@@ -437,26 +395,3 @@ def _check_outputs(outputs: Any, num: int) -> None:
         assert shape[:1] == (num,), f"output {name!r} is of shape {shape} for {num} task tokens; expected ({num}, ...)"
         assert value.dtype == torch.float32, f"output {name!r} is {value.dtype}; expected float32"
         assert value.isfinite().all(), f"output {name!r} is not finite for {num} task tokens"
-
-
-def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    with torch.no_grad():
-        return model(**batch).logits
-
-
-def _state(model: nn.Module, tokenizer: Any) -> dict[str, Any]:
-    """Everything of a host that `remove_tpo` must put back."""
-    modules = dict(model.named_modules())
-    return {
-        "weights": {name: value.numpy().tobytes() for name, value in model.state_dict().items()},
-        "requires_grad flags": {name: p.requires_grad for name, p in model.named_parameters()},
-        "training flags": {name: module.training for name, module in modules.items()},
-        "attributes": {name: sorted(vars(module)) for name, module in modules.items()},
-        "hooks": {
-            (name, kind): list(hooks)
-            for name, module in modules.items()
-            for kind, hooks in vars(module).items()
-            if kind.endswith("_hooks")
-        },
-        "vocabulary": tokenizer.get_vocab(),
-    }

@@ -6,7 +6,7 @@ Suffixes: B batch, T sequence, D hidden size of the output embedding's input, E 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
@@ -167,13 +167,15 @@ def grow_vocabulary(model: nn.Module, tokens: Iterable[HeadTokens]) -> tuple[Gro
     needed = 1 + max(i for t in tokens for i in t.by_kind().values())
     if needed <= size:
         return None, partial(int)
-    undo = partial(_resize, model, size, _vocabulary_attributes(model))
+    undo = partial(_shrink_vocabulary, model, size, list(_matrices(model)), _vocabulary_attributes(model))
     try:
-        _resize(model, -(-needed // 64) * 64, [])
-        head = model.get_output_embeddings()
-        for parameter in (model.get_input_embeddings().weight, head.weight, getattr(head, "bias", None)):
-            if parameter is not None:
-                parameter.data[size:] = 0
+        _resize(model, -(-needed // 64) * 64)
+        fresh: dict[nn.Parameter, nn.Parameter] = {}  # one for two tied matrices
+        for module, name, old in _matrices(model):
+            # A new object: a graph that is still alive remembers the old one with its old shape.
+            new = fresh.setdefault(old, nn.Parameter(old.data, requires_grad=old.requires_grad))
+            new.data[size:] = 0
+            setattr(module, name, new)
         if _vocabulary_size(model) < needed:
             raise HostError(f"its matrices have {_vocabulary_size(model)} rows after growing")
     except Exception as error:
@@ -197,8 +199,15 @@ def _vocabulary_attributes(model: nn.Module) -> list[tuple[Any, int]]:
     return [(owner, owner.vocab_size) for owner in owners if isinstance(getattr(owner, "vocab_size", None), int)]
 
 
-def _resize(model: nn.Module, size: int, attributes: list[tuple[Any, int]]) -> None:
-    """Resizes both matrices in place: the output embedding stays the same module, with its hooks."""
+def _matrices(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
+    for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+        for name in ("weight", "bias"):
+            if getattr(module, name, None) is not None:
+                yield module, name, getattr(module, name)
+
+
+def _resize(model: nn.Module, size: int) -> None:
+    """Resizes both matrices; the output embedding stays the same module, with its hooks."""
     head = model.get_output_embeddings()
     options = {"mean_resizing": False} if "mean_resizing" in signature(model.resize_token_embeddings).parameters else {}
     model.resize_token_embeddings(size, **options)
@@ -208,6 +217,20 @@ def _resize(model: nn.Module, size: int, attributes: list[tuple[Any, int]]) -> N
             head._parameters[name] = parameter
         head.out_features = resized.out_features
         model.set_output_embeddings(head)
+
+
+def _shrink_vocabulary(
+    model: nn.Module,
+    size: int,
+    matrices: list[tuple[nn.Module, str, nn.Parameter]],
+    attributes: list[tuple[Any, int]],
+) -> None:
+    """Back to `size` rows, in the parameters that were there before growing, with what training made of them."""
+    _resize(model, size)
+    for module, name, original in matrices:
+        current = getattr(module, name)
+        original.data = current.data
+        setattr(module, name, original)
     for owner, value in attributes:
         owner.vocab_size = value
 

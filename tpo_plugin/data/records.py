@@ -27,7 +27,8 @@ CHECK_LIMIT = 100_000
 
 MEDIA_TAG = re.compile(r"<(image|video)>")
 _ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
-_FIELD = re.compile(r"([A-Za-z_]\w*(?:\[\d+\])*):\s*(.*)", re.DOTALL)
+_FIELD = re.compile(r"([A-Za-z_]\w*(?:\[\d+\])*)(?::\s*| (?=is |has ))(.*)", re.DOTALL)
+"""A head's message that starts with a field: "boxes[1]: ..." or "boxes[1] is ..."."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import time
 from collections import defaultdict
@@ -49,21 +50,31 @@ class PretrainConfig:
     threads: int = 1
 
 
+NUM_BINS = 12
+"""Each side of a patch's box is also told as one of so many bins: that makes places as loud as classes."""
+
+
+PLACES = ("relation", "side", "place")
+"""Kinds of question asked twice as often: they are learnt last."""
+
+
 class PatchHead(nn.Module):
     """Class and box of the object that covers a patch; only pretraining has it."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(width, NUM_CLASSES + 4)
+        self.linear = nn.Linear(width, NUM_CLASSES + 4 + 4 * NUM_BINS)
 
     def loss(
         self, features: torch.Tensor, classes: torch.Tensor, boxes_xyxy: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss and share of right classes, from features [..., G, D] and labels of `Pool`."""
-        scores, boxes = self.linear(features).split([NUM_CLASSES, 4], -1)
+        scores, boxes, bins = self.linear(features).split([NUM_CLASSES, 4, 4 * NUM_BINS], -1)
         seen = (classes < NUM_CLASSES - 1)[..., None].float()
         distance = ((boxes - boxes_xyxy).abs() * seen).sum() / (4 * seen.sum()).clamp(min=1)
-        loss = F.cross_entropy(scores.flatten(0, -2), classes.flatten()) + 5 * distance
+        wanted = (boxes_xyxy * NUM_BINS).long().clamp(0, NUM_BINS - 1).masked_fill(seen == 0, -100)
+        coarse = F.cross_entropy(bins.reshape(-1, NUM_BINS), wanted.flatten())
+        loss = F.cross_entropy(scores.flatten(0, -2), classes.flatten()) + 5 * distance + 0.5 * coarse
         return loss, (scores.argmax(-1) == classes).float().mean()
 
 
@@ -108,6 +119,7 @@ def pretrain_chat(
             log(stage="chat", step=step + 1, loss=loss, patch_loss=patch_loss)
         if step % 500 == 499:
             log(stage="chat", step=step + 1, heldout=chat_accuracy(model, packer, heldout, 300))
+            if os.environ.get("SNAP"): save_host(os.environ["SNAP"], model, build_processor())
 
 
 def sample_batch(rng: random.Random, packer: Packer, pools: tuple[Pool, Pool], sizes: tuple[int, int], turns: int) -> Batch:
@@ -115,7 +127,7 @@ def sample_batch(rng: random.Random, packer: Packer, pools: tuple[Pool, Pool], s
     rows = [[rng.randrange(len(pool)) for _ in range(size)] for pool, size in zip(pools, sizes)]
     talks = []
     for pool, chosen in zip(pools, rows):
-        kinds = {kind: 2.0 if kind == "relation" else 1.0 for kind in (CLIP_CHAT if pool.clip else CHAT)}
+        kinds = {kind: 2.0 if kind in PLACES else 1.0 for kind in (CLIP_CHAT if pool.clip else CHAT)}
         talks.append([ask(rng, pool.objects[row], kinds, turns, pool.clip) for row in chosen])
     return packer.pack(pools, rows, talks)
 

@@ -67,7 +67,7 @@ def objects_of(scenes: Scenes, index: int) -> list[Object]:
 
 
 def _when(frame: int | None) -> str:
-    return "" if frame is None else f" at {CLIP_TIMES[frame]:g} seconds"
+    return "" if frame is None else f"at {CLIP_TIMES[frame]:g} seconds, "
 
 
 def _only(objects: list[Object], attribute: str) -> list[Object]:
@@ -131,7 +131,7 @@ def relation(rng: random.Random, objects: list[Object], frame: int | None) -> Tu
     amount = _RELATIONS[word](ax - bx, ay - by)
     if abs(amount) < 0.1:
         return None
-    question = f"is the {first.name} {word} the {second.name}{_when(frame)}?"
+    question = f"{_when(frame)}is the {first.name} {word} the {second.name}?"
     return Turn("relation", question, "yes" if amount > 0 else "no")
 
 
@@ -143,7 +143,7 @@ def side(rng: random.Random, objects: list[Object], frame: int | None) -> Turn |
     if abs(position - 0.5) < 0.06:
         return None
     words = (("left", "right"), ("top", "bottom"))[axis]
-    question = f"is the {chosen.name} at the {words[0]} or the {words[1]}{_when(frame)}?"
+    question = f"{_when(frame)}is the {chosen.name} at the {words[0]} or the {words[1]}?"
     return Turn("side", question, words[position > 0.5])
 
 
@@ -158,7 +158,7 @@ def place(rng: random.Random, objects: list[Object], frame: int | None) -> Turn 
     if any(abs(v - border) < 0.025 for v in (x, y) for border in (0.38, 0.62)):
         return None
     row, column = (_ROWS[(y > 0.38) + (y > 0.62)], _COLUMNS[(x > 0.38) + (x > 0.62)])
-    return Turn("place", f"which part of the picture is the {chosen.name} in{_when(frame)}?", f"{row} {column}")
+    return Turn("place", f"{_when(frame)}which part of the picture is the {chosen.name} in?", f"{row} {column}")
 
 
 def size(rng: random.Random, objects: list[Object], frame: int | None) -> Turn | None:
@@ -187,22 +187,21 @@ def motion(rng: random.Random, objects: list[Object], frame: int | None) -> Turn
 def region(rng: random.Random, objects: list[Object], frame: int | None) -> Turn:
     """Where an object is: the answer ends in a box."""
     chosen = rng.choice(objects)
-    wording = rng.choice(REGION_WORDINGS).format(chosen.name)
-    question = wording[:-1] + _when(frame) + wording[-1]
+    question = _when(frame) + rng.choice(REGION_WORDINGS).format(chosen.name)
     return Turn("region", question, REGION_ANSWER, [chosen.boxes_xyxy[frame or 0]], _time(frame))
 
 
 def given_colour(rng: random.Random, objects: list[Object], frame: int | None) -> Turn:
     """Which colour the object in a box that the user gives has."""
     chosen = rng.choice(objects)
-    question = f"what colour is the object in {PLACEHOLDER}{_when(frame)}?"
+    question = f"{_when(frame)}what colour is the object in {PLACEHOLDER}?"
     return Turn("given_colour", question, chosen.colour, [chosen.boxes_xyxy[frame or 0]], _time(frame))
 
 
 def given_shape(rng: random.Random, objects: list[Object], frame: int | None) -> Turn:
     """Which shape the object in a box that the user gives has."""
     chosen = rng.choice(objects)
-    question = f"what shape is the object in {PLACEHOLDER}{_when(frame)}?"
+    question = f"{_when(frame)}what shape is the object in {PLACEHOLDER}?"
     return Turn("given_shape", question, chosen.shape, [chosen.boxes_xyxy[frame or 0]], _time(frame))
 
 

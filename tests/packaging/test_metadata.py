@@ -1,0 +1,62 @@
+"""Versions that the distributions declare, and the pins that CI installs."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    tomllib = pytest.importorskip("tomli")
+
+ROOT = Path(__file__).parents[2]
+MEMBERS = [ROOT, *sorted(p.parent for p in ROOT.glob("*/*/pyproject.toml"))]
+
+
+def project(folder: Path) -> dict[str, Any]:
+    return tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+
+
+def pins(file: Path) -> dict[str, str]:
+    """Version by name; every line must be a plain `name==version`, if need be with a marker."""
+    found = {}
+    for line in file.read_text().splitlines():
+        if line and not line.startswith("#"):
+            match = re.fullmatch(r"([a-z0-9-]+)==([0-9][\w.]*)( ; python_version .*)?", line)
+            assert match, f"{file.name}: {line!r}"
+            found[match[1]] = match[2]
+    return found
+
+
+def name_of(requirement: str) -> str:
+    return re.match(r"[\w-]+", requirement)[0]  # type: ignore[index]
+
+
+def test_lower_bounds_are_the_versions_that_were_tried() -> None:
+    tried = pins(ROOT / "tests/envs/transformers-4.45.txt")
+    for requirement in project(ROOT)["dependencies"]:
+        name, bound = re.match(r"([\w-]+)>=([\w.]+)(;|$)", requirement).groups()[:2]  # type: ignore[union-attr]
+        assert bound == tried[name], requirement
+
+
+@pytest.mark.parametrize("folder", MEMBERS, ids=lambda folder: folder.name)
+def test_ci_pins_every_direct_dependency(folder: Path) -> None:
+    pinned = pins(ROOT / "constraints.txt")
+    given = project(folder)
+    extras = [r for requirements in given.get("optional-dependencies", {}).values() for r in requirements]
+    names = {name_of(requirement) for requirement in [*given.get("dependencies", []), *extras]}
+    own = {project(member)["name"] for member in MEMBERS}
+    assert names - own <= set(pinned), sorted(names - own - set(pinned))
+
+
+@pytest.mark.parametrize("folder", MEMBERS[1:], ids=lambda folder: folder.name)
+def test_members_go_with_the_core(folder: Path) -> None:
+    core, member = project(ROOT), project(folder)
+    assert member["requires-python"] == core["requires-python"]
+    assert "tpo-plugin" in {name_of(requirement) for requirement in member["dependencies"]}
+    assert member["license"] == core["license"]

@@ -1,0 +1,128 @@
+"""From samples to a batch for `model(**batch)`. Suffixes of tensor names: B batch, T sequence."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tpo_plugin.data.chat import ChatTemplate
+from tpo_plugin.data.dataset import Sample
+from tpo_plugin.data.encode import IGNORED, Row, encode
+from tpo_plugin.errors import TPOError
+from tpo_plugin.tokens import token_positions
+
+logger = logging.getLogger(__name__)
+
+
+class TPOCollator:
+    """Collates samples for the host that `tpo` (`model.tpo`) sits on: `DataLoader(dataset, collate_fn=TPOCollator(model.tpo))`.
+
+    The batch has what the host's processor makes of text and media, `labels` on the assistant's text and the token that
+    ends its turn (triggers labelled, task tokens -100), and, where a head has tasks, its `task_targets` and
+    `task_inputs`, with `task_positions` of all tokens. Rows are padded on the right.
+
+    With `for_generation` it makes prompts instead: the conversation up to its last answer, padded on the left, without
+    labels and targets; for `model.tpo.generate(**batch)`.
+
+    Rows longer than `max_length` tokens are cut at the end. Raises `TPOError` where that would cut off a token of a head
+    or a medium, or leave nothing to learn; where the host has no chat template; where the processor refuses a sample.
+    """
+
+    def __init__(self, tpo: Any, *, max_length: int | None = None, for_generation: bool = False) -> None:
+        self.tpo, self.max_length, self.for_generation = tpo, max_length, for_generation
+        self.chat = ChatTemplate(tpo.tokenizer, tpo.processor)
+        if self.chat.end_id is None and not for_generation:
+            logger.warning(
+                "the chat template puts no special token behind an answer, so the host will not learn to stop; "
+                "end the assistant's turn with the tokenizer's eos_token in it"
+            )
+
+    def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        if self.for_generation:
+            samples = [Sample(s.record.prompt(), s.images, s.videos) for s in samples]
+        rows = [
+            encode(s, self.chat, self.tpo.tokens, for_generation=self.for_generation, max_length=self.max_length)
+            for s in samples
+        ]
+        batch = self._pad(rows)
+        targets, inputs = self._tasks(samples)
+        if inputs:
+            batch["task_inputs"] = inputs
+        if not self.for_generation:
+            if targets:
+                batch["task_targets"] = targets
+            batch["task_positions"] = token_positions(batch["input_ids"], batch["labels"], self.tpo.tokens)
+        return batch
+
+    def _pad(self, rows: list[Row]) -> dict[str, Any]:
+        """Tensors over the sequence are padded to [B, T, ...]; media of all rows are joined along their first dimension."""
+        names = list(dict.fromkeys(name for row in rows for name in row.sequence))
+        if not self.for_generation:
+            names.append("labels")
+        length = max(len(row.labels) for row in rows)
+        tokenizer = self.tpo.tokenizer
+        pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+        fill = {"input_ids": pad_id, "labels": IGNORED}
+        batch: dict[str, Any] = {}
+        for name in names:
+            parts = []
+            for row in rows:
+                if name != "labels" and name not in row.sequence:
+                    raise TPOError(
+                        f"{row.place}: the processor gives no {name!r} for this record and does for others of the batch: it "
+                        "cannot mix records with and without media; put them into different batches"
+                    )
+                values = row.labels if name == "labels" else row.sequence[name]
+                missing = length - len(values)
+                pad = (missing, 0) if self.for_generation else (0, missing)
+                parts.append(F.pad(values, (0, 0) * (values.dim() - 1) + pad, value=fill.get(name, 0)))
+            batch[name] = torch.stack(parts)
+        for name in dict.fromkeys(name for row in rows for name in row.media):
+            batch[name] = _join(name, [row.media[name] for row in rows if name in row.media])
+        return batch
+
+    def _tasks(self, samples: Sequence[Sample]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Each head's own collation, in the order (batch row, position)."""
+        tasks: dict[str, dict[str, list[dict[str, Any]]]] = {}
+        for sample in samples:
+            for turn in sample.record.turns:
+                for task in turn.tasks:
+                    roles = tasks.setdefault(task["head"], {"assistant": [], "user": []})
+                    roles[turn.role].append(task)
+        targets, inputs = {}, {}
+        for name, roles in tasks.items():
+            head = self.tpo.heads[name]
+            if roles["assistant"]:
+                targets[name] = head.collate_targets(roles["assistant"])
+            made = head.collate_inputs(roles["assistant"], roles["user"])
+            if made is not None:
+                inputs[name] = made
+        return targets, inputs
+
+
+def _join(name: str, parts: list[Any]) -> Any:
+    """Joins a medium's tensors along their first dimension; smaller images are padded with zeros as processors do."""
+    if not all(isinstance(part, Tensor) for part in parts):
+        return [item for part in parts for item in part]
+    shapes = [tuple(part.shape[1:]) for part in parts]
+    if len(set(shapes)) > 1:
+        if "video" in name:
+            raise TPOError(
+                f"the clips of a batch have different shapes {sorted(set(shapes))} in {name!r}, which this processor cannot "
+                "batch; read as many frames of each (sampling 'uniform' or 'middle'), or one clip a batch"
+            )
+        sizes = [max(lengths) for lengths in zip(*shapes, strict=True)]
+        parts = [_pad_to(part, sizes) for part in parts]
+    return torch.cat(parts)
+
+
+def _pad_to(part: Tensor, sizes: list[int]) -> Tensor:
+    pad: list[int] = []
+    for size, wanted in zip(reversed(part.shape[1:]), reversed(sizes), strict=True):
+        pad += [0, wanted - size]
+    return F.pad(part, pad)

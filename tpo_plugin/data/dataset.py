@@ -1,0 +1,172 @@
+"""A torch dataset over one or several sources of records, with mixing weights and an account of media that fail."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count, pairwise
+
+import numpy as np
+import torch
+from PIL.Image import Image
+from torch.utils.data import Dataset
+
+from tpo_plugin.data.media import VideoClip, VideoOptions, read_image, read_video
+from tpo_plugin.data.records import Record, Records
+from tpo_plugin.errors import MediaError, TPOError
+
+_UNSEEN, _GOOD, _BAD = 0, 1, 2
+_JUDGED_FROM = 200
+"""The share of bad media is taken of at least this many records (or of all, where there are fewer)."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A record with its media read."""
+
+    record: Record
+    images: tuple[Image, ...] = ()
+    videos: tuple[VideoClip, ...] = ()
+
+
+@dataclass(frozen=True)
+class SkippedRecord:
+    """A record whose media could not be read."""
+
+    id: str
+    place: str
+    reason: str
+
+
+def read_sample(record: Record, video: VideoOptions | None = None) -> Sample:
+    """Reads the media of a record. Raises `MediaError`."""
+    return Sample(
+        record,
+        tuple(read_image(path) for path in record.images),
+        tuple(read_video(path, video) for path in record.videos),
+    )
+
+
+class RecordDataset(Dataset[Sample]):
+    """Samples of several sources.
+
+    Without `weights` an epoch holds every record once, source after source (a sampler shuffles). With weights an epoch
+    holds `num_samples` samples (by default as many as there are records), the sources in proportion and mixed; each
+    source goes through its records in a new order every time round. What stands at an index depends on `seed` and epoch
+    alone; `set_epoch` is called by the trainers of transformers.
+
+    A record whose media cannot be read is replaced by another of the same source, which again depends on seed, epoch and
+    index alone. `skipped` and `report` tell, in the main process, what all its workers met. A `MediaError` stops the run
+    when more than `max_bad_share` of the records read so far are bad.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Records],
+        *,
+        weights: Sequence[float] | None = None,
+        num_samples: int | None = None,
+        seed: int = 0,
+        video: VideoOptions | None = None,
+        max_bad_share: float = 0.05,
+    ) -> None:
+        if not sources:
+            raise TPOError("RecordDataset got no source of records")
+        if weights is not None and (len(weights) != len(sources) or any(w < 0 for w in weights) or not sum(weights) > 0):
+            raise TPOError(f"weights are {list(weights)}; expected {len(sources)} numbers of at least 0, one above it")
+        if weights is None and num_samples is not None:
+            raise TPOError("num_samples needs weights: without them an epoch holds every record once")
+        self.sources, self.weights, self.seed = list(sources), weights, seed
+        self.video, self.max_bad_share = video, max_bad_share
+        self._starts = np.cumsum([0, *(len(source) for source in sources)])
+        self._num_samples = num_samples or int(self._starts[-1])
+        # Both are in shared memory: a worker that persists over epochs sees the epoch, the main process sees the states.
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self._states = torch.zeros(int(self._starts[-1]), dtype=torch.uint8).share_memory_()
+        self._plan: tuple[int, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return self._num_samples
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch, from 0, whose mix is served; without weights every epoch is the same."""
+        self._epoch.fill_(epoch)
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        place = index if self.weights is None else int(self._mix()[index])
+        source = int(np.searchsorted(self._starts, place, side="right")) - 1
+        rng: np.random.Generator | None = None
+        for attempt in count(1):
+            record = self.sources[source][place - int(self._starts[source])]
+            try:
+                sample = read_sample(record, self.video)
+            except MediaError as error:
+                self._mark_bad(place, record, error)
+                if attempt == 100:
+                    raise MediaError(f"100 records of {self.sources[source].name} in a row cannot be read; last: {error}") from error
+                rng = rng or np.random.default_rng([self.seed, int(self._epoch), index])
+                place = int(rng.integers(self._starts[source], self._starts[source + 1]))
+                continue
+            self._states[place] = _GOOD
+            return sample
+        raise AssertionError("unreachable")
+
+    @property
+    def skipped(self) -> list[SkippedRecord]:
+        """The records that were skipped so far, by any worker. Their files are tried again for the reason."""
+        found = []
+        for place in torch.nonzero(self._states == _BAD).flatten().tolist():
+            source = int(np.searchsorted(self._starts, place, side="right")) - 1
+            record = self.sources[source][place - int(self._starts[source])]
+            try:
+                read_sample(record, self.video)
+                reason = "could not be read then, and can be now"
+            except MediaError as error:
+                reason = str(error)
+            found.append(SkippedRecord(record.id, record.place, reason))
+        return found
+
+    def report(self) -> str:
+        """What was read and what was skipped, for the end of a run."""
+        num_read = int((self._states != _UNSEEN).sum())
+        skipped = self.skipped
+        lines = [f"media: {num_read} records read, {len(skipped)} skipped because they cannot be read"]
+        return "\n".join(lines + [f"  {s.place} (id {s.id}): {s.reason}" for s in skipped])
+
+    def _mark_bad(self, place: int, record: Record, error: MediaError) -> None:
+        self._states[place] = _BAD
+        num_bad = int((self._states == _BAD).sum())
+        num_read = int((self._states != _UNSEEN).sum())
+        judged = max(num_read, min(_JUDGED_FROM, len(self._states)))
+        if num_bad > self.max_bad_share * judged:
+            raise MediaError(
+                f"{num_bad} of {num_read} records read so far have media that cannot be read, more than the share of "
+                f"{self.max_bad_share:g} that is allowed (max_bad_share); last: {record.place} (id {record.id}): {error}"
+            ) from error
+
+    def _mix(self) -> np.ndarray:
+        """Place of each index in the chain of all sources, for the current epoch."""
+        epoch = int(self._epoch)
+        if self._plan is None or self._plan[0] != epoch:
+            self._plan = (epoch, _mixed(self._starts, np.array(self.weights, dtype=float), len(self), self.seed, epoch))
+        return self._plan[1]
+
+
+def _mixed(starts: np.ndarray, weights: np.ndarray, num_samples: int, seed: int, epoch: int) -> np.ndarray:
+    # Bounds of the sources' shares: their counts sum to num_samples exactly and differ from the proportion by less than 1.
+    bounds = np.rint(np.cumsum([0, *weights]) / weights.sum() * num_samples).astype(int)
+    drawn = []
+    for source, (low, high) in enumerate(pairwise(bounds)):
+        first, size = int(starts[source]), int(starts[source + 1] - starts[source])
+        # The source's own stream goes on from epoch to epoch: a large one is not cut to the same beginning.
+        begin = epoch * (high - low)
+        rounds = range(begin // size, -(-(begin + high - low) // size))
+        orders = [np.random.default_rng([seed, source, r]).permutation(size) for r in rounds]
+        stream = np.concatenate(orders) if orders else np.empty(0, dtype=np.int64)
+        offset = begin - rounds.start * size if orders else 0
+        drawn.append(first + stream[offset : offset + high - low])
+    mixed = np.concatenate(drawn)
+    return mixed[np.random.default_rng([seed, epoch]).permutation(num_samples)]
+

@@ -1,0 +1,164 @@
+"""One sample as token ids, labels and media tensors. Suffix of tensor names: T sequence.
+
+A processor expands the placeholder of an image into many tokens, and only it knows how. So the text is tokenised twice,
+by the tokenizer with offsets and by the processor with the media, and the two are aligned: they differ at the media only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from difflib import SequenceMatcher
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tpo_plugin.data.chat import ChatTemplate
+from tpo_plugin.data.dataset import Sample
+from tpo_plugin.data.media import VideoClip
+from tpo_plugin.errors import MediaError, TPOError
+from tpo_plugin.tokens import HeadTokens
+
+IGNORED = -100
+"""Label of a position that is not learned."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a batch, not padded."""
+
+    place: str
+    """Where its record comes from, for messages."""
+    sequence: dict[str, Tensor]
+    """Tensors over the sequence [T, ...]: `input_ids`, `attention_mask`, and whatever else the processor makes."""
+    labels: Tensor
+    """[T]"""
+    media: dict[str, Any]
+    """What the processor makes of the media, first dimension as it gives it."""
+
+
+def encode(
+    sample: Sample,
+    chat: ChatTemplate,
+    tokens: Mapping[str, HeadTokens],
+    *,
+    for_generation: bool = False,
+    max_length: int | None = None,
+) -> Row:
+    """Encodes one sample; `for_generation` ends it where the assistant begins to speak. Raises `TPOError`."""
+    place, turns = sample.record.place, sample.record.turns
+    try:
+        text, spans = (chat.render(turns, generation=True), []) if for_generation else chat.render_answers(turns)
+        plain_ids, offsets = chat.tokenize(text)
+        encoded = _run(chat, text, sample)
+    except MediaError:
+        raise
+    except Exception as error:
+        raise TPOError(f"{place}: cannot be encoded: {type(error).__name__}: {error}") from error
+    sequence, media = _split(encoded)
+    ids = sequence["input_ids"].tolist()
+    where = align(plain_ids, ids)
+    task_ids = {t.task_id for t in tokens.values()}
+    labels = torch.full((len(ids),), IGNORED)
+    for answer in chat.answer_tokens(spans, plain_ids, offsets):
+        found = [where[i] for i in answer]
+        if None in found or (found and found != list(range(found[0], found[0] + len(found)))):
+            raise TPOError(
+                f"{place}: the answer {chat.tokenizer.decode([plain_ids[i] for i in answer])!r} is not found in what "
+                f"{type(chat.processor).__name__} makes of the conversation, so it cannot be labelled"
+            )
+        for position in found:
+            labels[position] = IGNORED if ids[position] in task_ids else ids[position]
+    row = Row(place, sequence, labels, media)
+    if max_length is None or len(ids) <= max_length:
+        return row
+    if for_generation:
+        raise TPOError(f"{place}: the prompt has {len(ids)} tokens, more than max_length={max_length}")
+    expanded = sorted(set(range(len(ids))) - set(where))
+    return _cut(row, max_length, tokens, last_of_media=expanded[-1] if expanded else -1)
+
+
+def align(plain: Sequence[int], full: Sequence[int]) -> list[int | None]:
+    """For each token of `plain` its position in `full`, which is `plain` with tokens put in or changed at the media.
+
+    The common beginning and end are taken as they are, so that with one medium there is no choice; what stands between
+    several media is matched by its longest common runs.
+    """
+    first, shorter = 0, min(len(plain), len(full))
+    while first < shorter and plain[first] == full[first]:
+        first += 1
+    last = 0
+    while last < shorter - first and plain[-1 - last] == full[-1 - last]:
+        last += 1
+    where: list[int | None] = [*range(first), *[None] * (len(plain) - first - last), *range(len(full) - last, len(full))]
+    between = SequenceMatcher(None, plain[first : len(plain) - last], full[first : len(full) - last], autojunk=False)
+    for block in between.get_matching_blocks():
+        for i in range(block.size):
+            where[first + block.a + i] = first + block.b + i
+    return where
+
+
+def _run(chat: ChatTemplate, text: str, sample: Sample) -> Mapping[str, Any]:
+    if chat.processor is None:
+        return chat.tokenizer([text], add_special_tokens=False, return_tensors="pt")
+    media: dict[str, Any] = {}
+    if sample.images:
+        media["images"] = list(sample.images)
+    if sample.videos:
+        media |= {"videos": [clip.frames for clip in sample.videos], **_video_arguments(chat.processor, sample.videos)}
+    return chat.processor(text=[text], return_tensors="pt", **media)
+
+
+def _video_arguments(processor: Any, clips: Sequence[VideoClip]) -> dict[str, Any]:
+    """Tells a processor that would sample frames itself (transformers from 4.52) that they are sampled, and when."""
+    try:
+        from transformers.video_processing_utils import BaseVideoProcessor
+        from transformers.video_utils import VideoMetadata
+    except ImportError:
+        return {}
+    if not isinstance(getattr(processor, "video_processor", None), BaseVideoProcessor):
+        return {}
+    # Frames are counted in milliseconds, so that the times which a processor derives are true for any frame rate.
+    known = {f.name for f in fields(VideoMetadata)}
+    metadata = []
+    for clip in clips:
+        values = {
+            "total_num_frames": max(1, round(1000 * clip.duration_s)),
+            "fps": 1000.0,
+            "width": clip.width,
+            "height": clip.height,
+            "duration": clip.duration_s,
+            "frames_indices": [round(1000 * t) for t in clip.times_s.tolist()],
+        }
+        metadata.append(VideoMetadata(**{name: value for name, value in values.items() if name in known}))
+    return {"do_sample_frames": False, "video_metadata": metadata}
+
+
+def _split(encoded: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors over the sequence, without their batch dimension, and those of the media."""
+    length = encoded["input_ids"].shape[1]
+    sequence: dict[str, Tensor] = {}
+    media: dict[str, Any] = {}
+    for name, value in encoded.items():
+        over_sequence = isinstance(value, Tensor) and value.shape[:2] == (1, length) and not value.is_floating_point()
+        (sequence if over_sequence else media)[name] = value[0] if over_sequence else value
+    return sequence, media
+
+
+def _cut(row: Row, max_length: int, tokens: Mapping[str, HeadTokens], last_of_media: int) -> Row:
+    def lost(what: str) -> TPOError:
+        length = len(row.labels)
+        return TPOError(f"{row.place}: cutting its {length} tokens to max_length={max_length} {what}; raise max_length")
+
+    ids_lost = set(row.sequence["input_ids"][max_length:].tolist())
+    for name, kinds in tokens.items():
+        for kind, token_id in kinds.by_kind().items():
+            if token_id in ids_lost:
+                raise lost(f"would cut off the {kind} token of head {name!r}")
+    if last_of_media >= max_length:
+        raise lost("would cut off tokens of an image or video")
+    labels = row.labels[:max_length]
+    if not (labels != IGNORED).any():
+        raise lost("would leave no token of an answer to learn from")
+    return Row(row.place, {name: values[:max_length] for name, values in row.sequence.items()}, labels, row.media)

@@ -1,0 +1,310 @@
+"""Images and video clips from files. Nothing is kept open: a reader lives within one call, in the process that calls.
+
+T frames of a clip, H height, W width in pixels. Times are seconds from a video's first frame.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import os
+import re
+import sys
+import tempfile
+import threading
+import warnings
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from tpo_plugin.data.sampling import SAMPLING, sample_indices
+from tpo_plugin.errors import MediaError, TPOError, did_you_mean
+
+BACKENDS = {"decord": "decord", "pyav": "av", "torchcodec": "torchcodec"}
+"""Name of a video reader and its package."""
+
+
+@dataclass(kw_only=True, frozen=True)
+class VideoOptions:
+    """How clips are read."""
+
+    num_frames: int = 16
+    """Frames of a clip; for sampling "fps" the most, above which they are thinned out evenly."""
+    sampling: str = "uniform"
+    """"uniform", "middle" or "fps"; see `tpo_plugin.data.sampling`."""
+    fps: float = 1.0
+    """Frames a second, for sampling "fps"."""
+    backend: str = "auto"
+    """"decord", "pyav" or "torchcodec". "auto" is decord where it is installed, and PyAV otherwise or for a file that
+    decord cannot read (a portrait video of a telephone)."""
+
+    def __post_init__(self) -> None:
+        if self.num_frames < 1:
+            raise TPOError(f"num_frames is {self.num_frames}; expected at least 1")
+        if self.sampling not in SAMPLING:
+            raise TPOError(f"sampling is {self.sampling!r}{did_you_mean(self.sampling, SAMPLING)}")
+        if not self.fps > 0:
+            raise TPOError(f"fps is {self.fps}; expected more than 0 frames a second")
+        if self.backend not in ("auto", *BACKENDS):
+            raise TPOError(f"video backend is {self.backend!r}{did_you_mean(self.backend, ('auto', *BACKENDS))}")
+
+
+@dataclass(frozen=True)
+class VideoClip:
+    """Sampled frames of a video."""
+
+    frames: np.ndarray
+    """uint8 RGB [T, H, W, 3]."""
+    times_s: np.ndarray
+    """When each frame is first shown, float64 [T], from the file's own time stamps."""
+    duration_s: float
+    """Length of the whole video."""
+
+    @property
+    def height(self) -> int:
+        return self.frames.shape[1]
+
+    @property
+    def width(self) -> int:
+        return self.frames.shape[2]
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """An image file, upright (its EXIF orientation applied), RGB. Raises `MediaError`."""
+    with _reading(path, "an image"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # Pillow's remarks on odd metadata
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def read_video(path: str | Path, options: VideoOptions | None = None) -> VideoClip:
+    """Samples a clip. Raises `MediaError` for a file that cannot be read, `TPOError` for a backend that is missing."""
+    options = options or VideoOptions()
+
+    def sample(reader: _Reader) -> VideoClip:
+        indices = sample_indices(reader.times_s, reader.duration_s, options.sampling, options.num_frames, options.fps)
+        frames, times_s = reader.frames(indices)
+        return VideoClip(frames, times_s, reader.duration_s)
+
+    return _with_reader(path, options.backend, sample)
+
+
+def read_frame(path: str | Path, time_s: float, backend: str = "auto") -> Image.Image:
+    """The frame that is shown at a time. Raises `MediaError`, also where the video is shorter."""
+
+    def pick(reader: _Reader) -> Image.Image:
+        if not 0 <= time_s <= reader.duration_s:
+            raise MediaError(f"{path}: has no frame at {time_s} s; it lasts {reader.duration_s:.3f} s")
+        return Image.fromarray(reader.frame_at(time_s))
+
+    return _with_reader(path, VideoOptions(backend=backend).backend, pick)
+
+
+# -- readers -----------------------------------------------------------------------------------------------------------
+
+
+class _Reader:
+    """A video opened by one backend."""
+
+    times_s: np.ndarray
+    """Of every frame, float64, ascending from 0."""
+    duration_s: float
+
+    def frames(self, indices: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 [T, H, W, 3] and their times [T]; `indices` ascend and may repeat."""
+        raise NotImplementedError
+
+    def frame_at(self, time_s: float) -> np.ndarray:
+        return self.frames([bisect_right(self.times_s, time_s) - 1])[0][0]
+
+    def close(self) -> None:
+        """Lets go of the file."""
+
+
+class _Decord(_Reader):
+    def __init__(self, path: str) -> None:
+        import decord
+
+        decord.logging.set_level(decord.logging.QUIET)
+        with _stderr_as_reason():
+            self._reader = decord.VideoReader(path, num_threads=1)  # workers are the parallelism
+        if not len(self._reader):
+            raise MediaError("has no frame")
+        start_end = self._reader.get_frame_timestamp(list(range(len(self._reader)))).astype(np.float64)
+        self.times_s = start_end[:, 0] - start_end[0, 0]
+        self.duration_s = float(start_end[-1, 1] - start_end[0, 0])
+
+    def frames(self, indices: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        batch = self._reader.get_batch(indices)
+        # decord.bridge.set_bridge, which belongs to the whole process, may have made it another library's tensor
+        frames = batch.asnumpy() if hasattr(batch, "asnumpy") else np.asarray(batch)
+        return frames, self.times_s[indices]
+
+
+class _PyAV(_Reader):
+    def __init__(self, path: str) -> None:
+        import av
+
+        self._container = av.open(path)
+        if not self._container.streams.video:
+            raise MediaError("has no video stream")
+        self._stream = self._container.streams.video[0]
+        packets = []
+        end_s = 0.0
+        for packet in self._container.demux():
+            start = packet.pts if packet.pts is not None else packet.dts
+            if start is None:  # the empty packet that ends a stream
+                continue
+            end = start + (packet.duration or 0)
+            end_s = max(end_s, float(end * packet.time_base))
+            if packet.stream_index == self._stream.index:
+                packets.append((start, end, packet.is_keyframe, packet.is_discard))
+        header_s = (self._container.duration or 0) / av.time_base
+        if len(packets) < self._stream.frames:
+            raise MediaError(f"is truncated: its header lists {self._stream.frames} frames, {len(packets)} are there")
+        if not self._stream.frames and end_s < header_s - 1:
+            raise MediaError(f"is truncated: its header says {header_s:.1f} s, its data end at {end_s:.1f} s")
+        shown = sorted({start: end for start, end, _, hidden in packets if not hidden}.items())
+        if not shown:
+            raise MediaError("has no frame")
+        self._starts = [start for start, _ in shown]
+        self._keys = sorted(start for start, _, is_key, _ in packets if is_key)
+        seconds = float(self._stream.time_base or 0)
+        self.times_s = (np.array(self._starts, dtype=np.float64) - self._starts[0]) * seconds
+        self.duration_s = (max(shown[-1][1], self._starts[-1]) - self._starts[0]) * seconds
+
+    def frames(self, indices: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        wanted = [self._starts[index] for index in indices]
+        decoded = dict(self._decode(sorted(set(wanted))))
+        return np.stack([decoded[start] for start in wanted]), self.times_s[indices]
+
+    def _decode(self, wanted: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """Each wanted start and its frame; seeks where a key frame lies between the last decoded frame and the next."""
+        frames: Iterator[Any] = iter(())
+        position: int | None = None
+        for start in wanted:
+            before = bisect_right(self._keys, start) - 1
+            key = self._keys[before] if before >= 0 else self._starts[0]
+            if position is None or key > position:
+                self._container.seek(key, stream=self._stream)
+                frames = self._container.decode(self._stream)
+            for frame in frames:
+                position = frame.pts if frame.pts is not None else frame.dts
+                if position == start:
+                    # Its display matrix says by how much to turn it anticlockwise.
+                    turned = np.rot90(frame.to_ndarray(format="rgb24"), getattr(frame, "rotation", 0) // 90)
+                    yield start, turned
+                    break
+            else:
+                seconds = float((start - self._starts[0]) * (self._stream.time_base or 0))
+                raise MediaError(f"its frame at {seconds:.3f} s cannot be decoded")
+
+    def close(self) -> None:
+        self._container.close()
+
+
+class _TorchCodec(_Reader):
+    """torchcodec lists no times without decoding: sampling "fps" takes the frame rate as constant here. Times that it
+    returns are the file's."""
+
+    def __init__(self, path: str) -> None:
+        from torchcodec.decoders import VideoDecoder
+
+        self._decoder = VideoDecoder(path, dimension_order="NHWC")
+        meta = self._decoder.metadata
+        if not meta.num_frames or not meta.average_fps:
+            raise MediaError("has no frame")
+        self._begin = meta.begin_stream_seconds or 0.0
+        self.times_s = np.arange(meta.num_frames) / meta.average_fps
+        self.duration_s = meta.end_stream_seconds - self._begin
+
+    def frames(self, indices: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        batch = self._decoder.get_frames_at(indices=indices)
+        return batch.data.numpy(), batch.pts_seconds.double().numpy() - self._begin
+
+    def frame_at(self, time_s: float) -> np.ndarray:
+        # The end itself is not part of the video; it means the last frame.
+        last = np.nextafter(self._begin + self.duration_s, 0)
+        return self._decoder.get_frame_played_at(min(self._begin + time_s, last)).data.numpy()
+
+
+_READERS: dict[str, Callable[[str], _Reader]] = {"decord": _Decord, "pyav": _PyAV, "torchcodec": _TorchCodec}
+
+
+def _with_reader(path: str | Path, backend: str, use: Callable[[_Reader], Any]) -> Any:
+    choices = [backend] if backend != "auto" else [n for n in ("decord", "pyav") if importlib.util.find_spec(BACKENDS[n])]
+    if not choices:
+        raise TPOError("no video reader is installed: pip install av (or decord)")
+    for name in choices:
+        try:
+            importlib.import_module(BACKENDS[name])
+        except (ImportError, OSError, RuntimeError) as error:  # torchcodec raises RuntimeError without FFmpeg
+            raise TPOError(
+                f"video backend {name!r} cannot be imported ({str(error).strip().splitlines()[0]}): pip install {BACKENDS[name]}"
+            ) from error
+        try:
+            with _reading(path, f"a video by {name}"):
+                reader = _READERS[name](str(path))
+                try:
+                    return use(reader)
+                finally:
+                    reader.close()
+        except MediaError:
+            if name == choices[-1]:
+                raise
+    raise AssertionError("unreachable")
+
+
+@contextlib.contextmanager
+def _reading(path: str | Path, what: str) -> Iterator[None]:
+    """Turns whatever a library raises into a `MediaError` with the file and the reason."""
+    if not os.path.isfile(path):
+        raise MediaError(f"{path}: no such file")
+    if not os.path.getsize(path):
+        raise MediaError(f"{path}: cannot be read as {what}: the file is empty")
+    try:
+        yield
+    except MediaError as error:
+        known = str(error)
+        raise (error if known.startswith(str(path)) else MediaError(f"{path}: {known}")) from error.__cause__
+    except Exception as error:
+        # decord puts its source position before a reason, and a stack trace behind it
+        reason = re.sub(r"^\[[\d:]+\] \S+: ", "", str(error).strip()).split("\n")[0] or type(error).__name__
+        raise MediaError(f"{path}: cannot be read as {what}: {reason}") from error
+
+
+_stderr_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def _stderr_as_reason() -> Iterator[None]:
+    """decord writes why a file cannot be opened to the process's stderr: puts it into the error instead."""
+    with _stderr_lock, tempfile.TemporaryFile() as file:
+        sys.stderr.flush()
+        saved = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        failure: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            failure = error
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+        file.seek(0)
+        written = file.read()
+        if failure is not None:
+            raise MediaError(f"cannot be read as a video by decord: {_reason(written.decode(errors='replace'), failure)}") from failure
+        if written:
+            os.write(2, written)
+
+
+def _reason(written: str, failure: Exception) -> str:
+    lines = [line for line in written.strip().splitlines() if line]
+    return lines[-1].rsplit(", ", 1)[-1] if lines else str(failure).strip()

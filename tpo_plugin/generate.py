@@ -1,0 +1,371 @@
+"""Generation with heads: the host's own `generate`, with task tokens placed behind triggers and heads run at the end.
+
+Suffixes: B rows of the batch, T sequence, D hidden size, V vocabulary, N task tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from tpo_plugin.errors import HostError, TPOError, did_you_mean
+from tpo_plugin.tokens import Positions
+
+if TYPE_CHECKING:
+    from tpo_plugin.head import TaskHead
+    from tpo_plugin.model import TaskPreferenceModel
+
+Order = Literal["trigger_first", "task_first"]
+
+
+@dataclass
+class Prediction:
+    """What a head made of one task token of a generated answer."""
+
+    head: str
+    """Name of the head."""
+    position: int
+    """Column of the task token in `sequences`; of the trigger where the answer was cut off there."""
+    value: Any
+    """The head's value for it (for a box, [4] xyxy in 0 to 1); None where the answer was cut off."""
+    score: float | None
+    """Probability with which the LM emitted the trigger; None where the host caps or scales its logits and the answer had
+    to be replayed (beam search)."""
+    head_score: float | None
+    """The head's own confidence, where it has one."""
+    text: str
+    """The answer's text that leads to it: from the previous prediction, or the start, up to the trigger."""
+    text_span: tuple[int, int]
+    """Columns [start, end) of that text in `sequences`."""
+    cut_off: bool = False
+    """Whether generation ended at the trigger (`max_new_tokens`), before the task token."""
+    _head: TaskHead | None = field(default=None, repr=False)
+
+    def to_units(self, *, width: int | None = None, height: int | None = None, duration: float | None = None) -> Any:
+        """The value in pixels of a `width` x `height` image, or in seconds of a `duration`; None where cut off."""
+        if self.value is None or self._head is None:
+            return None
+        return self._head.to_units(self.value, width=width, height=height, duration=duration)
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as plain numbers, strings and lists."""
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if not f.name.startswith("_")}
+        value = None if self.value is None or self._head is None else self._head.to_json(self.value)
+        return plain | {"value": value, "text_span": list(self.text_span)}
+
+
+@dataclass
+class GenerateOutput:
+    """Result of `model.tpo.generate`."""
+
+    sequences: Tensor
+    """What the host's generate returned, [B, T]: prompt and answer (only the answer, if it was given `inputs_embeds`)."""
+    predictions: list[list[Prediction]]
+    """For each row of `sequences`, its predictions in the order in which they stand."""
+    output: Any = None
+    """The host's whole result where `return_dict_in_generate` was asked for."""
+
+
+class Session:
+    """A generation in progress: what the hooks and the logits processor tell each other."""
+
+    def __init__(self, prompt_length: int, task_inputs: dict[str, Any] | None, capturing: bool) -> None:
+        self.prompt_length, self.task_inputs, self.capturing = prompt_length, task_inputs, capturing
+        self.length: int | None = None
+        """Columns so far, with the one that is being fed; None during the prefill."""
+        self.positions: Positions | None = None
+        """Of the tokens that the embedding saw in this forward."""
+        self.replayed: Positions | None = None
+        """During a replay, where to capture in the only forward that matters."""
+        self.states: dict[tuple[int, int], Tensor] = {}
+        """Last hidden state [D] by (row, column of `sequences`)."""
+        self.trigger_logprobs: list[Tensor] = []
+        """For each new token, [B, number of heads]."""
+
+    def capture(self, hidden_BTD: Tensor) -> None:
+        """Keeps the states of the task tokens that this forward fed."""
+        if self.replayed is not None:
+            if self.replayed["shape"] == list(hidden_BTD.shape[:2]):
+                self._keep(hidden_BTD, self.replayed, 0)
+                self.replayed = None
+            return
+        positions, self.positions = self.positions, None
+        if self.length is None or positions is None or positions["shape"] != list(hidden_BTD.shape[:2]):
+            return
+        self._keep(hidden_BTD, positions, self.length - hidden_BTD.shape[1])
+
+    def _keep(self, hidden_BTD: Tensor, positions: Positions, offset: int) -> None:
+        for places in positions["task"].values():
+            for row, column in places:
+                self.states[row, column + offset] = hidden_BTD[row, column].clone()
+
+
+class TriggerProcessor(LogitsProcessor):
+    """Puts the task token behind its trigger and nowhere else; with `route`, ends no answer before that trigger."""
+
+    def __init__(self, tpo: TaskPreferenceModel, session: Session, route: str | None, stop: tuple[list[int], int | None]) -> None:
+        device = tpo.model.device
+        ids = list(tpo.token_ids.values())
+        self.session, self.route = session, route
+        self.triggers = torch.tensor([trigger for trigger, _ in ids], device=device)
+        self.tasks = torch.tensor([task for _, task in ids], device=device)
+        self.never = torch.tensor([t.input_id for t in tpo.tokens.values() if t.input_id is not None], device=device).long()
+        self.routed = tpo.tokens[route].trigger_id if route is not None else None
+        self.eos, self.max_length = torch.tensor(stop[0], device=device).long(), stop[1]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        session = self.session
+        session.length = input_ids.shape[1] + 1
+        scores = scores.index_fill(-1, torch.cat([self.tasks, self.never]), float("-inf"))
+        if session.capturing:
+            session.trigger_logprobs.append(scores.float().log_softmax(-1)[:, self.triggers])
+        if self.routed is not None:
+            scores = self._route(input_ids, scores)
+        if input_ids.shape[1]:
+            is_trigger = input_ids[:, -1:] == self.triggers  # [B, heads]
+            forced = (is_trigger * self.tasks).sum(-1, keepdim=True)
+            only = torch.full_like(scores, float("-inf")).scatter_(-1, forced, 0.0)
+            scores = torch.where(is_trigger.any(-1, keepdim=True), only, scores)
+        return scores
+
+    def _route(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        emitted = (input_ids[:, self.session.prompt_length :] == self.routed).any(-1, keepdim=True)
+        ending = torch.isin(scores.argmax(-1, keepdim=True), self.eos)
+        if self.max_length is not None and self.max_length - input_ids.shape[1] <= 2:
+            ending = torch.ones_like(ending)
+        only = torch.full_like(scores, float("-inf"))
+        only[:, self.routed] = 0.0
+        going_on = scores.index_fill(-1, self.eos, float("-inf"))
+        return torch.where(emitted, scores, torch.where(ending, only, going_on))
+
+
+@torch.no_grad()
+def generate(
+    tpo: TaskPreferenceModel,
+    inputs: Tensor | None = None,
+    *,
+    task_inputs: dict[str, Any] | None = None,
+    route: str | None = None,
+    order: Order = "trigger_first",
+    **kwargs: Any,
+) -> GenerateOutput:
+    """Generates with the host's own `generate` and runs the heads at the task tokens of each answer.
+
+    Args:
+        inputs, kwargs: Everything that the host's `generate` takes.
+        task_inputs: What the heads need to see, by head, and what the user gives in the prompt (encoded input tokens).
+        route: Name of a head that must be called: where the answer would end without its trigger, the trigger is put.
+        order: "trigger_first" as in training; "task_first" as in the authors' demo, where the state is computed with the task
+            token in the trigger's place and the answer goes on without it (`official_tpo.md` section 7).
+
+    Rows are captured while decoding. Where that is not sound (beam search, assisted decoding), or where an answer ends with
+    its task token, the finished sequences are run once more. Raises `TPOError` for an unknown route or order.
+    """
+    if route is not None and route not in tpo.heads:
+        raise TPOError(f"route={route!r} is not an applied head{did_you_mean(route, tpo.heads)}")
+    if order not in ("trigger_first", "task_first"):
+        raise TPOError(f"order={order!r}; expected 'trigger_first' or 'task_first'")
+    if inputs is not None:
+        kwargs["inputs_embeds" if inputs.is_floating_point() else "input_ids"] = inputs
+    prompt = kwargs.get("input_ids") if kwargs.get("inputs_embeds") is None else None
+    prompt_length = 0 if prompt is None else prompt.shape[1]
+    option = _options(tpo, kwargs)
+    captures = order == "trigger_first" and not any(
+        option(name) for name in ("assistant_model", "prompt_lookup_num_tokens", "penalty_alpha", "dola_layers", "custom_generate")
+    ) and (option("num_beams") or 1) == 1
+    session = Session(prompt_length, task_inputs, captures)
+    processors = LogitsProcessorList(kwargs.pop("logits_processor", None) or [])
+    if order == "trigger_first":
+        processors.append(TriggerProcessor(tpo, session, route, _stop(option, prompt_length)))
+    elif route is not None:
+        raise TPOError("route= needs order='trigger_first': in the other order no trigger is placed")
+    with _session(tpo, session):
+        output = tpo.model.generate(**kwargs, logits_processor=processors)
+        sequences = output if isinstance(output, Tensor) else output.sequences
+        found = _find(tpo, sequences, prompt_length, order)
+        for passed in _replays(session, found, order):
+            _replay(tpo, session, kwargs, sequences, passed)
+    return GenerateOutput(
+        sequences=sequences,
+        predictions=_predict(tpo, session, sequences, found, kwargs),
+        output=None if isinstance(output, Tensor) else output,
+    )
+
+
+@contextmanager
+def _session(tpo: TaskPreferenceModel, session: Session) -> Iterator[None]:
+    if tpo.session is not None:
+        raise TPOError("model.tpo.generate was called while it was generating; a session is one generation")
+    tpo.session = session
+    try:
+        yield
+    finally:
+        tpo.session = None
+
+
+def _options(tpo: TaskPreferenceModel, kwargs: dict[str, Any]) -> Any:
+    """Generation options as generate would see them: its arguments before those of the generation config."""
+    config = kwargs.get("generation_config") or tpo.model.generation_config
+
+    def option(name: str) -> Any:
+        return kwargs[name] if name in kwargs else getattr(config, name, None)
+
+    return option
+
+
+def _stop(option: Any, prompt_length: int) -> tuple[list[int], int | None]:
+    """End-of-text ids, and the greatest length of a sequence."""
+    eos = option("eos_token_id")
+    eos = [] if eos is None else [eos] if isinstance(eos, int) else torch.as_tensor(eos).flatten().tolist()
+    new = option("max_new_tokens")
+    return eos, option("max_length") if new is None else prompt_length + new
+
+
+@dataclass
+class _Found:
+    """A trigger of an answer."""
+
+    row: int
+    trigger: int
+    """Column of the trigger."""
+    head: str
+    state: int | None
+    """Column whose hidden state is the task embedding; None where the answer was cut off."""
+
+
+def _find(tpo: TaskPreferenceModel, sequences: Tensor, prompt_length: int, order: Order) -> list[_Found]:
+    by_trigger = {trigger: (name, task) for name, (trigger, task) in tpo.token_ids.items()}
+    found = []
+    for row, ids in enumerate(sequences.tolist()):
+        for column in range(prompt_length, len(ids)):
+            if ids[column] not in by_trigger:
+                continue
+            name, task = by_trigger[ids[column]]
+            if order == "task_first":
+                state = column
+            else:
+                state = column + 1 if column + 1 < len(ids) and ids[column + 1] == task else None
+            found.append(_Found(row, column, name, state))
+    return found
+
+
+def _replays(session: Session, found: list[_Found], order: Order) -> list[list[_Found]]:
+    """Groups of task tokens that one forward each has to compute."""
+    missing = [f for f in found if f.state is not None and (f.row, f.state) not in session.states]
+    if order == "trigger_first":
+        return [missing] if missing else []
+    # The task token stands in for a trigger that later text follows, so one trigger of a row at a time.
+    groups: dict[int, list[_Found]] = {}
+    for f in missing:
+        groups.setdefault(sum(g.row == f.row and g.trigger < f.trigger for g in missing), []).append(f)
+    return list(groups.values())
+
+
+def _replay(
+    tpo: TaskPreferenceModel, session: Session, kwargs: dict[str, Any], sequences: Tensor, found: list[_Found]
+) -> None:
+    """Runs the finished sequences once, as the prefill of a one-token generation, and captures the states of `found`.
+
+    The host's `generate` builds that forward (positions, masks, media), so it is the one that decoding was equal to.
+    """
+    model, prompt_length = tpo.model, session.prompt_length
+    for f in found:
+        if sequences[f.row, f.state] != tpo.tokens[f.head].task_id:
+            sequences = sequences.clone()
+            sequences[f.row, f.state] = tpo.tokens[f.head].task_id
+    inputs = {k: v for k, v in kwargs.items() if isinstance(v, Tensor) and k not in ("input_ids", "inputs_embeds")}
+    prompt, embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
+    start = prompt if embeds is None else embeds
+    copies = len(sequences) // len(start)
+    mask = inputs.pop("attention_mask", None)
+    if mask is None:
+        mask = torch.ones(start.shape[:2], dtype=torch.int64, device=start.device)
+    if copies > 1:
+        _, inputs = model._expand_inputs_for_generation(copies, False, prompt, **inputs)
+        mask = mask.repeat_interleave(copies, 0)
+    num_new = sequences.shape[1] - prompt_length
+    mask = torch.cat([mask, mask.new_ones(len(mask), num_new)], 1)
+    inputs = {k: _grown(k, v, start.shape[1], num_new) for k, v in inputs.items()}
+    if embeds is None:
+        inputs["input_ids"], offset = sequences, 0
+    else:
+        embedded = model.get_input_embeddings()(sequences)
+        inputs["inputs_embeds"] = torch.cat([embeds.repeat_interleave(copies, 0), embedded], 1)
+        offset = embeds.shape[1]
+    places: dict[str, list[list[int]]] = {name: [] for name in tpo.heads}
+    for f in found:
+        places[f.head] += [[f.row, f.state + offset], [f.row, f.trigger - 1 + offset]]
+    session.capturing, session.replayed = True, {"shape": list(mask.shape), "task": places}
+    model.generate(**inputs, attention_mask=mask, max_new_tokens=1, do_sample=False, num_beams=1)
+    if session.replayed is not None:
+        raise HostError(
+            f"the replay of finished sequences in {type(model).__name__} did not pass its last hidden state as "
+            f"{list(mask.shape)}; use greedy decoding or sampling without an assistant model"
+        )
+    if offset:
+        session.states.update({(row, column - offset): s for (row, column), s in list(session.states.items())})
+
+
+def _grown(name: str, value: Tensor, length: int, num_new: int) -> Tensor:
+    """A model input that has a column for each token, for the longer sequence: text columns at its end."""
+    if value.dim() < 2 or value.shape[1] != length or "pixel" in name:
+        return value
+    if "token_type" in name:
+        return torch.cat([value, value.new_zeros(len(value), num_new)], 1)
+    return torch.cat([value, value[:, -1:].expand(-1, num_new, *value.shape[2:])], 1)
+
+
+def _predict(
+    tpo: TaskPreferenceModel, session: Session, sequences: Tensor, found: list[_Found], kwargs: dict[str, Any]
+) -> list[list[Prediction]]:
+    values, head_scores = {}, {}
+    start = kwargs.get("input_ids") if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"]
+    copies = 1 if start is None else len(sequences) // len(start)
+    for name, head in tpo.heads.items():
+        places = [(f.row, f.state) for f in found if f.head == name and f.state is not None]
+        if not places:
+            continue
+        rows_ND = torch.stack([session.states[place] for place in places])
+        outputs = tpo._run_head(name, rows_ND, [row // copies for row, _ in places], session.task_inputs or {})
+        values |= zip(((name, *place) for place in places), head.postprocess(outputs), strict=True)
+        scores = head.score(outputs)
+        if scores is not None:
+            head_scores |= zip(((name, *place) for place in places), scores.tolist(), strict=True)
+    predictions: list[list[Prediction]] = [[] for _ in sequences]
+    for f in found:
+        before = predictions[f.row]
+        begin = before[-1].position + 1 if before else session.prompt_length
+        key = (f.head, f.row, f.state)
+        before.append(
+            Prediction(
+                head=f.head,
+                position=f.trigger if f.state is None else f.state,
+                value=values.get(key),
+                score=_trigger_score(tpo, session, f),
+                head_score=head_scores.get(key),
+                text=tpo.tokenizer.decode(sequences[f.row, begin : f.trigger], skip_special_tokens=True),
+                text_span=(begin, f.trigger),
+                cut_off=f.state is None,
+                _head=tpo.heads[f.head],
+            )
+        )
+    return predictions
+
+
+def _trigger_score(tpo: TaskPreferenceModel, session: Session, found: _Found) -> float | None:
+    """Probability of the trigger where it was emitted."""
+    step = found.trigger - session.prompt_length
+    if session.trigger_logprobs:
+        return float(session.trigger_logprobs[step][found.row, list(tpo.heads).index(found.head)].exp())
+    before = session.states.get((found.row, found.trigger - 1))
+    if before is None or not tpo._host.head_gives_logits:
+        return None
+    logits = tpo._host.head(before[None, None])[0, 0].float()
+    return float(logits.softmax(-1)[tpo.tokens[found.head].trigger_id])

@@ -1,0 +1,77 @@
+"""Checkpoints: which one is complete, and trained host weights that PEFT does not save."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tpo_plugin.checkpoint import CONFIG_FILE, WEIGHTS_FILE, replace_file
+from tpo_plugin.errors import TPOError
+from tpo_plugin.training.parts import LORA
+
+HOST_WEIGHTS_FILE = "tpo_host_weights.safetensors"
+"""Weights of the host itself (connector, vision encoder) that were trained beside a LoRA adapter: PEFT saves the adapter only."""
+
+
+def save_host_weights(model: nn.Module, directory: str | os.PathLike[str], names: set[str] | None = None) -> None:
+    """Writes what trains in the host of a `PeftModel` outside the adapter, or its parameters `names`; nothing otherwise."""
+    weights = {name: p.detach().contiguous().cpu() for name, p in _own_weights(model).items() if _wanted(name, p, names)}
+    if weights:
+        replace_file(Path(directory) / HOST_WEIGHTS_FILE, lambda path: save_file(weights, path, metadata={"format": "pt"}))
+
+
+def load_host_weights(model: nn.Module, directory: str | os.PathLike[str]) -> None:
+    """Loads what `save_host_weights` wrote there, if anything."""
+    path = Path(directory) / HOST_WEIGHTS_FILE
+    if not path.is_file():
+        return
+    own = _own_weights(model)
+    weights = load_file(path, device="cpu")
+    strange = [name for name, value in weights.items() if name not in own or own[name].shape != value.shape]
+    if strange:
+        raise TPOError(f"{path} has {len(strange)} weight(s) that this host lacks or has in another shape, for example {strange[0]!r}")
+    for name, value in weights.items():
+        own[name].data.copy_(value)
+
+
+def host_weight_names(model: nn.Module) -> set[str]:
+    """Names of what trains now in the host of a `PeftModel` outside the adapter."""
+    return {name for name, parameter in _own_weights(model).items() if parameter.requires_grad}
+
+
+def last_checkpoint(directory: str | os.PathLike[str], num_ranks: int = 1) -> str | None:
+    """The latest checkpoint in a stage's folder that was written to its end, or None."""
+    found = {}
+    for path in Path(directory).glob("checkpoint-*"):
+        match = re.fullmatch(r"checkpoint-(\d+)", path.name)
+        if match and _is_complete(path, num_ranks):
+            found[int(match.group(1))] = str(path)
+    return found[max(found)] if found else None
+
+
+def _is_complete(path: Path, num_ranks: int) -> bool:
+    """The Trainer writes trainer_state.json last."""
+    rng = ["rng_state.pth"] if num_ranks == 1 else [f"rng_state_{rank}.pth" for rank in range(num_ranks)]
+    if not all((path / name).is_file() for name in (CONFIG_FILE, WEIGHTS_FILE, *rng)):
+        return False
+    try:
+        json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _own_weights(model: nn.Module) -> dict[str, Tensor]:
+    if not hasattr(model, "peft_config"):
+        return {}
+    of_tpo = {id(parameter) for parameter in model.tpo.parameters()}
+    return {n: p for n, p in model.named_parameters() if id(p) not in of_tpo and not LORA.search(n)}
+
+
+def _wanted(name: str, parameter: Tensor, names: set[str] | None) -> bool:
+    return parameter.requires_grad if names is None else name in names

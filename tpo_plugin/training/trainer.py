@@ -1,0 +1,399 @@
+"""`wrap_trainer`: any transformers Trainer, with losses that are weighted over the whole accumulated global batch.
+
+What a micro-batch adds to the loss is (1/s) * sum_k w_k * S_k / N_k: S_k its summed loss of kind k, N_k the targets of that
+kind in all micro-batches of the step on all W ranks, and s what the trainer, accelerate and DDP do to the loss afterwards:
+
+- transformers >= 4.46: nothing divides by the accumulation steps when the trainer believes that the loss is normalised; DDP
+  averages over ranks, and with `average_tokens_across_devices` the trainer multiplies the host's part (not ours) by W.
+- transformers 4.45: accelerate divides by the configured accumulation steps A, DDP averages over ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from accelerate.data_loader import DataLoaderDispatcher
+from accelerate.utils import gather_object, send_to_device
+from torch import Tensor, nn
+
+from tpo_plugin.checkpoint import load_weights, save_tpo
+from tpo_plugin.errors import TPOError
+from tpo_plugin.losses import count_targets
+from tpo_plugin.training.checkpoints import load_host_weights, save_host_weights
+from tpo_plugin.training.parts import can_learn_triggers
+
+if TYPE_CHECKING:
+    from tpo_plugin.model import TaskPreferenceModel
+
+logger = logging.getLogger(__name__)
+
+SEES_WHOLE_STEP = hasattr(transformers.Trainer, "get_batch_samples")
+"""Whether the Trainer fetches all micro-batches of a step before it runs them (transformers >= 4.46)."""
+
+STATISTICS = ("assign_correct", "assign_total", "false_triggers", "ordinary")
+"""Counts that `TPOOutput.statistics` may hold."""
+
+
+def wrap_trainer(base: type[transformers.Trainer]) -> type[transformers.Trainer]:
+    """A subclass of `base` (transformers' Trainer, TRL's SFTTrainer, LLaVA's, a team's own) that trains a model with TPO.
+
+    It logs every loss, the accuracy of the assignment and the rate of false triggers, evaluates with the heads' metrics, and
+    keeps `tpo_model.safetensors` beside each checkpoint. Raises `TPOError` for a base or for arguments that would lose a loss.
+    """
+    if not (isinstance(base, type) and issubclass(base, transformers.Trainer)):
+        raise TPOError(f"wrap_trainer got {base!r}; expected a subclass of transformers.Trainer (the class, not an object)")
+    if issubclass(base, TPOTrainerMixin):
+        return base
+    ours = _trl_class(base)
+    if ours is not None and ours != "SFTTrainer":
+        raise TPOError(
+            f"{ours} computes a loss of its own from other inputs than labels, which TPO cannot weight; "
+            "expected transformers.Trainer, trl.SFTTrainer, or a subclass"
+        )
+    return type(f"TPO{base.__name__}", (TPOTrainerMixin, base), {})
+
+
+class TPOTrainerMixin:
+    """The methods of `transformers.Trainer` that TPO adds to; see `wrap_trainer`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._check_arguments()
+        if not any(p.requires_grad for p in self.tpo.parameters()) and hasattr(self.model, "peft_config"):
+            for name, parameter in self.tpo.named_parameters():  # get_peft_model froze them
+                parameter.requires_grad_(name in self.tpo.trainable)
+        # The loss that comes out of compute_loss is normalised already: the trainer must not divide it by the steps.
+        self.model_accepts_loss_kwargs = True
+        self.loss_is_scaled_for_ga = True
+        self._pending: list[Any] = []
+        self._sums: dict[str, Tensor] = {}
+        self._num_steps = 0
+        self._evaluation: _Evaluation | None = None
+        self._saved_to: str | None = None
+
+    @property
+    def tpo(self) -> TaskPreferenceModel:
+        """The task preference model of the model that is trained."""
+        return self.accelerator.unwrap_model(self.model).tpo
+
+    # -- counting the targets of a step ------------------------------------------------------------------------------------
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """All micro-batches of a step, each with the counts of the whole step (transformers >= 4.46)."""
+        batches, _ = super().get_batch_samples(*args, **kwargs)
+        counts = self._count_step(batches)
+        return batches, torch.tensor(counts["mllm"], device=self.accelerator.device)
+
+    def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """On transformers 4.45 micro-batches wait here until the step is whole, and run together."""
+        if SEES_WHOLE_STEP:
+            return super().training_step(model, inputs, *args, **kwargs)
+        self._pending.append(inputs)
+        if not self.accelerator.sync_gradients:
+            return torch.zeros((), device=self.accelerator.device)
+        batches, self._pending = self._pending, []
+        self._count_step(batches)
+        losses = []
+        for batch in batches:
+            last = len(losses) == len(batches) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                losses.append(super().training_step(model, batch))
+        return torch.stack(losses).sum()
+
+    def _count_step(self, batches: list[Any]) -> dict[str, Any]:
+        """Counts targets over all micro-batches and ranks, at least 1 of each kind, and puts them into every batch."""
+        kinds = ["mllm", "assign", *self.tpo.heads]
+        total = torch.zeros(len(kinds), dtype=torch.int64)
+        for batch in batches:
+            found = self._count_batch(batch)
+            total += torch.tensor([found[kind] for kind in kinds])
+        total = self.accelerator.reduce(total.to(self.accelerator.device), "sum").clamp(min=1)
+        counts: dict[str, Any] = dict(zip(kinds, total.tolist(), strict=True))
+        counts["scale"] = self._scales()[0]
+        counts["measure"] = (self.state.global_step + 1) % max(int(self.state.logging_steps or 1), 1) == 0
+        for batch in batches:
+            batch["task_counts"] = counts
+        self._num_steps += 1
+        return counts
+
+    def _count_batch(self, batch: Any) -> dict[str, int]:
+        labels = batch["labels"] if "labels" in batch else torch.full_like(batch["input_ids"], -100)
+        return count_targets(batch["input_ids"], labels, self.tpo.tokens)
+
+    def _scales(self) -> tuple[int, int]:
+        """What the host's part and the plugin's part of the loss are multiplied by, so that the step's sum is right."""
+        ranks = self.accelerator.num_processes
+        if not SEES_WHOLE_STEP:
+            both = ranks * self.args.gradient_accumulation_steps
+            return both, both
+        return (1 if self.args.average_tokens_across_devices else ranks), ranks
+
+    # -- the loss ----------------------------------------------------------------------------------------------------------
+
+    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+        """The base trainer's loss, which is the host's part, and the plugin's part."""
+        base = super().compute_loss
+        if _trl_class(type(self)) is not None:
+            # TRL's loss comes from its fused head, which never calls the output embedding: trained triggers would be blind.
+            base = lambda *a, **k: transformers.Trainer.compute_loss(self, *a, **k)  # noqa: E731
+        self.tpo.last_output = None
+        if "task_counts" not in inputs:  # evaluation: every loss is a mean over the batch
+            kwargs.pop("num_items_in_batch", None)
+            return base(model, inputs, return_outputs=return_outputs, **kwargs)
+        counts = inputs["task_counts"]
+        loss, outputs = base(model, inputs, return_outputs=True, **kwargs)
+        result = self.tpo.last_output
+        if result is None or result.plugin_loss is None:
+            raise TPOError(
+                f"{type(self).__name__} did not call the model with its labels, so the losses of TPO are missing; its compute_loss "
+                "must call model(**inputs), or transformers.Trainer.compute_loss"
+            )
+        self._record(result, counts)
+        loss = loss + self._scales()[1] * result.plugin_loss.to(loss.device)
+        return (loss, outputs) if return_outputs else loss
+
+    # -- logging -----------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _record(self, result: Any, counts: dict[str, Any]) -> None:
+        """Adds a micro-batch's losses and counts to the sums on the device; nothing is read back before `log`."""
+        values = {f"loss_{kind}": loss.detach().float() for kind, loss in result.losses.items()}
+        if "loss_mllm" in values:
+            values["loss_mllm"] = values["loss_mllm"] / counts["scale"]
+        values |= {name: value.float() for name, value in result.statistics.items()}
+        for name, value in values.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Adds the mean of each loss over the steps since the last log, and the assignment's statistics."""
+        if "loss" in logs and self._num_steps:
+            logs |= self._drain()
+        super().log(logs, *args, **kwargs)
+
+    def _drain(self) -> dict[str, float]:
+        names = [f"loss_{kind}" for kind in ("mllm", "assign", *self.tpo.heads)] + list(STATISTICS)
+        zero = torch.zeros((), device=self.accelerator.device)
+        sums = torch.stack([self._sums.get(name, zero).to(zero.device) for name in names])
+        values = dict(zip(names, self.accelerator.reduce(sums, "sum").tolist(), strict=True))
+        logs = {name: value / self._num_steps for name, value in values.items() if name not in STATISTICS}
+        self._sums, self._num_steps = {}, 0
+        return logs | _rates(values)
+
+    # -- evaluation --------------------------------------------------------------------------------------------------------
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """The base trainer's loop, with every loss, the assignment's statistics and the heads' metrics in its metrics.
+
+        Samples that accelerate repeats to give every rank as many are counted twice.
+        """
+        prefix = inspect.signature(super().evaluation_loop).bind(*args, **kwargs).arguments.get("metric_key_prefix", "eval")
+        self._evaluation = _Evaluation(self.tpo)
+        try:
+            output = super().evaluation_loop(*args, **kwargs)
+            metrics = self._evaluation.compute(self.accelerator)
+        finally:
+            self._evaluation = None
+        output.metrics.update({f"{prefix}_{name}": value for name, value in metrics.items()})
+        return output
+
+    def prediction_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """The base trainer's step; what the heads gave in it is measured."""
+        self.tpo.last_output = None
+        step = super().prediction_step(model, inputs, *args, **kwargs)
+        result = self.tpo.last_output
+        if self._evaluation is not None and result is not None:
+            self._evaluation.add(result, inputs.get("task_targets") or {}, self._count_batch(inputs), self.accelerator)
+        return step
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
+        super()._save(output_dir, *args, **kwargs)
+        self._save_tpo(output_dir or self.args.output_dir)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        super()._save_checkpoint(*args, **kwargs)
+        folder = os.path.join(self._get_output_dir(trial=None), f"checkpoint-{self.state.global_step}")
+        if self.args.should_save and self._saved_to != folder and os.path.isdir(folder):  # a base that saves on its own
+            self._save_tpo(folder)
+
+    def _save_tpo(self, directory: str) -> None:
+        if self.args.should_save:
+            save_tpo(self.tpo, directory)
+            save_host_weights(self.model, directory)
+            self._saved_to = directory
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
+        load_weights(self.tpo, resume_from_checkpoint)
+        load_host_weights(self.model, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        load_weights(self.tpo, self.state.best_model_checkpoint)
+        load_host_weights(self.model, self.state.best_model_checkpoint)
+
+    # -- refusals ----------------------------------------------------------------------------------------------------------
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuses to train what can never learn."""
+        if not any(p.requires_grad for p in self.tpo.parameters()):
+            raise TPOError("nothing in model.tpo is trainable, so heads and task tokens cannot learn: model.tpo.requires_grad_(True)")
+        self._check_triggers()
+        return super().create_optimizer(*args, **kwargs)
+
+    def _check_triggers(self) -> None:
+        if self.tpo.config.weight("assign") > 0 and not can_learn_triggers(self.model):
+            raise TPOError(
+                "no trainable parameter decides whether a trigger is emitted, so the assignment loss can never fall: train the "
+                "triggers' output rows (model.tpo.embeddings), LoRA or the host, or set loss_weights={'assign': 0}"
+            )
+
+    def _check_arguments(self) -> None:
+        args, model = self.args, self.accelerator.unwrap_model(self.model)
+        if not hasattr(model, "tpo"):
+            raise TPOError(f"this {type(model).__name__} has no TPO: call apply_tpo(model, processor) before the trainer is made")
+        liger = args.use_liger_kernel and (getattr(args, "liger_kernel_config", None) or {}).get("fused_linear_cross_entropy", True)
+        parallel = getattr(self.accelerator, "parallelism_config", None)
+        zero3 = transformers.integrations.is_deepspeed_zero3_enabled()
+        trl = _trl_class(type(self)) is not None
+        refused = {
+            "label_smoothing_factor > 0: it takes the labels away from the model, and the assignment loss with them": (
+                args.label_smoothing_factor != 0
+            ),
+            "compute_loss_func: it takes the labels away from the model; override compute_loss in a subclass instead": (
+                getattr(self, "compute_loss_func", None) is not None
+            ),
+            "more than one GPU in one process (DataParallel), which loses model.tpo's record of the losses: launch with torchrun "
+            "or accelerate, or set CUDA_VISIBLE_DEVICES to one": args.n_gpu > 1,
+            "Liger's fused cross entropy, which never calls the output embedding, so triggers would not be trained: set "
+            "liger_kernel_config={'fused_linear_cross_entropy': False}": liger,
+            "tensor, context or sequence parallelism, under which targets would be counted more than once": (
+                parallel is not None and parallel.non_data_parallel_size > 1
+            ),
+            "FSDP and ZeRO-3, which shard model.tpo so that its checkpoints cannot be written yet: use DDP or ZeRO-2": (
+                self.is_fsdp_enabled or zero3
+            ),
+            "loss_type other than 'nll': the host's own cross entropy is used": (
+                trl and getattr(args, "loss_type", "nll") != "nll"
+            ),
+            "TRL's own data collator, which drops task_inputs and task_targets: give data_collator=, with "
+            "dataset_kwargs={'skip_prepare_dataset': True} and remove_unused_columns=False": (
+                trl and type(self.data_collator).__module__.startswith("trl.")
+            ),
+        }
+        for reason, found in refused.items():
+            if found:
+                raise TPOError(f"{type(self).__name__} cannot train TPO with {reason}")
+
+    def get_train_dataloader(self) -> Any:
+        """The base trainer's loader."""
+        loader = _not_dispatched(super().get_train_dataloader())
+        steps = self.args.gradient_accumulation_steps
+        if not SEES_WHOLE_STEP and hasattr(loader.dataset, "__len__") and len(loader) < steps:
+            raise TPOError(
+                f"an epoch has {len(loader)} micro-batches and gradient_accumulation_steps is {steps}; transformers "
+                f"{transformers.__version__} would step on parts of them: use at most {len(loader)} accumulation steps"
+            )
+        return loader
+
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """The base trainer's loader."""
+        return _not_dispatched(super().get_eval_dataloader(*args, **kwargs))
+
+    def _remove_unused_columns(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        kept = super()._remove_unused_columns(dataset, *args, **kwargs)
+        _check_kept(set(dataset.column_names), set(kept.column_names))
+        return kept
+
+    def _get_collator_with_removed_columns(self, data_collator: Any, *args: Any, **kwargs: Any) -> Any:
+        if not self.args.remove_unused_columns:
+            return data_collator
+        self._set_signature_columns_if_needed()
+        return _CheckColumns(data_collator, frozenset(self._signature_columns))
+
+
+class _Evaluation:
+    """What one evaluation found so far."""
+
+    def __init__(self, tpo: TaskPreferenceModel) -> None:
+        self.metrics = {name: head.metrics() for name, head in tpo.heads.items()}
+        self.sums: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def add(self, result: Any, targets: dict[str, Any], counts: dict[str, int], accelerator: Any) -> None:
+        """Adds a batch; on several ranks, the batches of all of them."""
+        sums = {f"loss_{kind}": loss.detach().float() * counts[kind] for kind, loss in result.losses.items()}
+        sums |= {f"count_{kind}": torch.tensor(float(counts[kind])) for kind in result.losses}
+        sums |= {name: value.float() for name, value in result.statistics.items()}
+        for name, value in sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.to(accelerator.device)
+        heads = {name: (outputs, targets[name]) for name, outputs in result.outputs.items() if name in targets}
+        several = accelerator.num_processes > 1
+        for batch in gather_object([send_to_device(heads, "cpu")]) if several else [heads]:
+            for name, found in send_to_device(batch, accelerator.device).items():
+                self.metrics[name].update(*found)
+
+    def compute(self, accelerator: Any) -> dict[str, float]:
+        """Metric by name."""
+        kinds = ["mllm", "assign", *self.metrics]
+        names = [f"{part}_{kind}" for part in ("loss", "count") for kind in kinds] + list(STATISTICS)
+        zero = torch.zeros((), device=accelerator.device)
+        values = accelerator.reduce(torch.stack([self.sums.get(name, zero) for name in names]), "sum").tolist()
+        sums = dict(zip(names, values, strict=True))
+        found = {f"loss_{kind}": sums[f"loss_{kind}"] / sums[f"count_{kind}"] for kind in kinds if sums[f"count_{kind}"]}
+        found |= _rates(sums)
+        for head, metric in self.metrics.items():
+            found |= {f"{head}_{name}": value for name, value in metric.compute().items()}
+        return found
+
+
+class _CheckColumns:
+    """A collator that refuses samples with keys that the Trainer would drop."""
+
+    def __init__(self, collator: Any, accepted: frozenset[str]) -> None:
+        self.collator, self.accepted = collator, accepted
+
+    def __call__(self, samples: list[Any]) -> Any:
+        for sample in samples:
+            if isinstance(sample, dict):
+                _check_kept(set(sample), self.accepted)
+        return self.collator(samples)
+
+
+def _check_kept(given: set[str], kept: set[str]) -> None:
+    dropped = sorted(given - kept)
+    if dropped:
+        raise TPOError(
+            f"the Trainer would drop the dataset's columns {dropped}, and any loss made from them: set remove_unused_columns=False "
+            "in the training arguments, or remove those columns"
+        )
+
+
+def _not_dispatched(loader: Any) -> Any:
+    if isinstance(loader, DataLoaderDispatcher):
+        raise TPOError(
+            "dispatch_batches slices every tensor of the main rank's batch along its first dimension, which separates targets "
+            "from their samples: set accelerator_config={'dispatch_batches': False}"
+        )
+    return loader
+
+
+def _rates(counts: dict[str, float]) -> dict[str, float]:
+    rates = {}
+    if counts["assign_total"]:
+        rates["assign_accuracy"] = counts["assign_correct"] / counts["assign_total"]
+    if counts["ordinary"]:
+        rates["false_trigger_rate"] = counts["false_triggers"] / counts["ordinary"]
+    return rates
+
+
+def _trl_class(trainer: type) -> str | None:
+    """Name of the TRL trainer that a class is or derives from."""
+    return next((c.__name__ for c in trainer.__mro__ if c.__module__.startswith("trl.") and c.__name__ != "_BaseTrainer"), None)
