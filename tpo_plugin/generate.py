@@ -125,20 +125,23 @@ class TriggerProcessor(LogitsProcessor):
         session.length = input_ids.shape[1] + 1
         scores = scores.index_fill(-1, torch.cat([self.tasks, self.never]), float("-inf"))
         if session.capturing:
-            session.trigger_logprobs.append(scores.float().log_softmax(-1)[:, self.triggers])
+            total = scores.float().logsumexp(-1, keepdim=True)
+            session.trigger_logprobs.append(scores[:, self.triggers].float() - total)
         if self.routed is not None:
             scores = self._route(input_ids, scores)
         if input_ids.shape[1]:
             is_trigger = input_ids[:, -1:] == self.triggers  # [B, heads]
             forced = (is_trigger * self.tasks).sum(-1, keepdim=True)
-            only = torch.full_like(scores, float("-inf")).scatter_(-1, forced, 0.0)
-            scores = torch.where(is_trigger.any(-1, keepdim=True), only, scores)
+            follows = is_trigger.any(-1, keepdim=True)
+            scores = scores.masked_fill_(follows, float("-inf"))
+            scores.scatter_(-1, forced, torch.where(follows, 0.0, scores.gather(-1, forced)))
         return scores
 
     def _route(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         emitted = (input_ids[:, self.session.prompt_length :] == self.routed).any(-1, keepdim=True)
         ending = torch.isin(scores.argmax(-1, keepdim=True), self.eos)
-        if self.max_length is not None and self.max_length - input_ids.shape[1] <= 2:
+        if self.max_length is not None and self.max_length - input_ids.shape[1] <= 3:
+            # room for trigger, task token, and the step that runs the latter
             ending = torch.ones_like(ending)
         only = torch.full_like(scores, float("-inf"))
         only[:, self.routed] = 0.0

@@ -179,10 +179,10 @@ class TaskPreferenceModel(nn.Module):
     def _values(self, kind: str, head: str, places: list[list[int]], output: Tensor) -> Tensor:
         if kind != "input":
             return self.embeddings[head](kind).to(output).expand(len(places), -1)
-        inputs = self._inputs_of(head)
+        token = self.tokens[head].input_token
+        inputs = self._inputs_of(head) if token is not None else None
         if inputs is None:
             inputs = self._empty_inputs(head, output.device)
-        token = self.tokens[head].input_token
         if inputs is None:
             if not places:
                 return output.new_zeros(0, output.shape[-1])
@@ -269,9 +269,7 @@ class TaskPreferenceModel(nn.Module):
             if counts is not None:
                 kwargs.pop("num_items_in_batch", None)
                 if host.honours_num_items:
-                    items = counts["mllm"] / counts.get("scale", 1)
-                    whole = torch.int64 if items == int(items) else torch.float32
-                    kwargs["num_items_in_batch"] = torch.full((), items, dtype=whole, device=labels.device)
+                    kwargs["num_items_in_batch"] = torch.as_tensor(counts["mllm"], device=labels.device)
             elif kwargs.get("num_items_in_batch") is not None and self.training and taken["task_targets"]:
                 self._warn_once(
                     "a trainer passes num_items_in_batch, but not the counts of the other losses, so they are means over "
@@ -299,7 +297,7 @@ class TaskPreferenceModel(nn.Module):
         if call.labels is not None or call.task_targets is not None:
             self._add_losses(result, call, output)
         self.last_output = result
-        return _with_result(output, result, None if call.counts is None else call.counts.get("scale", 1))
+        return _with_result(output, result, (call.counts or {}).get("scale", 1))
 
     def _run_head(
         self, name: str, rows_ND: Tensor, batch_rows: list[int], task_inputs: dict[str, Any]
@@ -341,7 +339,7 @@ class TaskPreferenceModel(nn.Module):
             raise HostError(f"{type(self.model).__name__} got labels and returned no loss; it cannot be trained with TPO")
         host_loss = host_loss.float()
         if call.counts is not None and self._host.honours_num_items:
-            return host_loss / call.counts.get("scale", 1)
+            return host_loss
         if call.counts is None and not call.positions["labels"]:
             return host_loss
         # Where every label is a trigger, the host's mean is over nothing: NaN.
@@ -451,8 +449,8 @@ def _loss_of(output: Any) -> Tensor | None:
 
 
 def _with_result(output: Any, result: TPOOutput, scale: Any) -> Any:
-    """The host's output with the total loss; with `scale` (of a trainer) its loss is the host's part alone, scaled."""
-    loss = result.loss if scale is None or result.host_loss is None else result.host_loss * scale
+    """The host's output with the total loss, times what the trainer will divide it by."""
+    loss = None if result.loss is None else result.loss * scale
     if isinstance(output, tuple):
         return output if loss is None else (loss, *output[1:])
     if loss is not None:

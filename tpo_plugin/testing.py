@@ -40,6 +40,8 @@ from tpo_plugin.hookspecs import PROJECT, hookimpl
 from tpo_plugin.plugins import BLOCK_VARIABLE, THIS_PROCESS, HeadSpec, register_plugin, registry, unregister_plugin
 from tpo_plugin.tiny import HIDDEN_SIZE, logits_of, state_of, tiny_batch, tiny_host
 
+__all__ = ["TaskHeadTests", "tiny_host"]
+
 NUM_TARGETS = 3
 TASK_TOKEN = "the task token"
 

@@ -6,8 +6,6 @@ import json
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from tpo_plugin.plugins import Registry, registry
 
@@ -49,6 +47,9 @@ def describe(found: Registry) -> dict[str, Any]:
 
 
 def _print(found: Registry) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     console = Console(soft_wrap=True, highlight=False, markup=False)
     listed = describe(found)
     table = Table("head", "trigger", "task token", "input token", "from", box=None, pad_edge=False)

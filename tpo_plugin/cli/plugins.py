@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 import traceback
+from typing import Any
 
-import click
 import typer
 
 from tpo_plugin.plugins import Plugin, registry
@@ -15,10 +15,12 @@ logger = logging.getLogger(__name__)
 
 
 @functools.cache
-def plugin_commands() -> dict[str, click.Command]:
-    """The commands of all plugins by name; a plugin whose commands cannot be built is reported once and left out."""
-    found: dict[str, click.Command] = {}
-    owners: dict[str, Plugin] = {}
+def plugin_commands(taken: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """The commands of all plugins by name, those with `taken` names left out.
+
+    A plugin whose commands cannot be built is reported once and left out.
+    """
+    found: dict[str, Any] = {}
     for plugin in registry().plugins:
         if plugin.error is not None:
             continue
@@ -28,14 +30,14 @@ def plugin_commands() -> dict[str, click.Command]:
             logger.warning("no commands from plugin %r (%s):\n%s", plugin.name, plugin, traceback.format_exc())
             continue
         for name, command in commands.items():
-            if name in found:
-                logger.warning("command %r of %s is left out: %s has one of that name", name, plugin, owners[name])
-                continue
-            found[name], owners[name] = command, plugin
+            if name in found or name in taken:
+                logger.warning("command %r of plugin %r (%s) is left out: the name is taken", name, plugin.name, plugin)
+            else:
+                found[name] = command
     return found
 
 
-def _commands_of(plugin: Plugin) -> dict[str, click.Command]:
+def _commands_of(plugin: Plugin) -> dict[str, Any]:
     app = typer.Typer(pretty_exceptions_enable=False)
     registry().call(plugin, "register_commands", app=app)
     return dict(typer.main.get_group(app).commands)

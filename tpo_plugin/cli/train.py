@@ -10,9 +10,9 @@ import typer
 
 def train(
     config: Annotated[Path, typer.Argument(help="YAML file with host, heads, data and stages.")],
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
+    resume: Annotated[bool, typer.Option(help="Go on with a run that was interrupted, or refuse its folder.")] = True,
 ) -> None:
     """Train a host with its heads in the stages of a configuration file."""
-    from tpo_plugin.training import run
+    from tpo_plugin.training.run import train as train_run
 
-    run.train(config, resume=resume)
+    typer.echo(f"run: {train_run(config, resume=resume)}")

@@ -1,5 +1,51 @@
 """Records, their media, and the batches made of them.
 
-    records  reading and checking records          media    images and video clips
-    dataset  a torch dataset over record files     collate  batches for a host
+Names are imported on first use: reading records needs no torch.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tpo_plugin.data.collate import TPOCollator
+    from tpo_plugin.data.dataset import RecordDataset, Sample, SkippedRecord, read_sample
+    from tpo_plugin.data.media import VideoClip, VideoOptions, read_frame, read_image, read_video
+    from tpo_plugin.data.records import Record, Records, Turn, parse_record, prompt_record
+
+_MODULES = {
+    "records": ("Record", "Records", "Turn", "parse_record", "prompt_record"),
+    "media": ("VideoClip", "VideoOptions", "read_frame", "read_image", "read_video"),
+    "dataset": ("RecordDataset", "Sample", "SkippedRecord", "read_sample"),
+    "collate": ("TPOCollator",),
+}
+
+__all__ = [
+    "Record",
+    "RecordDataset",
+    "Records",
+    "Sample",
+    "SkippedRecord",
+    "TPOCollator",
+    "Turn",
+    "VideoClip",
+    "VideoOptions",
+    "parse_record",
+    "prompt_record",
+    "read_frame",
+    "read_image",
+    "read_sample",
+    "read_video",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"tpo_plugin.data.{module}"), name)
+    raise AttributeError(f"module 'tpo_plugin.data' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

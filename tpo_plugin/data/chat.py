@@ -23,13 +23,13 @@ class ChatTemplate:
         self._renderer, kind = (tokenizer, "tokenizer") if processor is None else (processor, "processor")
         if getattr(self._renderer, "chat_template", None) is None:
             raise TPOError(
-                f"the host's {kind} ({type(self._renderer).__name__}) has no chat template; set {kind}.chat_template to the "
-                f"Jinja template that the host was trained with, and save it with {kind}.save_pretrained"
+                f"the host's {kind} ({type(self._renderer).__name__}) has no chat template; set {kind}.chat_template "
+                f"to the Jinja template that the host was trained with, and save it with {kind}.save_pretrained"
             )
         if not getattr(tokenizer, "is_fast", False):
             raise TPOError(
-                f"{type(tokenizer).__name__} is a slow tokenizer, which cannot say where its tokens stand in the text; load "
-                "the host's fast one: AutoTokenizer.from_pretrained(..., use_fast=True)"
+                f"{type(tokenizer).__name__} is a slow tokenizer, which cannot say where its tokens stand in the text; "
+                "load the host's fast one: AutoTokenizer.from_pretrained(..., use_fast=True)"
             )
         # A processor's tokenizer puts its beginning-of-sequence token itself; a template must not do so again.
         bos = tokenizer.bos_token
@@ -66,13 +66,14 @@ class ChatTemplate:
         for stand_in, answer in zip(stand_ins, answers, strict=True):
             before, found, rest = rest.partition(stand_in)
             if not found:
-                raise TPOError(f"the chat template leaves out the answer {answer!r}, so there is nothing to learn from it")
+                raise TPOError(f"the chat template leaves out the answer {answer!r}; expected it in the text")
             built += before
             spans.append((len(built) - self._own_blanks(before), len(built) + len(answer)))
             built += answer
         if built + rest != text:
             raise TPOError(
-                f"the chat template changes the assistant's text, so it cannot be labelled: expected {built + rest!r}, got {text!r}"
+                f"the chat template changes the assistant's text, so it cannot be labelled: expected {built + rest!r}, "
+                f"got {text!r}"
             )
         return text, spans
 

@@ -20,7 +20,9 @@ logger = logging.getLogger(__name__)
 
 
 class TPOCollator:
-    """Collates samples for the host that `tpo` (`model.tpo`) sits on: `DataLoader(dataset, collate_fn=TPOCollator(model.tpo))`.
+    """Collates samples for the host that `tpo` (`model.tpo`) sits on.
+
+        DataLoader(dataset, batch_size=8, collate_fn=TPOCollator(model.tpo))
 
     The batch has what the host's processor makes of text and media, `labels` on the assistant's text and the token that
     ends its turn (triggers labelled, task tokens -100), and, where a head has tasks, its `task_targets` and
@@ -29,8 +31,9 @@ class TPOCollator:
     With `for_generation` it makes prompts instead: the conversation up to its last answer, padded on the left, without
     labels and targets; for `model.tpo.generate(**batch)`.
 
-    Rows longer than `max_length` tokens are cut at the end. Raises `TPOError` where that would cut off a token of a head
-    or a medium, or leave nothing to learn; where the host has no chat template; where the processor refuses a sample.
+    Rows longer than `max_length` tokens are cut at the end. Raises `TPOError` where that would cut off a token of a
+    head or a medium, or leave nothing to learn; where the host has no chat template; where the processor refuses a
+    sample.
     """
 
     def __init__(self, tpo: Any, *, max_length: int | None = None, for_generation: bool = False) -> None:
@@ -60,7 +63,7 @@ class TPOCollator:
         return batch
 
     def _pad(self, rows: list[Row]) -> dict[str, Any]:
-        """Tensors over the sequence are padded to [B, T, ...]; media of all rows are joined along their first dimension."""
+        """Tensors over the sequence are padded to [B, T, ...]; media are joined along their first dimension."""
         names = list(dict.fromkeys(name for row in rows for name in row.sequence))
         if not self.for_generation:
             names.append("labels")
@@ -74,7 +77,7 @@ class TPOCollator:
             for row in rows:
                 if name != "labels" and name not in row.sequence:
                     raise TPOError(
-                        f"{row.place}: the processor gives no {name!r} for this record and does for others of the batch: it "
+                        f"{row.place}: the processor gives no {name!r} for this record and does for others: it "
                         "cannot mix records with and without media; put them into different batches"
                     )
                 values = row.labels if name == "labels" else row.sequence[name]
@@ -113,8 +116,8 @@ def _join(name: str, parts: list[Any]) -> Any:
     if len(set(shapes)) > 1:
         if "video" in name:
             raise TPOError(
-                f"the clips of a batch have different shapes {sorted(set(shapes))} in {name!r}, which this processor cannot "
-                "batch; read as many frames of each (sampling 'uniform' or 'middle'), or one clip a batch"
+                f"the clips of a batch have different shapes {sorted(set(shapes))} in {name!r}, which this processor "
+                "cannot batch; read as many frames of each (sampling 'uniform' or 'middle'), or one clip a batch"
             )
         sizes = [max(lengths) for lengths in zip(*shapes, strict=True)]
         parts = [_pad_to(part, sizes) for part in parts]

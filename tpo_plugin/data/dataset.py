@@ -55,9 +55,9 @@ class RecordDataset(Dataset[Sample]):
     source goes through its records in a new order every time round. What stands at an index depends on `seed` and epoch
     alone; `set_epoch` is called by the trainers of transformers.
 
-    A record whose media cannot be read is replaced by another of the same source, which again depends on seed, epoch and
-    index alone. `skipped` and `report` tell, in the main process, what all its workers met. A `MediaError` stops the run
-    when more than `max_bad_share` of the records read so far are bad.
+    A record whose media cannot be read is replaced by another of the same source, which again depends on seed, epoch
+    and index alone. `skipped` and `report` tell, in the main process, what all its workers met. A `MediaError` stops
+    the run when more than `max_bad_share` of the records read so far are bad.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class RecordDataset(Dataset[Sample]):
     ) -> None:
         if not sources:
             raise TPOError("RecordDataset got no source of records")
-        if weights is not None and (len(weights) != len(sources) or any(w < 0 for w in weights) or not sum(weights) > 0):
+        if weights is not None and (len(weights) != len(sources) or min(weights) < 0 or not sum(weights) > 0):
             raise TPOError(f"weights are {list(weights)}; expected {len(sources)} numbers of at least 0, one above it")
         if weights is None and num_samples is not None:
             raise TPOError("num_samples needs weights: without them an epoch holds every record once")
@@ -80,7 +80,7 @@ class RecordDataset(Dataset[Sample]):
         self.video, self.max_bad_share = video, max_bad_share
         self._starts = np.cumsum([0, *(len(source) for source in sources)])
         self._num_samples = num_samples or int(self._starts[-1])
-        # Both are in shared memory: a worker that persists over epochs sees the epoch, the main process sees the states.
+        # In shared memory: a worker that persists over epochs sees the epoch, the main process sees the states.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         self._states = torch.zeros(int(self._starts[-1]), dtype=torch.uint8).share_memory_()
         self._plan: tuple[int, np.ndarray] | None = None
@@ -105,7 +105,8 @@ class RecordDataset(Dataset[Sample]):
             except MediaError as error:
                 self._mark_bad(place, record, error)
                 if attempt == 100:
-                    raise MediaError(f"100 records of {self.sources[source].name} in a row cannot be read; last: {error}") from error
+                    name = self.sources[source].name
+                    raise MediaError(f"100 records of {name} in a row cannot be read; last: {error}") from error
                 rng = rng or np.random.default_rng([self.seed, int(self._epoch), index])
                 place = int(rng.integers(self._starts[source], self._starts[source + 1]))
                 continue
@@ -143,7 +144,7 @@ class RecordDataset(Dataset[Sample]):
         if num_bad > self.max_bad_share * judged:
             raise MediaError(
                 f"{num_bad} of {num_read} records read so far have media that cannot be read, more than the share of "
-                f"{self.max_bad_share:g} that is allowed (max_bad_share); last: {record.place} (id {record.id}): {error}"
+                f"{self.max_bad_share:g} that max_bad_share allows; last: {record.place} (id {record.id}): {error}"
             ) from error
 
     def _mix(self) -> np.ndarray:
@@ -155,7 +156,7 @@ class RecordDataset(Dataset[Sample]):
 
 
 def _mixed(starts: np.ndarray, weights: np.ndarray, num_samples: int, seed: int, epoch: int) -> np.ndarray:
-    # Bounds of the sources' shares: their counts sum to num_samples exactly and differ from the proportion by less than 1.
+    # Bounds of the sources' shares: their counts sum to num_samples exactly, each within 1 of its proportion.
     bounds = np.rint(np.cumsum([0, *weights]) / weights.sum() * num_samples).astype(int)
     drawn = []
     for source, (low, high) in enumerate(pairwise(bounds)):
@@ -169,4 +170,3 @@ def _mixed(starts: np.ndarray, weights: np.ndarray, num_samples: int, seed: int,
         drawn.append(first + stream[offset : offset + high - low])
     mixed = np.concatenate(drawn)
     return mixed[np.random.default_rng([seed, epoch]).permutation(num_samples)]
-

@@ -1,7 +1,7 @@
 """One sample as token ids, labels and media tensors. Suffix of tensor names: T sequence.
 
 A processor expands the placeholder of an image into many tokens, and only it knows how. So the text is tokenised twice,
-by the tokenizer with offsets and by the processor with the media, and the two are aligned: they differ at the media only.
+by the tokenizer with offsets and by the processor with the media, and both are aligned: they differ at the media only.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from difflib import SequenceMatcher
 from typing import Any
 
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor
 
 from tpo_plugin.data.chat import ChatTemplate
@@ -19,6 +21,8 @@ from tpo_plugin.data.dataset import Sample
 from tpo_plugin.data.media import VideoClip
 from tpo_plugin.errors import MediaError, TPOError
 from tpo_plugin.tokens import HeadTokens
+
+_NESTED_IMAGES = Version(transformers.__version__) >= Version("4.50")
 
 IGNORED = -100
 """Label of a position that is not learned."""
@@ -47,7 +51,7 @@ def encode(
     max_length: int | None = None,
 ) -> Row:
     """Encodes one sample; `for_generation` ends it where the assistant begins to speak. Raises `TPOError`."""
-    place, turns = sample.record.place, sample.record.turns
+    origin, turns = sample.record.place, sample.record.turns
     try:
         text, spans = (chat.render(turns, generation=True), []) if for_generation else chat.render_answers(turns)
         plain_ids, offsets = chat.tokenize(text)
@@ -55,26 +59,26 @@ def encode(
     except MediaError:
         raise
     except Exception as error:
-        raise TPOError(f"{place}: cannot be encoded: {type(error).__name__}: {error}") from error
+        raise TPOError(f"{origin}: cannot be encoded: {type(error).__name__}: {error}") from error
     sequence, media = _split(encoded)
     ids = sequence["input_ids"].tolist()
     where = align(plain_ids, ids)
     task_ids = {t.task_id for t in tokens.values()}
     labels = torch.full((len(ids),), IGNORED)
     for answer in chat.answer_tokens(spans, plain_ids, offsets):
-        found = [where[i] for i in answer]
-        if None in found or (found and found != list(range(found[0], found[0] + len(found)))):
+        found = [place for i in answer if (place := where[i]) is not None]
+        if len(found) < len(answer) or (found and found[-1] - found[0] >= len(found)):
             raise TPOError(
-                f"{place}: the answer {chat.tokenizer.decode([plain_ids[i] for i in answer])!r} is not found in what "
+                f"{origin}: the answer {chat.tokenizer.decode([plain_ids[i] for i in answer])!r} is not found in what "
                 f"{type(chat.processor).__name__} makes of the conversation, so it cannot be labelled"
             )
         for position in found:
             labels[position] = IGNORED if ids[position] in task_ids else ids[position]
-    row = Row(place, sequence, labels, media)
+    row = Row(origin, sequence, labels, media)
     if max_length is None or len(ids) <= max_length:
         return row
     if for_generation:
-        raise TPOError(f"{place}: the prompt has {len(ids)} tokens, more than max_length={max_length}")
+        raise TPOError(f"{origin}: the prompt has {len(ids)} tokens, more than max_length={max_length}")
     expanded = sorted(set(range(len(ids))) - set(where))
     return _cut(row, max_length, tokens, last_of_media=expanded[-1] if expanded else -1)
 
@@ -91,7 +95,9 @@ def align(plain: Sequence[int], full: Sequence[int]) -> list[int | None]:
     last = 0
     while last < shorter - first and plain[-1 - last] == full[-1 - last]:
         last += 1
-    where: list[int | None] = [*range(first), *[None] * (len(plain) - first - last), *range(len(full) - last, len(full))]
+    where: list[int | None] = [None] * len(plain)
+    where[:first] = range(first)
+    where[len(plain) - last :] = range(len(full) - last, len(full))
     between = SequenceMatcher(None, plain[first : len(plain) - last], full[first : len(full) - last], autojunk=False)
     for block in between.get_matching_blocks():
         for i in range(block.size):
@@ -104,7 +110,9 @@ def _run(chat: ChatTemplate, text: str, sample: Sample) -> Mapping[str, Any]:
         return chat.tokenizer([text], add_special_tokens=False, return_tensors="pt")
     media: dict[str, Any] = {}
     if sample.images:
-        media["images"] = list(sample.images)
+        images = list(sample.images)
+        # Since 4.50 processors take the images of each conversation as one list; for some, several are not cut into tiles.
+        media["images"] = [images] if _NESTED_IMAGES else images
     if sample.videos:
         media |= {"videos": [clip.frames for clip in sample.videos], **_video_arguments(chat.processor, sample.videos)}
     return chat.processor(text=[text], return_tensors="pt", **media)
@@ -123,7 +131,7 @@ def _video_arguments(processor: Any, clips: Sequence[VideoClip]) -> dict[str, An
     known = {f.name for f in fields(VideoMetadata)}
     metadata = []
     for clip in clips:
-        values = {
+        values: dict[str, Any] = {
             "total_num_frames": max(1, round(1000 * clip.duration_s)),
             "fps": 1000.0,
             "width": clip.width,

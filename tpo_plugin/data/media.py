@@ -10,9 +10,6 @@ import importlib
 import importlib.util
 import os
 import re
-import sys
-import tempfile
-import threading
 import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
@@ -28,6 +25,9 @@ from tpo_plugin.errors import MediaError, TPOError, did_you_mean
 
 BACKENDS = {"decord": "decord", "pyav": "av", "torchcodec": "torchcodec"}
 """Name of a video reader and its package."""
+
+_TOLERANCE_S = 1e-3
+"""A time may be behind the end by this much: the backends' durations differ by rounding."""
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -99,7 +99,7 @@ def read_frame(path: str | Path, time_s: float, backend: str = "auto") -> Image.
     """The frame that is shown at a time. Raises `MediaError`, also where the video is shorter."""
 
     def pick(reader: _Reader) -> Image.Image:
-        if not 0 <= time_s <= reader.duration_s:
+        if not 0 <= time_s <= reader.duration_s + _TOLERANCE_S:
             raise MediaError(f"{path}: has no frame at {time_s} s; it lasts {reader.duration_s:.3f} s")
         return Image.fromarray(reader.frame_at(time_s))
 
@@ -121,7 +121,7 @@ class _Reader:
         raise NotImplementedError
 
     def frame_at(self, time_s: float) -> np.ndarray:
-        return self.frames([bisect_right(self.times_s, time_s) - 1])[0][0]
+        return self.frames([bisect_right(self.times_s, time_s + 1e-6) - 1])[0][0]
 
     def close(self) -> None:
         """Lets go of the file."""
@@ -129,16 +129,21 @@ class _Reader:
 
 class _Decord(_Reader):
     def __init__(self, path: str) -> None:
+        import av
         import decord
 
+        with av.open(path) as container:  # says what is wrong with a file, where decord writes to stderr
+            header_s = (container.duration or 0) / av.time_base
         decord.logging.set_level(decord.logging.QUIET)
-        with _stderr_as_reason():
-            self._reader = decord.VideoReader(path, num_threads=1)  # workers are the parallelism
+        self._reader = decord.VideoReader(path, num_threads=1)  # workers are the parallelism
         if not len(self._reader):
             raise MediaError("has no frame")
-        start_end = self._reader.get_frame_timestamp(list(range(len(self._reader)))).astype(np.float64)
+        # float32 there: to six digits they are again what the file says
+        start_end = self._reader.get_frame_timestamp(list(range(len(self._reader)))).astype(np.float64).round(6)
         self.times_s = start_end[:, 0] - start_end[0, 0]
         self.duration_s = float(start_end[-1, 1] - start_end[0, 0])
+        if self.duration_s < header_s - 1:  # longer sound, or a truncated file, which decord takes for a shorter one
+            _PyAV(path).close()
 
     def frames(self, indices: list[int]) -> tuple[np.ndarray, np.ndarray]:
         batch = self._reader.get_batch(indices)
@@ -231,22 +236,26 @@ class _TorchCodec(_Reader):
     def frame_at(self, time_s: float) -> np.ndarray:
         # The end itself is not part of the video; it means the last frame.
         last = np.nextafter(self._begin + self.duration_s, 0)
-        return self._decoder.get_frame_played_at(min(self._begin + time_s, last)).data.numpy()
+        # Not get_frame_played_at, which gives the next frame where a frame is shown longer than its packet says.
+        return self._decoder.get_frames_played_at([min(self._begin + time_s, last)]).data[0].numpy()
 
 
 _READERS: dict[str, Callable[[str], _Reader]] = {"decord": _Decord, "pyav": _PyAV, "torchcodec": _TorchCodec}
 
 
 def _with_reader(path: str | Path, backend: str, use: Callable[[_Reader], Any]) -> Any:
-    choices = [backend] if backend != "auto" else [n for n in ("decord", "pyav") if importlib.util.find_spec(BACKENDS[n])]
+    choices = [backend]
+    if backend == "auto":
+        choices = [name for name in ("decord", "pyav") if importlib.util.find_spec(BACKENDS[name])]
     if not choices:
         raise TPOError("no video reader is installed: pip install av (or decord)")
     for name in choices:
         try:
             importlib.import_module(BACKENDS[name])
         except (ImportError, OSError, RuntimeError) as error:  # torchcodec raises RuntimeError without FFmpeg
+            reason = str(error).strip().splitlines()[0]
             raise TPOError(
-                f"video backend {name!r} cannot be imported ({str(error).strip().splitlines()[0]}): pip install {BACKENDS[name]}"
+                f"video backend {name!r} cannot be imported ({reason}): pip install {BACKENDS[name]}"
             ) from error
         try:
             with _reading(path, f"a video by {name}"):
@@ -277,34 +286,3 @@ def _reading(path: str | Path, what: str) -> Iterator[None]:
         # decord puts its source position before a reason, and a stack trace behind it
         reason = re.sub(r"^\[[\d:]+\] \S+: ", "", str(error).strip()).split("\n")[0] or type(error).__name__
         raise MediaError(f"{path}: cannot be read as {what}: {reason}") from error
-
-
-_stderr_lock = threading.Lock()
-
-
-@contextlib.contextmanager
-def _stderr_as_reason() -> Iterator[None]:
-    """decord writes why a file cannot be opened to the process's stderr: puts it into the error instead."""
-    with _stderr_lock, tempfile.TemporaryFile() as file:
-        sys.stderr.flush()
-        saved = os.dup(2)
-        os.dup2(file.fileno(), 2)
-        failure: Exception | None = None
-        try:
-            yield
-        except Exception as error:
-            failure = error
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-        file.seek(0)
-        written = file.read()
-        if failure is not None:
-            raise MediaError(f"cannot be read as a video by decord: {_reason(written.decode(errors='replace'), failure)}") from failure
-        if written:
-            os.write(2, written)
-
-
-def _reason(written: str, failure: Exception) -> str:
-    lines = [line for line in written.strip().splitlines() if line]
-    return lines[-1].rsplit(", ", 1)[-1] if lines else str(failure).strip()

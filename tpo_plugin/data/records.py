@@ -1,7 +1,7 @@
 """Reading and checking records: JSON Lines of this project, and LLaVA's own JSON as it is. No torch in here.
 
-A record is a conversation about images or videos. A placeholder `<head>` stands for that head's next task of the record:
-in a gpt turn it is what the model shall predict, in a human turn what the user gives.
+A record is a conversation about images or videos. A placeholder `<head>` stands for that head's next task of the
+record: in a gpt turn it is what the model shall predict, in a human turn what the user gives.
 
     {"id": "42", "video": "clips/rabbit.mp4",
      "conversations": [{"from": "human", "value": "<image>\\nWhere is the rabbit?"},
@@ -71,7 +71,9 @@ class Records(Sequence[Record]):
     bytes a record. Raises `RecordError` with file, line (of a list: the index) and field.
     """
 
-    def __init__(self, source: str | Path | Sequence[dict[str, Any]], tpo: Any, *, media_root: str | Path | None = None):
+    def __init__(
+        self, source: str | Path | Sequence[dict[str, Any]], tpo: Any, *, media_root: str | Path | None = None
+    ) -> None:
         self.tpo = tpo
         self._list: Sequence[dict[str, Any]] | None = None
         self._offsets, self._lines = array("q"), array("q")
@@ -99,7 +101,7 @@ class Records(Sequence[Record]):
                     return
                 offset = 0
                 for number, line in enumerate(file, start=1):
-                    if line.strip():
+                    if line.strip(b" \t\r\n\xef\xbb\xbf"):
                         self._offsets.append(offset)
                         self._lines.append(number)
                     offset += len(line)
@@ -113,15 +115,18 @@ class Records(Sequence[Record]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         index %= len(self)
-        options = {"media_root": self.media_root, "file": self.name}
         if self._list is not None:
-            return parse_record(self._list[index], self.tpo, prefix=f"[{index}]", **options)
+            data, line, prefix = self._list[index], None, f"[{index}]"
+        else:
+            data, line, prefix = self._read(index), self._lines[index], ""
+        return parse_record(data, self.tpo, media_root=self.media_root, file=self.name, line=line, prefix=prefix)
+
+    def _read(self, index: int) -> Any:
         assert self.path is not None
         line = self._lines[index]
         with self.path.open("rb") as file:  # opened here, so that no handle is shared with a worker process
             file.seek(self._offsets[index])
-            data = _loads(file.readline(), lambda message: RecordError(message, file=self.name, line=line))
-        return parse_record(data, self.tpo, line=line, **options)
+            return _loads(file.readline(), lambda message: RecordError(message, file=self.name, line=line))
 
 
 def parse_record(
@@ -197,7 +202,9 @@ def _conversation(data: Mapping[str, Any], wrong: _Wrong, open_ended: bool) -> l
         position = i - (turns[0].get("from") == "system")
         expected = "system" if position < 0 else ("human", "gpt")[position % 2]
         if role != expected:
-            raise wrong(f"conversations[{i}].from", f"is {role!r}, expected {expected!r}: turns go human, gpt, human, ...")
+            raise wrong(
+                f"conversations[{i}].from", f"is {role!r}, expected {expected!r}: turns go human, gpt, human, …"
+            )
         texts.append((_ROLES[role], turn["value"]))
     if texts[-1][0] != "assistant" and not (open_ended and texts[-1][0] == "user"):
         raise wrong("conversations", f"ends with a {turns[-1]['from']!r} turn, expected a 'gpt' turn to learn from")
@@ -211,16 +218,17 @@ def _media(
     paths: dict[str, list[str]] = {}
     for kind in ("image", "video"):
         value = data.get(kind)
-        paths[kind] = [value] if isinstance(value, str) else list(value or [])
-        if not all(isinstance(path, str) and path for path in paths[kind]):
+        files = [value] if isinstance(value, str) else value or []
+        if not isinstance(files, Sequence) or not all(isinstance(path, str) and path for path in files):
             raise wrong(kind, f"is {value!r}, expected a path or a list of paths")
+        paths[kind] = list(files)
     only_video = bool(paths["video"]) and not paths["image"]
     found: Counter[str] = Counter()
     named = []
     for i, (role, text) in enumerate(texts):
         tags = MEDIA_TAG.findall(text)
         if tags and role != "user":
-            raise wrong(f"conversations[{i}].value", f"holds the media tag <{tags[0]}>, which only a human turn may hold")
+            raise wrong(f"conversations[{i}].value", f"holds the tag <{tags[0]}>, which only a human turn may hold")
         if only_video:
             text = text.replace("<image>", "<video>")
         found.update(MEDIA_TAG.findall(text))
@@ -228,7 +236,9 @@ def _media(
     for kind, given in paths.items():
         if found[kind] != len(given):
             tag = "<image> or <video>" if kind == "video" and only_video else f"<{kind}>"
-            raise wrong(kind, f"has {len(given)} file(s), the conversation has {found[kind]} tag(s) {tag}; expected as many")
+            raise wrong(
+                kind, f"has {len(given)} file(s), the conversation {found[kind]} tag(s) {tag}; expected as many"
+            )
     return named, paths["image"], paths["video"]
 
 
@@ -242,11 +252,12 @@ def _tasks(data: Mapping[str, Any], tpo: Any, wrong: _Wrong) -> list[dict[str, A
             raise wrong(f"tasks[{i}]", "expected an object with 'head' and that head's fields")
         name = task["head"]
         if name not in tpo.heads:
-            raise wrong(f"tasks[{i}].head", f"is {name!r}, which is not among the applied heads{did_you_mean(name, tpo.heads)}")
+            hint = did_you_mean(name, tpo.heads)
+            raise wrong(f"tasks[{i}].head", f"is {name!r}, which is not among the applied heads{hint}")
+        task = {key: value for key, value in task.items() if value is not None}  # Arrow fills absent fields with None
         time = task.get("time", 0)
         if isinstance(time, bool) or not isinstance(time, (int, float)) or time < 0:
             raise wrong(f"tasks[{i}].time", f"is {time!r}, expected seconds of at least 0")
-        task = {key: value for key, value in task.items() if value is not None}  # Arrow fills absent fields with None
         try:
             tpo.heads[name].check_task(task)
             if tpo.heads[name].num_tokens(task) < 1:
@@ -279,7 +290,7 @@ def _expand(texts: list[tuple[str, str]], tasks: list[dict[str, Any]], tpo: Any,
             if token in text:
                 raise wrong(
                     f"conversations[{i}].value",
-                    f"holds {token!r}, a token of head {name!r}; write the placeholder <{name}> and give its task instead",
+                    f"holds {token!r}, a token of head {name!r}; write the placeholder <{name}> and give its task",
                 )
     for name in names:
         if num_placeholders[name] != len(waiting[name]):

@@ -18,8 +18,8 @@ def uniform_indices(num_total: int, num_frames: int) -> list[int]:
 def middle_indices(num_total: int, num_frames: int) -> list[int]:
     """The middle frame of each of `num_frames` equal parts, as the released VideoChat-TPO samples.
 
-    With a = min(num_frames, num_total) and bounds b = floor(linspace(0, num_total, a + 1)): (b_i + b_{i+1} - 1) // 2. Where the
-    video has fewer frames the last index repeats.
+    With a = min(num_frames, num_total) and bounds b = floor(linspace(0, num_total, a + 1)): (b_i + b_{i+1} - 1) // 2.
+    Where the video has fewer frames the last index repeats.
     """
     parts = min(num_frames, num_total)
     bounds = np.linspace(0, num_total, parts + 1).astype(int)
@@ -30,9 +30,9 @@ def middle_indices(num_total: int, num_frames: int) -> list[int]:
 def fps_indices(times_s: np.ndarray, duration_s: float, fps: float) -> list[int]:
     """The frames nearest to the times 1/2, 3/2, 5/2, ... of 1/`fps` seconds; `times_s` are those of all frames.
 
-    At a constant rate R of the video that is round(time * R), halves to even, as the released VideoChat-TPO samples; at a
-    varying rate times are taken where the frames really are. As there, the count is cut to a multiple of floor(`fps`), so
-    that a rate of 8 gives whole seconds, and a video of less than one second no frame.
+    At a constant rate R of the video that is round(time * R), halves to even, as the released VideoChat-TPO samples;
+    at a varying rate times are taken where the frames really are. As there, the count is cut to a multiple of
+    floor(`fps`), so that a rate of 8 gives whole seconds, and a video of less than one second no frame.
     """
     step = 1 / fps
     at_s = np.arange(step / 2, duration_s, step)

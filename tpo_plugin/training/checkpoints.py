@@ -15,14 +15,16 @@ from tpo_plugin.errors import TPOError
 from tpo_plugin.training.parts import LORA
 
 HOST_WEIGHTS_FILE = "tpo_host_weights.safetensors"
-"""Weights of the host itself (connector, vision encoder) that were trained beside a LoRA adapter: PEFT saves the adapter only."""
+"""Weights of the host itself that were trained, such as the connector's: PEFT saves nothing but the adapter."""
 
 
-def save_host_weights(model: nn.Module, directory: str | os.PathLike[str], names: set[str] | None = None) -> None:
-    """Writes what trains in the host of a `PeftModel` outside the adapter, or its parameters `names`; nothing otherwise."""
-    weights = {name: p.detach().contiguous().cpu() for name, p in _own_weights(model).items() if _wanted(name, p, names)}
+def save_host_weights(model: nn.Module, directory: str | os.PathLike[str], names: set[str]) -> None:
+    """Writes the host's parameters of these names, if any."""
+    weights = {name: p.detach().contiguous().cpu() for name, p in _own_weights(model).items() if name in names}
     if weights:
-        replace_file(Path(directory) / HOST_WEIGHTS_FILE, lambda path: save_file(weights, path, metadata={"format": "pt"}))
+        replace_file(
+            Path(directory) / HOST_WEIGHTS_FILE, lambda path: save_file(weights, path, metadata={"format": "pt"})
+        )
 
 
 def load_host_weights(model: nn.Module, directory: str | os.PathLike[str]) -> None:
@@ -34,14 +36,17 @@ def load_host_weights(model: nn.Module, directory: str | os.PathLike[str]) -> No
     weights = load_file(path, device="cpu")
     strange = [name for name, value in weights.items() if name not in own or own[name].shape != value.shape]
     if strange:
-        raise TPOError(f"{path} has {len(strange)} weight(s) that this host lacks or has in another shape, for example {strange[0]!r}")
+        raise TPOError(
+            f"{path} has {len(strange)} weight(s) that this host lacks or has in another shape, for example {strange[0]!r}"
+        )
     for name, value in weights.items():
         own[name].data.copy_(value)
 
 
-def host_weight_names(model: nn.Module) -> set[str]:
+def unsaved_by_peft(model: nn.Module) -> set[str]:
     """Names of what trains now in the host of a `PeftModel` outside the adapter."""
-    return {name for name, parameter in _own_weights(model).items() if parameter.requires_grad}
+    own = _own_weights(model) if hasattr(model, "peft_config") else {}
+    return {name for name, parameter in own.items() if parameter.requires_grad}
 
 
 def last_checkpoint(directory: str | os.PathLike[str], num_ranks: int = 1) -> str | None:
@@ -67,11 +72,6 @@ def _is_complete(path: Path, num_ranks: int) -> bool:
 
 
 def _own_weights(model: nn.Module) -> dict[str, Tensor]:
-    if not hasattr(model, "peft_config"):
-        return {}
+    """The host's parameters: neither tpo's nor an adapter's."""
     of_tpo = {id(parameter) for parameter in model.tpo.parameters()}
     return {n: p for n, p in model.named_parameters() if id(p) not in of_tpo and not LORA.search(n)}
-
-
-def _wanted(name: str, parameter: Tensor, names: set[str] | None) -> bool:
-    return parameter.requires_grad if names is None else name in names

@@ -36,6 +36,20 @@ class DataSource:
 
 
 @dataclass(kw_only=True)
+class DataConfig:
+    """How records are read, in all stages."""
+
+    video: dict[str, Any] = field(default_factory=dict)
+    """How clips are read: fields of `tpo_plugin.data.VideoOptions` (num_frames, sampling, fps, backend)."""
+    max_length: int | None = None
+    """Tokens of a sample at most; longer ones are cut at the end. None cuts nothing."""
+    max_bad_share: float = 0.05
+    """Training stops when more than this share of the records has media that cannot be read, 0 to 1."""
+    num_workers: int = 0
+    """Processes on each rank that read media ahead."""
+
+
+@dataclass(kw_only=True)
 class LoraSettings:
     """LoRA on the language model, through PEFT."""
 
@@ -72,7 +86,7 @@ class StageConfig:
     micro_batch_size: int = 8
     """Samples in one forward on one device; must divide `batch_size` / ranks."""
     warmup: float = 0.2
-    """Share of the steps over which the rate rises, 0 to 1."""
+    """Share of the steps over which the rate rises, at least 0 and below 1."""
     scheduler: str = "cosine"
     """Name of a transformers learning-rate scheduler."""
     weight_decay: float = 0.02
@@ -93,9 +107,11 @@ class StageConfig:
         self.eval_data = [_build(DataSource, source, f"eval_data[{i}]") for i, source in enumerate(self.eval_data)]
         self.learning_rates = {part: _rate(part, rate) for part, rate in self.learning_rates.items()}
         if self.batch_size < 1 or self.micro_batch_size < 1:
-            raise TPOError(f"batch_size {self.batch_size} and micro_batch_size {self.micro_batch_size}: expected at least 1")
-        if not 0 <= self.warmup <= 1:
-            raise TPOError(f"warmup is {self.warmup!r}; expected a share of the steps, 0 to 1")
+            raise TPOError(
+                f"batch_size {self.batch_size} and micro_batch_size {self.micro_batch_size}: expected at least 1"
+            )
+        if not 0 <= self.warmup < 1:
+            raise TPOError(f"warmup is {self.warmup!r}; expected a share of the steps, at least 0 and below 1")
 
     def accumulation(self, num_ranks: int) -> int:
         """Accumulation steps that make `batch_size` on `num_ranks` devices; raises `TPOError` where it does not divide."""
@@ -145,8 +161,8 @@ class TrainConfig:
     """Autocast to bfloat16; None: where the device can and the host is not float32."""
     seed: int = 0
     """Of weights, data order and dropout."""
-    data: dict[str, Any] = field(default_factory=dict)
-    """How records are read; see `tpo_plugin.data`."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """How records are read."""
     stage1: StageConfig | None = field(default_factory=_stage1)
     """Task assignment: LoRA learns to emit the triggers. None leaves the stage out."""
     stage2: StageConfig | None = field(default_factory=_stage2)
@@ -156,6 +172,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         self.tpo = _build(TPOConfig, self.tpo, "tpo")
+        self.data = _build(DataConfig, self.data, "data")
         self.lora = None if self.lora is None else _build(LoraSettings, self.lora, "lora")
         defaults = {"stage1": _stage1, "stage2": _stage2, "stage3": _stage3}
         for name, default in defaults.items():
@@ -200,7 +217,9 @@ def _rate(part: str, value: Any) -> float:
     except (TypeError, ValueError):
         rate = 0.0
     if not 0 < rate < float("inf"):
-        raise TPOError(f"learning_rates[{part!r}] is {value!r}; expected a number above 0; leave a part out to freeze it")
+        raise TPOError(
+            f"learning_rates[{part!r}] is {value!r}; expected a number above 0; leave a part out to freeze it"
+        )
     return rate
 
 

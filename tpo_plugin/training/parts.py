@@ -56,7 +56,11 @@ def _parts_of_tpo(tpo: Any) -> dict[int, list[str]]:
 
 
 def set_trainable(
-    model: nn.Module, learning_rates: Mapping[str, float], modules: Mapping[str, str] | None = None, *, where: str = "stage"
+    model: nn.Module,
+    learning_rates: Mapping[str, float],
+    modules: Mapping[str, str] | None = None,
+    *,
+    where: str = "stage",
 ) -> dict[str, float]:
     """Trains exactly the parts of `learning_rates`, and freezes the rest; returns the rate of each parameter by name.
 
@@ -67,7 +71,9 @@ def set_trainable(
     present = {part for names in parts.values() for part in names}
     for part in learning_rates:
         if part not in valid:
-            raise TPOError(f"{where}: learning_rates has {part!r}, which is no part of this model{did_you_mean(part, valid)}")
+            raise TPOError(
+                f"{where}: learning_rates has {part!r}, which is no part of this model{did_you_mean(part, valid)}"
+            )
         if part not in present:
             raise TPOError(f"{where}: learning_rates has {part!r}, and no parameter belongs to it; {_remedy(part)}")
     rates: dict[str, float] = {}

@@ -1,16 +1,19 @@
 """`wrap_trainer`: any transformers Trainer, with losses that are weighted over the whole accumulated global batch.
 
 What a micro-batch adds to the loss is (1/s) * sum_k w_k * S_k / N_k: S_k its summed loss of kind k, N_k the targets of that
-kind in all micro-batches of the step on all W ranks, and s what the trainer, accelerate and DDP do to the loss afterwards:
+kind in all micro-batches of the step on all W ranks, and s what the trainer, accelerate and DDP do to the loss afterwards.
+The wrapped trainer counts the N_k and chooses 1/s, the "scale"; the model's forward divides, weights, sums and scales. It
+is the model's own loss, because DDP looks for unused parameters in the graph of what forward returns.
 
-- transformers >= 4.46: nothing divides by the accumulation steps when the trainer believes that the loss is normalised; DDP
-  averages over ranks, and with `average_tokens_across_devices` the trainer multiplies the host's part (not ours) by W.
-- transformers 4.45: accelerate divides by the configured accumulation steps A, DDP averages over ranks.
+- transformers >= 4.46: a loss that the trainer believes to be normalised is not divided by the accumulation steps; DDP
+  averages over ranks, which the trainer makes good where `average_tokens_across_devices` is set. 1/s is 1, otherwise W.
+- transformers 4.45: accelerate divides by the configured accumulation steps A, DDP averages over ranks: 1/s is A * W.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import logging
 import os
@@ -19,13 +22,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 from accelerate.data_loader import DataLoaderDispatcher
-from accelerate.utils import gather_object, send_to_device
 from torch import Tensor, nn
 
 from tpo_plugin.checkpoint import load_weights, save_tpo
 from tpo_plugin.errors import TPOError
 from tpo_plugin.losses import count_targets
-from tpo_plugin.training.checkpoints import load_host_weights, save_host_weights
+from tpo_plugin.training.checkpoints import load_host_weights, save_host_weights, unsaved_by_peft
+from tpo_plugin.training.evaluation import STATISTICS, Evaluation, rates
 from tpo_plugin.training.parts import can_learn_triggers
 
 if TYPE_CHECKING:
@@ -36,9 +39,6 @@ logger = logging.getLogger(__name__)
 SEES_WHOLE_STEP = hasattr(transformers.Trainer, "get_batch_samples")
 """Whether the Trainer fetches all micro-batches of a step before it runs them (transformers >= 4.46)."""
 
-STATISTICS = ("assign_correct", "assign_total", "false_triggers", "ordinary")
-"""Counts that `TPOOutput.statistics` may hold."""
-
 
 def wrap_trainer(base: type[transformers.Trainer]) -> type[transformers.Trainer]:
     """A subclass of `base` (transformers' Trainer, TRL's SFTTrainer, LLaVA's, a team's own) that trains a model with TPO.
@@ -47,7 +47,9 @@ def wrap_trainer(base: type[transformers.Trainer]) -> type[transformers.Trainer]
     keeps `tpo_model.safetensors` beside each checkpoint. Raises `TPOError` for a base or for arguments that would lose a loss.
     """
     if not (isinstance(base, type) and issubclass(base, transformers.Trainer)):
-        raise TPOError(f"wrap_trainer got {base!r}; expected a subclass of transformers.Trainer (the class, not an object)")
+        raise TPOError(
+            f"wrap_trainer got {base!r}; expected a subclass of transformers.Trainer (the class, not an object)"
+        )
     if issubclass(base, TPOTrainerMixin):
         return base
     ours = _trl_class(base)
@@ -74,7 +76,7 @@ class TPOTrainerMixin:
         self._pending: list[Any] = []
         self._sums: dict[str, Tensor] = {}
         self._num_steps = 0
-        self._evaluation: _Evaluation | None = None
+        self._evaluation: Evaluation | None = None
         self._saved_to: str | None = None
 
     @property
@@ -82,7 +84,7 @@ class TPOTrainerMixin:
         """The task preference model of the model that is trained."""
         return self.accelerator.unwrap_model(self.model).tpo
 
-    # -- counting the targets of a step ------------------------------------------------------------------------------------
+    # -- counting the targets of a step --------------------------------------------------------------------------------
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """All micro-batches of a step, each with the counts of the whole step (transformers >= 4.46)."""
@@ -115,7 +117,7 @@ class TPOTrainerMixin:
             total += torch.tensor([found[kind] for kind in kinds])
         total = self.accelerator.reduce(total.to(self.accelerator.device), "sum").clamp(min=1)
         counts: dict[str, Any] = dict(zip(kinds, total.tolist(), strict=True))
-        counts["scale"] = self._scales()[0]
+        counts["scale"] = self._scale()
         counts["measure"] = (self.state.global_step + 1) % max(int(self.state.logging_steps or 1), 1) == 0
         for batch in batches:
             batch["task_counts"] = counts
@@ -126,46 +128,40 @@ class TPOTrainerMixin:
         labels = batch["labels"] if "labels" in batch else torch.full_like(batch["input_ids"], -100)
         return count_targets(batch["input_ids"], labels, self.tpo.tokens)
 
-    def _scales(self) -> tuple[int, int]:
-        """What the host's part and the plugin's part of the loss are multiplied by, so that the step's sum is right."""
+    def _scale(self) -> int:
         ranks = self.accelerator.num_processes
         if not SEES_WHOLE_STEP:
-            both = ranks * self.args.gradient_accumulation_steps
-            return both, both
-        return (1 if self.args.average_tokens_across_devices else ranks), ranks
+            return ranks * self.args.gradient_accumulation_steps
+        return 1 if self.args.average_tokens_across_devices else ranks
 
-    # -- the loss ----------------------------------------------------------------------------------------------------------
+    # -- the loss ------------------------------------------------------------------------------------------------------
 
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
-        """The base trainer's loss, which is the host's part, and the plugin's part."""
+        """The base trainer's loss, which must be the one that the model returns."""
         base = super().compute_loss
         if _trl_class(type(self)) is not None:
-            # TRL's loss comes from its fused head, which never calls the output embedding: trained triggers would be blind.
-            base = lambda *a, **k: transformers.Trainer.compute_loss(self, *a, **k)  # noqa: E731
+            # TRL's loss comes from its fused head, which never calls the output embedding: no trigger would be trained.
+            base = functools.partial(transformers.Trainer.compute_loss, self)
         self.tpo.last_output = None
         if "task_counts" not in inputs:  # evaluation: every loss is a mean over the batch
             kwargs.pop("num_items_in_batch", None)
             return base(model, inputs, return_outputs=return_outputs, **kwargs)
-        counts = inputs["task_counts"]
         loss, outputs = base(model, inputs, return_outputs=True, **kwargs)
         result = self.tpo.last_output
-        if result is None or result.plugin_loss is None:
+        if result is None or result.loss is None or not _comes_from(loss, result.loss):
             raise TPOError(
-                f"{type(self).__name__} did not call the model with its labels, so the losses of TPO are missing; its compute_loss "
-                "must call model(**inputs), or transformers.Trainer.compute_loss"
+                f"{type(self).__name__} trains on a loss that is not the one the model returns, so the losses of TPO would be lost; "
+                "its compute_loss must use model(**inputs).loss, or call transformers.Trainer.compute_loss"
             )
-        self._record(result, counts)
-        loss = loss + self._scales()[1] * result.plugin_loss.to(loss.device)
+        self._record(result)
         return (loss, outputs) if return_outputs else loss
 
-    # -- logging -----------------------------------------------------------------------------------------------------------
+    # -- logging -------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _record(self, result: Any, counts: dict[str, Any]) -> None:
+    def _record(self, result: Any) -> None:
         """Adds a micro-batch's losses and counts to the sums on the device; nothing is read back before `log`."""
         values = {f"loss_{kind}": loss.detach().float() for kind, loss in result.losses.items()}
-        if "loss_mllm" in values:
-            values["loss_mllm"] = values["loss_mllm"] / counts["scale"]
         values |= {name: value.float() for name, value in result.statistics.items()}
         for name, value in values.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
@@ -183,17 +179,19 @@ class TPOTrainerMixin:
         values = dict(zip(names, self.accelerator.reduce(sums, "sum").tolist(), strict=True))
         logs = {name: value / self._num_steps for name, value in values.items() if name not in STATISTICS}
         self._sums, self._num_steps = {}, 0
-        return logs | _rates(values)
+        return logs | rates(values)
 
-    # -- evaluation --------------------------------------------------------------------------------------------------------
+    # -- evaluation ----------------------------------------------------------------------------------------------------
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """The base trainer's loop, with every loss, the assignment's statistics and the heads' metrics in its metrics.
 
         Samples that accelerate repeats to give every rank as many are counted twice.
         """
-        prefix = inspect.signature(super().evaluation_loop).bind(*args, **kwargs).arguments.get("metric_key_prefix", "eval")
-        self._evaluation = _Evaluation(self.tpo)
+        prefix = (
+            inspect.signature(super().evaluation_loop).bind(*args, **kwargs).arguments.get("metric_key_prefix", "eval")
+        )
+        self._evaluation = Evaluation(self.tpo)
         try:
             output = super().evaluation_loop(*args, **kwargs)
             metrics = self._evaluation.compute(self.accelerator)
@@ -211,7 +209,7 @@ class TPOTrainerMixin:
             self._evaluation.add(result, inputs.get("task_targets") or {}, self._count_batch(inputs), self.accelerator)
         return step
 
-    # -- checkpoints -------------------------------------------------------------------------------------------------------
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
 
     def _save(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
         super()._save(output_dir, *args, **kwargs)
@@ -226,7 +224,7 @@ class TPOTrainerMixin:
     def _save_tpo(self, directory: str) -> None:
         if self.args.should_save:
             save_tpo(self.tpo, directory)
-            save_host_weights(self.model, directory)
+            save_host_weights(self.model, directory, unsaved_by_peft(self.model))
             self._saved_to = directory
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
@@ -239,12 +237,14 @@ class TPOTrainerMixin:
         load_weights(self.tpo, self.state.best_model_checkpoint)
         load_host_weights(self.model, self.state.best_model_checkpoint)
 
-    # -- refusals ----------------------------------------------------------------------------------------------------------
+    # -- refusals ------------------------------------------------------------------------------------------------------
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Refuses to train what can never learn."""
         if not any(p.requires_grad for p in self.tpo.parameters()):
-            raise TPOError("nothing in model.tpo is trainable, so heads and task tokens cannot learn: model.tpo.requires_grad_(True)")
+            raise TPOError(
+                "nothing in model.tpo is trainable, so heads and task tokens cannot learn: model.tpo.requires_grad_(True)"
+            )
         self._check_triggers()
         return super().create_optimizer(*args, **kwargs)
 
@@ -258,8 +258,12 @@ class TPOTrainerMixin:
     def _check_arguments(self) -> None:
         args, model = self.args, self.accelerator.unwrap_model(self.model)
         if not hasattr(model, "tpo"):
-            raise TPOError(f"this {type(model).__name__} has no TPO: call apply_tpo(model, processor) before the trainer is made")
-        liger = args.use_liger_kernel and (getattr(args, "liger_kernel_config", None) or {}).get("fused_linear_cross_entropy", True)
+            raise TPOError(
+                f"this {type(model).__name__} has no TPO: call apply_tpo(model, processor) before the trainer is made"
+            )
+        liger = args.use_liger_kernel and (getattr(args, "liger_kernel_config", None) or {}).get(
+            "fused_linear_cross_entropy", True
+        )
         parallel = getattr(self.accelerator, "parallelism_config", None)
         zero3 = transformers.integrations.is_deepspeed_zero3_enabled()
         trl = _trl_class(type(self)) is not None
@@ -319,41 +323,6 @@ class TPOTrainerMixin:
         return _CheckColumns(data_collator, frozenset(self._signature_columns))
 
 
-class _Evaluation:
-    """What one evaluation found so far."""
-
-    def __init__(self, tpo: TaskPreferenceModel) -> None:
-        self.metrics = {name: head.metrics() for name, head in tpo.heads.items()}
-        self.sums: dict[str, Tensor] = {}
-
-    @torch.no_grad()
-    def add(self, result: Any, targets: dict[str, Any], counts: dict[str, int], accelerator: Any) -> None:
-        """Adds a batch; on several ranks, the batches of all of them."""
-        sums = {f"loss_{kind}": loss.detach().float() * counts[kind] for kind, loss in result.losses.items()}
-        sums |= {f"count_{kind}": torch.tensor(float(counts[kind])) for kind in result.losses}
-        sums |= {name: value.float() for name, value in result.statistics.items()}
-        for name, value in sums.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value.to(accelerator.device)
-        heads = {name: (outputs, targets[name]) for name, outputs in result.outputs.items() if name in targets}
-        several = accelerator.num_processes > 1
-        for batch in gather_object([send_to_device(heads, "cpu")]) if several else [heads]:
-            for name, found in send_to_device(batch, accelerator.device).items():
-                self.metrics[name].update(*found)
-
-    def compute(self, accelerator: Any) -> dict[str, float]:
-        """Metric by name."""
-        kinds = ["mllm", "assign", *self.metrics]
-        names = [f"{part}_{kind}" for part in ("loss", "count") for kind in kinds] + list(STATISTICS)
-        zero = torch.zeros((), device=accelerator.device)
-        values = accelerator.reduce(torch.stack([self.sums.get(name, zero) for name in names]), "sum").tolist()
-        sums = dict(zip(names, values, strict=True))
-        found = {f"loss_{kind}": sums[f"loss_{kind}"] / sums[f"count_{kind}"] for kind in kinds if sums[f"count_{kind}"]}
-        found |= _rates(sums)
-        for head, metric in self.metrics.items():
-            found |= {f"{head}_{name}": value for name, value in metric.compute().items()}
-        return found
-
-
 class _CheckColumns:
     """A collator that refuses samples with keys that the Trainer would drop."""
 
@@ -365,6 +334,19 @@ class _CheckColumns:
             if isinstance(sample, dict):
                 _check_kept(set(sample), self.accepted)
         return self.collator(samples)
+
+
+def _comes_from(loss: Tensor, source: Tensor) -> bool:
+    """Whether `source` is a few operations back in the graph of `loss`."""
+    seen, queue = set(), [loss.grad_fn]
+    while queue and len(seen) < 64:
+        node = queue.pop(0)
+        if node is not None and node not in seen:
+            if node is source.grad_fn:
+                return True
+            seen.add(node)
+            queue += [parent for parent, _ in node.next_functions]
+    return False
 
 
 def _check_kept(given: set[str], kept: set[str]) -> None:
@@ -385,15 +367,8 @@ def _not_dispatched(loader: Any) -> Any:
     return loader
 
 
-def _rates(counts: dict[str, float]) -> dict[str, float]:
-    rates = {}
-    if counts["assign_total"]:
-        rates["assign_accuracy"] = counts["assign_correct"] / counts["assign_total"]
-    if counts["ordinary"]:
-        rates["false_trigger_rate"] = counts["false_triggers"] / counts["ordinary"]
-    return rates
-
-
 def _trl_class(trainer: type) -> str | None:
     """Name of the TRL trainer that a class is or derives from."""
-    return next((c.__name__ for c in trainer.__mro__ if c.__module__.startswith("trl.") and c.__name__ != "_BaseTrainer"), None)
+    return next(
+        (c.__name__ for c in trainer.__mro__ if c.__module__.startswith("trl.") and c.__name__ != "_BaseTrainer"), None
+    )

@@ -1,0 +1,155 @@
+"""The command line itself: light to start, commands of plugins, errors as one message."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import tpo_plugin.cli
+from tpo_plugin import TPOError, hookimpl, register_plugin, registry, unregister_plugin
+from tpo_plugin.cli.plugins import plugin_commands
+
+COMMANDS = ["heads", "new-head", "train", "predict", "doctor"]
+HEAVY = ("torch", "transformers", "peft", "numpy", "av", "PIL")
+HELP = f"""
+import sys
+from tpo_plugin.cli import main
+sys.argv[0] = "tpo"
+try:
+    main()
+finally:
+    print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)
+"""
+
+
+def cpu_seconds() -> float:
+    """Of all finished child processes: other processes at work do not count, as they do on the wall clock."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+@pytest.mark.parametrize("arguments", [[], *([command] for command in COMMANDS)], ids=lambda a: "-".join(["tpo", *a]))
+def test_help_imports_nothing_heavy_and_is_quick(arguments: list[str]) -> None:
+    before = cpu_seconds()
+    done = subprocess.run([sys.executable, "-c", HELP, *arguments, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.strip() == "[]"
+    assert "Usage: tpo" in done.stdout
+    assert cpu_seconds() - before < 0.8
+
+
+def test_the_lightness_test_can_fail() -> None:
+    done = subprocess.run([sys.executable, "-c", "import numpy\n" + HELP, "--help"], capture_output=True, text=True)
+    assert done.stderr.strip() == "['numpy']"
+
+
+@pytest.fixture
+def plugin() -> Iterator[Callable[..., None]]:
+    """Registers a plugin with commands for one test."""
+    names: list[str] = []
+
+    def add(name: str, hook: Callable[[typer.Typer], None]) -> None:
+        module = ModuleType("made_here")
+        module.register_commands = hookimpl(specname="register_commands")(lambda app: hook(app))  # type: ignore[attr-defined]
+        register_plugin(module, name)
+        names.append(name)
+        plugin_commands.cache_clear()
+
+    yield add
+    for name in names:
+        unregister_plugin(name)
+    plugin_commands.cache_clear()
+
+
+def hello(app: typer.Typer) -> None:
+    @app.command("hello")
+    def say(name: str) -> None:
+        """Greet."""
+        typer.echo(f"hello {name}")
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(tpo_plugin.cli.app, arguments)
+    return result.exit_code, result.output
+
+
+def test_a_plugin_brings_a_command(plugin: Callable[..., None]) -> None:
+    plugin("greeter", hello)
+    assert run("hello", "you") == (0, "hello you\n")
+    code, listing = run("--help")
+    assert code == 0
+    assert all(name in listing for name in [*COMMANDS, "hello"])
+
+
+def test_a_failing_plugin_breaks_no_command(plugin: Callable[..., None], caplog: pytest.LogCaptureFixture) -> None:
+    def raises(app: typer.Typer) -> None:
+        hello(app)
+        raise RuntimeError("no commands today")
+
+    def cannot_be_built(app: typer.Typer) -> None:
+        @app.command("odd")
+        def odd(value: NoSuchType) -> None: ...  # type: ignore[name-defined]  # noqa: F821
+
+    plugin("raises", raises)
+    plugin("unbuildable", cannot_be_built)
+    plugin("greeter", hello)
+    with caplog.at_level(logging.WARNING):
+        assert run("hello", "you") == (0, "hello you\n")
+    assert "no commands from plugin 'raises' (this process)" in caplog.text
+    assert "no commands today" in caplog.text
+    assert "no commands from plugin 'unbuildable' (this process)" in caplog.text
+    assert run("--help")[0] == 0
+
+
+def test_a_command_name_that_is_taken_is_left_out_aloud(
+    plugin: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    def takes_heads(app: typer.Typer) -> None:
+        @app.command("heads")
+        def mine() -> None:
+            typer.echo("mine")
+
+    plugin("greeter", hello)
+    plugin("second", hello)
+    plugin("thief", takes_heads)
+    with caplog.at_level(logging.WARNING):
+        assert "mine" not in run("heads")[1]
+        assert run("hello", "you")[0] == 0
+        run("--help")
+    assert "command 'hello' of plugin 'second' (this process) is left out" in caplog.text
+    assert "command 'heads' of plugin 'thief' (this process) is left out" in caplog.text
+
+
+def test_core_commands_do_not_ask_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tpo_plugin.cli, "plugin_commands", lambda taken: pytest.fail("plugins were asked"))
+    assert run("train", "--help")[0] == 0
+
+
+def test_an_unknown_command_is_a_usage_error() -> None:
+    code, output = run("trian")
+    assert code == 2
+    assert "No such command 'trian'" in output
+
+
+def test_wrong_use_is_one_message_not_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["tpo", "predict", "run", "--prompt", "a", "--image", "b", "--video", "c"])
+    with pytest.raises(SystemExit) as end:
+        tpo_plugin.cli.main()
+    assert end.value.code == 1
+    assert capsys.readouterr().err == "Error: both --image and --video were given; expected one of them\n"
+
+
+def test_registry_is_shared_with_the_library() -> None:
+    assert registry() is tpo_plugin.plugins.registry()
+    with pytest.raises(TPOError):
+        registry().head("no_such_head")

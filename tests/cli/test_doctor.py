@@ -1,0 +1,98 @@
+"""`tpo doctor`: what it finds, and that it finds what is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+from typer.testing import CliRunner
+
+import tpo_plugin.cli
+from tpo_plugin.cli.doctor import emitted, examine
+from tpo_plugin.cli.models import load_run_or_host
+
+
+def doctor(*arguments: object, code: int = 0) -> str:
+    result = CliRunner().invoke(tpo_plugin.cli.app, ["doctor", *map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == code, result.output
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def loaded(world: Path) -> tuple[Any, Any]:
+    return load_run_or_host(world / "run")
+
+
+def test_a_run(world: Path) -> None:
+    report = json.loads(doctor(world / "run", "--json"))
+    assert report["host"] == "LlavaOnevisionForConditionalGeneration"
+    assert report["tied"] is False
+    assert report["vocabulary"]["grown_from"] is None
+    kinds = {token["kind"]: token for token in report["tokens"]}
+    assert [kinds[kind]["token"] for kind in ("trigger", "task", "input")] == ["<box_begin>", "<boxes>", "<region_box>"]
+    assert all(token["one_id"] and token["hidden_by_decoding"] for token in report["tokens"])
+    assert len({token["id"] for token in report["tokens"]}) == 3
+    assert kinds["trigger"]["trainable_rows"] == {"trigger": True, "output": True}
+    assert kinds["task"]["trainable_rows"] == {"task": True}
+
+
+def test_a_host_without_tpo_gets_the_installed_heads(world: Path) -> None:
+    lines = doctor(world / "host").splitlines()
+    assert lines[0] == "host: LlavaOnevisionForConditionalGeneration, input and output embeddings untied"
+    table = [line.split() for line in lines if line.startswith("region")]
+    assert [row[1] for row in table] == ["<box_begin>", "<boxes>", "<region_box>"]
+
+
+def test_what_is_wrong_is_found(loaded: tuple[Any, Any], world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = loaded
+    rows = model.tpo.embeddings["region"]
+    rows.requires_grad_(False)
+    monkeypatch.setattr(model.tpo, "tokenizer", AutoTokenizer.from_pretrained(world / "host"))
+    monkeypatch.setattr("tpo_plugin.cli.models.load_run_or_host", lambda run: loaded)
+    report = json.loads(doctor("anything", "--json", code=1))
+    rows.requires_grad_(True)
+    assert not any(token["one_id"] for token in report["tokens"])
+    assert report["tokens"][0]["trainable_rows"] == {"trigger": False, "output": False}
+
+
+def test_tied_and_grown_are_told(loaded: tuple[Any, Any]) -> None:
+    model, _ = loaded
+    host = model.tpo.model
+    head = host.get_output_embeddings()
+    weight = head.weight
+    head.weight = host.get_input_embeddings().weight
+    try:
+        assert examine(model)["tied"] is True
+    finally:
+        head.weight = weight
+
+
+def test_emitted_on_records_and_on_text(
+    loaded: tuple[Any, Any], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, video = loaded
+    asked: list[str] = []
+
+    def answers_first_and_last(model: Any, sample: Any, **options: Any) -> tuple[str, list[Any]]:
+        asked.append(sample.record.turns[-1].text)
+        return "", [SimpleNamespace(head="region")] if len(asked) in (1, 4) else []
+
+    monkeypatch.setattr("tpo_plugin.cli.models.answer", answers_first_and_last)
+    counts = emitted(model, world / "records.jsonl", video, 8)
+    assert counts == {"region": {"with_task": 2, "with_task_emitted": 1, "without_task": 2, "without_task_emitted": 1}}
+    asked.clear()
+    (tmp_path / "prompts.txt").write_text("where is it?\n\nhow many?\n")
+    assert emitted(model, tmp_path / "prompts.txt", video, 8) == {"region": {"prompts": 2, "prompts_emitted": 1}}
+    assert asked == ["where is it?", "how many?"]
+
+
+def test_prompts_are_really_answered(world: Path) -> None:
+    lines = doctor(world / "run", "--prompts", world / "records.jsonl", "--max-new-tokens", 4).splitlines()
+    assert [line for line in lines if line.startswith("region: trigger emitted on")] == [
+        "region: trigger emitted on 0 of 2 prompts with its task",
+        "region: trigger emitted on 0 of 2 others",
+    ]

@@ -1,0 +1,58 @@
+"""Hosts of the zoo as fixtures, and a head that gives back the state that it is called with."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import transformers
+import zoo
+from torch import Tensor
+
+import tpo_plugin as tpo
+
+
+class EchoHead(tpo.TaskHead):
+    """Its prediction is the task embedding itself, so that tests see what reached the head."""
+
+    def __init__(self, config: tpo.HeadConfig, hidden_size: int) -> None:
+        super().__init__()
+
+    def forward(self, e_ND: Tensor) -> dict[str, Tensor]:
+        return {"state": e_ND}
+
+    def loss(self, outputs: dict[str, Tensor], targets: dict[str, Any], num_targets: Tensor | int) -> dict[str, Tensor]:
+        return {"loss_echo": (outputs["state"] - targets["state"]).pow(2).sum() / num_targets}
+
+
+@pytest.fixture
+def echo() -> Iterator[str]:
+    """The name of the echo head, registered during the test."""
+    plugin = ModuleType("echo_plugin")
+
+    @tpo.hookimpl
+    def register_heads(register: Callable[..., None]) -> None:
+        register("echo", head=EchoHead, trigger="<echo_begin>", task_token="<echo>")
+
+    plugin.register_heads = register_heads  # type: ignore[attr-defined]
+    tpo.register_plugin(plugin, "echo")
+    yield "echo"
+    tpo.unregister_plugin("echo")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """The same sums in the same order whatever the batch."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def skip_missing(kind: zoo.TinyHost) -> None:
+    if kind.missing:
+        pytest.skip(f"transformers {transformers.__version__} has no {kind.model_class}")

@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import importlib.util
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tpo_plugin.data import media
+from tpo_plugin.data.media import BACKENDS, VideoOptions, read_frame, read_image, read_video
+from tpo_plugin.errors import MediaError, TPOError
+
+Maker = Callable[..., Path]
+
+
+def installed(name: str) -> bool:
+    try:
+        importlib.import_module(BACKENDS[name])
+    except (ImportError, OSError, RuntimeError):
+        return False
+    return True
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    if not installed(request.param):
+        pytest.skip(f"{request.param} is not installed, or finds no FFmpeg")
+    return request.param
+
+
+def grey(frames: np.ndarray) -> np.ndarray:
+    """The number of each frame, from its grey."""
+    return frames.reshape(len(frames), -1).mean(1) / 4
+
+
+def test_images_are_upright_rgb(tmp_path: Path) -> None:
+    pixels = np.zeros((2, 3, 4), np.uint8)
+    pixels[0, 0] = [255, 0, 0, 255]
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    image = read_image(tmp_path / "a.png")
+    assert (image.mode, image.size, image.getpixel((0, 0))) == ("RGB", (3, 2), (255, 0, 0))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees to see it
+    Image.fromarray(pixels[..., :3]).save(tmp_path / "turned.png", exif=exif)
+    turned = read_image(tmp_path / "turned.png")
+    assert (turned.size, turned.getpixel((1, 0))) == ((2, 3), (255, 0, 0))
+
+
+def test_broken_images_name_file_and_reason(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    with pytest.raises(MediaError, match=r"a\.png: no such file"):
+        read_image(path)
+    path.touch()
+    with pytest.raises(MediaError, match=r"a\.png: cannot be read as an image: the file is empty"):
+        read_image(path)
+    path.write_bytes(b"no image")
+    with pytest.raises(MediaError, match=r"a\.png: cannot be read as an image: cannot identify"):
+        read_image(path)
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    for name in ("a.png", "a.jpg"):
+        path = tmp_path / name
+        Image.fromarray(noise).save(path)
+        path.write_bytes(path.read_bytes()[:2000])
+        with pytest.raises(MediaError, match=rf"{name}: cannot be read as an image: .*truncated"):
+            read_image(path)
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "middle", "fps"])
+def test_frames_and_times_of_a_steady_video(backend: str, sampling: str, steady_video: Path) -> None:
+    clip = read_video(steady_video, VideoOptions(num_frames=6, sampling=sampling, fps=2, backend=backend))
+    expected = {"uniform": [0, 9, 19, 29, 39, 49], "middle": [3, 11, 20, 28, 36, 45], "fps": [6, 19, 31, 44]}[sampling]
+    assert clip.frames.dtype == np.uint8
+    assert clip.frames.shape == (len(expected), 48, 64, 3)
+    assert (clip.width, clip.height) == (64, 48)
+    assert grey(clip.frames) == pytest.approx(expected, abs=0.5)
+    assert clip.times_s == pytest.approx(np.array(expected) / 25, abs=1e-6)
+    assert clip.duration_s == pytest.approx(2.0, abs=1e-6)
+
+
+def test_times_of_an_uneven_video_are_the_files_own(
+    backend: str, uneven_video: Path, uneven_starts_s: np.ndarray
+) -> None:
+    clip = read_video(uneven_video, VideoOptions(num_frames=50, backend=backend))
+    assert grey(clip.frames) == pytest.approx(np.arange(50), abs=0.5)
+    assert clip.times_s == pytest.approx(uneven_starts_s, abs=1e-6)
+    assert clip.duration_s == pytest.approx(uneven_starts_s[-1] + 0.04, abs=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["decord", "pyav"])
+def test_fps_sampling_of_an_uneven_video(backend: str, uneven_video: Path, uneven_starts_s: np.ndarray) -> None:
+    if not installed(backend):
+        pytest.skip(f"{backend} is not installed")
+    clip = read_video(uneven_video, VideoOptions(num_frames=99, sampling="fps", fps=4, backend=backend))
+    wanted_s = np.arange(0.125, 4.3, 0.25)[: len(clip.times_s)]
+    assert len(clip.times_s) == 16
+    assert np.abs(clip.times_s - wanted_s).max() <= 0.06 + 1e-6  # half of the longest frame
+
+
+def test_frame_shown_at_a_time(backend: str, uneven_video: Path, uneven_starts_s: np.ndarray) -> None:
+    for time_s in (0, 0.039, 0.041, 0.9, 1.0, 3.3, 4.31, read_video(uneven_video).duration_s):
+        frame = read_frame(uneven_video, time_s, backend)
+        shown = int(np.searchsorted(uneven_starts_s, time_s + 1e-9, side="right")) - 1
+        assert grey(np.asarray(frame)[None]) == pytest.approx([shown], abs=0.5), time_s
+    for time_s in (-0.1, 5):
+        with pytest.raises(MediaError, match=rf"uneven\.mp4: has no frame at {time_s} s; it lasts 4\.320 s"):
+            read_frame(uneven_video, time_s, backend)
+
+
+def test_times_start_at_the_first_frame(backend: str, video_maker: Maker, tmp_path: Path) -> None:
+    path = video_maker(tmp_path / "late.mp4", [1000 + 40 * i for i in range(10)])
+    clip = read_video(path, VideoOptions(num_frames=10, backend=backend))
+    assert clip.times_s == pytest.approx(np.arange(10) / 25, abs=1e-6)
+    assert clip.duration_s == pytest.approx(0.4, abs=1e-6)
+
+
+def test_backends_give_the_same_pixels(shared: Path) -> None:
+    for name in ("01_dog", "02_cups", "05_default_juggle"):
+        clips = {
+            backend: read_video(shared / f"media/{name}.mp4", VideoOptions(num_frames=5, backend=backend))
+            for backend in BACKENDS
+            if installed(backend)
+        }
+        reference = clips["pyav"]
+        assert reference.frames.shape == (5, 720, 1280, 3)
+        for clip in clips.values():
+            assert clip.times_s == pytest.approx(reference.times_s, abs=1e-6)
+            assert clip.duration_s == pytest.approx(reference.duration_s, abs=1e-3)
+            assert np.abs(clip.frames.astype(int) - reference.frames).mean() < 3  # colour conversions differ a little
+
+
+def turned_video(path: Path, source: Path) -> Path:
+    """A copy of an MP4 whose display matrix turns it by 90 degrees clockwise, as telephones write it."""
+    data = bytearray(source.read_bytes())
+    header = data.index(b"tkhd") + 4
+    matrix = header + (52 if data[header] else 40)
+    assert struct.unpack(">9i", data[matrix : matrix + 36]) == (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    data[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 48 << 16, 0, 1 << 30)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("backend", ["auto", "pyav", "torchcodec"])
+def test_turned_videos_are_upright(backend: str, video_maker: Maker, tmp_path: Path) -> None:
+    if backend != "auto" and not installed(backend):
+        pytest.skip(f"{backend} is not installed, or finds no FFmpeg")
+    import av
+
+    source = tmp_path / "lying.mp4"
+    pixels = np.zeros((48, 64, 3), np.uint8)
+    pixels[:24, :32] = 255  # the upper left goes to the upper right
+    with av.open(str(source), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    clip = read_video(turned_video(tmp_path / "turned.mp4", source), VideoOptions(num_frames=2, backend=backend))
+    assert clip.frames.shape == (2, 64, 48, 3)
+    assert clip.frames[0, :28, 28:].mean() > 240
+    assert clip.frames[0, :28, :20].mean() < 15
+
+
+def test_broken_videos_name_file_and_reason(
+    backend: str, video_maker: Maker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = VideoOptions(num_frames=4, backend=backend)
+    path = tmp_path / "a.mp4"
+    with pytest.raises(MediaError, match=r"a\.mp4: no such file"):
+        read_video(path, options)
+    path.touch()
+    with pytest.raises(MediaError, match=rf"a\.mp4: cannot be read as a video by {backend}: the file is empty"):
+        read_video(path, options)
+    path.write_bytes(b"no video" * 100)
+    with pytest.raises(MediaError, match=rf"a\.mp4: cannot be read as a video by {backend}: .*Invalid data"):
+        read_video(path, options)
+    video_maker(path, [40 * i for i in range(50)])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])  # its index stands at the end
+    with pytest.raises(MediaError, match=rf"a\.mp4: cannot be read as a video by {backend}: .*Invalid data"):
+        read_video(path, options)
+    video_maker(path, [40 * i for i in range(50)], movflags="faststart")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 7 // 10])  # its index says more than is there
+    with pytest.raises(MediaError, match=r"a\.mp4: "):
+        read_video(path, options)
+    assert capfd.readouterr().err == ""
+
+
+def test_truncation_is_named_by_pyav(video_maker: Maker, tmp_path: Path) -> None:
+    path = video_maker(tmp_path / "a.mp4", [40 * i for i in range(50)], movflags="faststart")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 7 // 10])
+    for backend in ("pyav", "auto"):
+        with pytest.raises(MediaError, match=r"a\.mp4: is truncated: its header lists 50 frames, \d are there"):
+            read_video(path, VideoOptions(backend=backend))
+    path = video_maker(tmp_path / "a.mkv", [400 * i for i in range(50)])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+    with pytest.raises(MediaError, match=r"a\.mkv: is truncated: its header says 1\d\.\d s, its data end at \d\.\d s"):
+        read_video(path, VideoOptions(backend="pyav"))
+    with pytest.raises(MediaError, match=r"a\.mkv: is truncated"):
+        read_video(path)
+
+
+def test_a_file_without_video(tmp_path: Path) -> None:
+    import av
+
+    path = tmp_path / "sound.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=16000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
+        frame.rate = 16000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with pytest.raises(MediaError, match=r"sound\.mp4: has no video stream"):
+        read_video(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backend": "decrod"}, "video backend is 'decrod'; did you mean 'decord'"),
+        ({"sampling": "unifrom"}, "sampling is 'unifrom'; did you mean 'uniform'"),
+        ({"num_frames": 0}, "num_frames is 0; expected at least 1"),
+        ({"fps": 0}, "fps is 0; expected more than 0"),
+    ],
+)
+def test_wrong_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(TPOError, match=message):
+        VideoOptions(**options)
+
+
+def test_missing_backends(monkeypatch: pytest.MonkeyPatch, steady_video: Path) -> None:
+    monkeypatch.setitem(media.BACKENDS, "decord", "no_such_reader")
+    assert read_video(steady_video).times_s[0] == 0  # "auto" takes PyAV
+    with pytest.raises(
+        TPOError, match=r"'decord' cannot be imported \(No module .*\): pip install no_such_reader"
+    ) as caught:
+        read_video(steady_video, VideoOptions(backend="decord"))
+    assert not isinstance(caught.value, MediaError)  # that would be skipped
+    monkeypatch.setitem(media.BACKENDS, "pyav", "no_such_reader")
+    with pytest.raises(TPOError, match="no video reader is installed: pip install av"):
+        read_video(steady_video)

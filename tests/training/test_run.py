@@ -1,0 +1,187 @@
+"""A whole run of three stages: its files, its result, and going on after a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_run
+import torch
+from safetensors.torch import load_file
+
+from tpo_plugin import TPOError, unregister_plugin
+from tpo_plugin.training import checkpoints
+from tpo_plugin.training.config import TrainConfig
+from tpo_plugin.training.run import load_run, read_run, train
+
+# PEFT 0.21 asks transformers 5.23 by an old name.
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+
+WEIGHTS = ["adapter_model.safetensors", "tpo_model.safetensors", "tpo_host_weights.safetensors"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that was never stopped."""
+    torch.set_num_threads(1)
+    tiny_run.install_head()
+    folder = tmp_path_factory.mktemp("finished")
+    return train(tiny_run.write_world(folder))
+
+
+def logs_of(run):
+    timing = {"train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos", "train_loss"}
+    kept = []
+    for stage in read_run(run)["stages"].values():
+        for entry in stage["log"]:
+            entry = {k: v for k, v in entry.items() if k not in timing and not k.endswith(("runtime", "per_second"))}
+            kept.append(entry)
+    return kept
+
+
+def assert_bitwise(run, expected):
+    for name in WEIGHTS:
+        mine, theirs = load_file(run / name), load_file(expected / name)
+        assert mine.keys() == theirs.keys()
+        for key, value in theirs.items():
+            assert torch.equal(mine[key], value), (name, key)
+    assert logs_of(run) == logs_of(expected)
+
+
+def test_result(finished):
+    saved = read_run(finished)
+    assert list(saved["stages"]) == ["stage1", "stage2", "stage3"]
+    assert [stage["steps"] for stage in saved["stages"].values()] == [6, 12, 6]
+    losses = [entry["loss"] for entry in saved["stages"]["stage2"]["log"] if "loss" in entry]
+    assert losses[-1] < losses[0]
+    evaluation = saved["stages"]["stage2"]["evaluation"]
+    assert {"eval_loss", "eval_loss_point", "eval_assign_accuracy", "eval_false_trigger_rate"} <= set(evaluation)
+    assert evaluation["eval_point_loss_l2"] == pytest.approx(evaluation["eval_loss_point"], rel=1e-4)
+    assert "24 records read, 0 skipped" in saved["stages"]["stage2"]["media"] or "media" in saved["stages"]["stage2"]
+    for name in [*WEIGHTS, "tpo_config.json", "tokenizer_config.json", "config.yaml"]:
+        assert (finished / name).is_file(), name
+
+
+def test_stages_train_their_parts(finished):
+    host = load_run(finished)
+    first = load_file(finished / "stage1" / "final" / "tpo_model.safetensors")
+    last = load_file(finished / "tpo_model.safetensors")
+    start = tiny_run.host_with_tpo()[0].tpo.state_dict()
+    assert first["heads.point.proj.weight"].shape == start["heads.point.proj.weight"].shape
+    changed = {key for key in last if not torch.equal(first[key], last[key])}
+    assert changed == set(last), "stage 2 trains heads and all token rows"
+    assert not (finished / "stage1" / "final" / "tpo_host_weights.safetensors").exists()
+    norms = load_file(finished / "tpo_host_weights.safetensors")
+    assert norms
+    assert all("norm" in name for name in norms)
+    original = load_file(finished.parent / "host" / "model.safetensors")
+    assert any(not torch.equal(value, original[name.removeprefix("base_model.model.")]) for name, value in norms.items())
+    assert not host.training
+
+
+def test_loaded_run_computes_what_was_trained(finished):
+    model = load_run(finished)
+    own = dict(model.named_parameters())
+    for name, value in load_file(finished / "tpo_host_weights.safetensors").items():
+        assert torch.equal(own[name], value)
+    for name, value in load_file(finished / "adapter_model.safetensors").items():
+        assert torch.equal(own[name.replace(".weight", ".default.weight")], value)
+    ids = torch.tensor([[1, 4, 5, 8, model.tpo.token_ids["point"][0], model.tpo.token_ids["point"][1]]])
+    with torch.no_grad():
+        again = load_run(finished)
+        assert torch.equal(model(input_ids=ids).logits, again(input_ids=ids).logits)
+        assert model.tpo.last_output.predictions["point"].shape == (1, 2)
+
+
+# Stage 1 has 12 forwards, stage 2 24: in the second half of a step, before and after a checkpoint, and in stage 1.
+@pytest.mark.parametrize("kill_at", [8, 30])
+def test_killed_and_resumed_is_bitwise_the_same(finished, kill_at, tmp_path):
+    config = tiny_run.write_world(tmp_path)
+    env = os.environ | {
+        "KILL_AT": str(kill_at), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])
+    }  # fmt: skip
+    killed = subprocess.run([sys.executable, tiny_run.__file__, "run", str(config)], env=env, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    run = tmp_path / "run"
+    assert not (run / "run.json").exists()
+    assert checkpoints.last_checkpoint(run / ("stage1" if kill_at < 12 else "stage2")) is not None
+    with pytest.raises(TPOError, match="its run is unfinished, and goes on with: tpo train"):
+        load_run(run)
+    train(config)
+    assert_bitwise(run, finished)
+
+
+def test_finished_run_is_not_repeated(finished):
+    before = (finished / "run.json").stat().st_mtime_ns
+    assert train(finished.parent / "config.yaml") == finished
+    assert (finished / "run.json").stat().st_mtime_ns == before
+
+
+def test_resume_is_refused_when_it_is_not_wanted_or_not_the_same(finished):
+    with pytest.raises(TPOError, match="has a run already: resume it, or give another output_dir"):
+        train(finished.parent / "config.yaml", resume=False)
+    config = TrainConfig.from_yaml(finished.parent / "config.yaml")
+    config.seed = 9
+    with pytest.raises(TPOError, match=r"other settings of \['seed'\]"):
+        train(config)
+
+
+def test_killed_at_the_end_of_a_stage(finished, tmp_path):
+    """The last checkpoint is there, the stage's result is not: nothing is trained twice."""
+    import shutil
+
+    shutil.copytree(finished.parent, tmp_path / "world")
+    run = tmp_path / "world" / "run"
+    (run / "run.json").unlink()
+    (run / "stage3" / "stage.json").unlink()
+    shutil.rmtree(run / "stage3" / "final")
+    config = TrainConfig.from_yaml(run / "config.yaml")
+    text = (run / "config.yaml").read_text().replace(str(finished), str(run))
+    (run / "config.yaml").write_text(text)
+    config.output_dir = str(run)
+    train(config)
+    assert_bitwise(run, finished)
+
+
+def test_incomplete_checkpoints_are_passed_over(finished, tmp_path):
+    import shutil
+
+    stage = tmp_path / "stage2"
+    shutil.copytree(finished / "stage2", stage)
+    assert checkpoints.last_checkpoint(stage).endswith("checkpoint-12")
+    state = stage / "checkpoint-12" / "trainer_state.json"
+    state.write_text(state.read_text()[:-20])
+    assert checkpoints.last_checkpoint(stage).endswith("checkpoint-10")
+    (stage / "checkpoint-10" / "tpo_config.json").unlink()
+    assert checkpoints.last_checkpoint(stage) is None
+
+
+def test_run_of_a_newer_version(finished, tmp_path):
+    saved = json.loads((finished / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(saved | {"format_version": 99, "tpo_plugin": "9.0"}))
+    with pytest.raises(TPOError, match=r"format version 99 \(tpo-plugin 9.0\).*pip install -U tpo-plugin"):
+        load_run(tmp_path)
+
+
+def test_run_with_a_head_that_is_not_installed(finished):
+    unregister_plugin("point")
+    try:
+        with pytest.raises(TPOError, match="head 'point' is not installed"):
+            load_run(finished)
+    finally:
+        tiny_run.install_head()
+
+
+def test_no_run(tmp_path):
+    with pytest.raises(TPOError, match="has no run.json; expected the output_dir of tpo train"):
+        load_run(tmp_path)
+
+
+def test_host_that_moved(finished, tmp_path):
+    saved = json.loads((finished / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(saved | {"host": str(tmp_path / "gone")}))
+    with pytest.raises(TPOError, match="cannot be loaded.*give host= if it has moved"):
+        load_run(tmp_path)

@@ -1,0 +1,136 @@
+"""`tpo doctor`: whether the tokens of a run's heads can be learned, emitted and seen."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from tpo_plugin.data import Record, VideoOptions
+    from tpo_plugin.model import TaskPreferenceModel
+
+
+def doctor(
+    run: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="Directory of a run, or host (folder or hub name).")],
+    prompts: Annotated[
+        Path | None, typer.Option(help="Prompts to answer: records (.jsonl, .json), or text, one prompt a line.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer to a prompt, in tokens.")] = 64,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check each head's tokens: one id? trainable? tied? hidden by decoding? how often emitted on given prompts?
+
+    A host without TPO gets all installed heads first, in memory. Exit status 1 if a token is not one id of its own.
+    """
+    from tpo_plugin.cli.models import load_run_or_host
+
+    model, video = load_run_or_host(run)
+    report = examine(model)
+    if prompts is not None:
+        report["emitted"] = emitted(model, prompts, video, max_new_tokens)
+    if as_json:
+        typer.echo(json.dumps(report, indent=2))
+    else:
+        _print(report)
+    if not all(token["one_id"] for token in report["tokens"]):
+        raise typer.Exit(1)
+
+
+def examine(model: Any) -> dict[str, Any]:
+    """What can be said without running the host."""
+    tpo = model.tpo
+    embed, head = tpo.model.get_input_embeddings(), tpo.model.get_output_embeddings()
+    return {
+        "host": type(tpo.model).__name__,
+        "tied": embed.weight is head.weight,
+        "vocabulary": {
+            "tokenizer": len(tpo.tokenizer),
+            "rows": embed.weight.shape[0],
+            "grown_from": tpo.growth.old_size if tpo.growth is not None else None,
+        },
+        "tokens": [_token(tpo, name, kind) for name, tokens in tpo.tokens.items() for kind in tokens.by_kind()],
+    }
+
+
+def _token(tpo: TaskPreferenceModel, name: str, kind: str) -> dict[str, Any]:
+    tokens, tokenizer = tpo.tokens[name], tpo.tokenizer
+    text = {"trigger": tokens.trigger, "task": tokens.task_token, "input": tokens.input_token}[kind]
+    token_id = tokens.by_kind()[kind]
+    rows = {"trigger": ["trigger", "output"], "task": ["task"], "input": []}[kind]
+    parameters = {row: getattr(tpo.embeddings[name], row) for row in rows}
+    return {
+        "head": name,
+        "kind": kind,
+        "token": text,
+        "id": token_id,
+        "one_id": tokenizer.encode(text, add_special_tokens=False) == [token_id],
+        # an input token has no row: the head encodes what the user gives
+        "trainable_rows": {row: parameter.requires_grad for row, parameter in parameters.items()},
+        "hidden_by_decoding": text not in tokenizer.decode([token_id], skip_special_tokens=True),
+    }
+
+
+def emitted(model: Any, prompts: Path, video: VideoOptions, max_new_tokens: int) -> dict[str, dict[str, int]]:
+    """For each head, how many prompts had its trigger in the greedy answer.
+
+    Where the prompts are records with answers: of those that have a task of the head, and of the others.
+    """
+    from tpo_plugin.cli.models import answer
+    from tpo_plugin.data import read_sample
+
+    counts = {name: Counter[str]() for name in model.tpo.heads}
+    for record, expected in _prompts(model.tpo, prompts):
+        _, predictions = answer(model, read_sample(record, video), max_new_tokens=max_new_tokens)
+        found = {prediction.head for prediction in predictions}
+        for name, count in counts.items():
+            group = "prompts" if expected is None else "with_task" if name in expected else "without_task"
+            count[group] += 1
+            count[f"{group}_emitted"] += name in found
+    return {name: dict(count) for name, count in counts.items()}
+
+
+def _prompts(tpo: TaskPreferenceModel, file: Path) -> list[tuple[Record, set[str] | None]]:
+    """Prompts, each with the heads that its answer calls, or None where there is no answer to know it from."""
+    from tpo_plugin.data import Records, prompt_record
+
+    if file.suffix in (".jsonl", ".json"):
+        records = Records(file, tpo)
+        return [(r.prompt(), {task["head"] for task in r.turns[-1].tasks}) for r in records]
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [(prompt_record(tpo, line), None) for line in lines]
+
+
+def _print(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    vocabulary = report["vocabulary"]
+    grown = f", grown from {vocabulary['grown_from']}" if vocabulary["grown_from"] is not None else ""
+    console.print(f"host: {report['host']}, input and output embeddings {'tied' if report['tied'] else 'untied'}")
+    console.print(f"vocabulary: {vocabulary['tokenizer']} tokens, {vocabulary['rows']} rows{grown}")
+    table = Table("head", "token", "id", "one id", "rows trainable", "hidden by decoding", box=None, pad_edge=False)
+    for token in report["tokens"]:
+        rows = ", ".join(f"{row} {_yes(trains)}" for row, trains in token["trainable_rows"].items())
+        one, hidden = _yes(token["one_id"]), _yes(token["hidden_by_decoding"])
+        table.add_row(token["head"], token["token"], str(token["id"]), one, rows or "the head's encoder", hidden)
+    console.print(table)
+    for name, count in report.get("emitted", {}).items():
+        for group, words in (
+            ("prompts", "prompts"),
+            ("with_task", "prompts with its task"),
+            ("without_task", "others"),
+        ):
+            if count.get(group):
+                console.print(f"{name}: trigger emitted on {count[f'{group}_emitted']} of {count[group]} {words}")
+
+
+_GROUPS = {"prompts": "prompts", "with_task": "prompts with its task", "without_task": "others"}
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "NO"
