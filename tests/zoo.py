@@ -20,6 +20,8 @@ from transformers import PreTrainedTokenizerFast
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 IMAGE, VIDEO, VISION_START, VISION_END = 4, 5, 6, 7
 FIRST_WORD, NUM_WORDS, NUM_ROWS = 8, 40, 99
+MEDIA = [IMAGE, VIDEO, VISION_START, VISION_END]
+"""Ids that no host should generate: its `suppress_tokens`."""
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>", "<video>", "<vision>", "</vision>")
 
 IDS = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
@@ -67,6 +69,8 @@ class TinyHost:
     """Media tensors for a batch of B rows, one image or video each; None for a text-only host."""
     media_ids: tuple[int, ...] = ()
     """Ids that stand for the media of one row."""
+    prefix_lm: bool = False
+    """Whether `token_type_ids` separate a prompt (0) from its answer (1), not words (0) from images (1)."""
 
     @property
     def missing(self) -> bool:
@@ -104,7 +108,7 @@ def example(
     if media:
         assert host.media is not None
         batch |= host.media(num_rows)
-        batch |= _per_token(model, input_ids)
+    batch |= _per_token(host, model, input_ids, media)
     if padded:
         input_ids = torch.cat([torch.full((num_rows, 3), PAD), input_ids], 1)
         mask = torch.cat([torch.zeros((num_rows, 3), dtype=mask.dtype), mask], 1)
@@ -119,12 +123,14 @@ def example(
 PER_TOKEN = {"token_type_ids", "mm_token_type_ids", "cross_attention_mask"}
 
 
-def _per_token(model: nn.Module, input_ids: Tensor) -> dict[str, Tensor]:
+def _per_token(host: TinyHost, model: nn.Module, input_ids: Tensor, media: bool) -> dict[str, Tensor]:
     """Inputs with a column for each token, where the host takes them."""
     accepted = signature(model.forward).parameters
     kinds = (input_ids == IMAGE).long() + 2 * (input_ids == VIDEO)
+    if host.prefix_lm:
+        kinds = torch.zeros_like(kinds)
     tensors = {name: kinds for name in ("token_type_ids", "mm_token_type_ids") if name in accepted}
-    if "cross_attention_mask" in accepted:  # [B, T, images, tiles]: each token sees both tiles
+    if media and "cross_attention_mask" in accepted:  # [B, T, images, tiles]: each token sees both tiles
         tensors["cross_attention_mask"] = torch.ones(*input_ids.shape, 1, 2, dtype=torch.int64)
     return tensors
 
@@ -380,7 +386,7 @@ HOSTS = (
         _images,
         _image(4),
     ),
-    TinyHost("paligemma", "PaliGemmaForConditionalGeneration", _paligemma, _pixels, (IMAGE,) * 4),
+    TinyHost("paligemma", "PaliGemmaForConditionalGeneration", _paligemma, _pixels, (IMAGE,) * 4, prefix_lm=True),
     TinyHost("gemma3", "Gemma3ForConditionalGeneration", _gemma3, _pixels, _image(4)),
     TinyHost("mllama", "MllamaForConditionalGeneration", _mllama, _aspect_tiles, (IMAGE,)),
     TinyHost("video_llava", "VideoLlavaForConditionalGeneration", _video_llava, _frames, _video(40)),
@@ -425,29 +431,29 @@ def talkative(model: Any) -> None:
     """Makes triggers likely: random output rows, with which an untrained host emits one every few words."""
     draw = torch.Generator().manual_seed(3)
     for rows in model.tpo.embeddings.values():
-        rows.output.data.normal_(generator=draw)
+        rows.output.data.normal_(std=2, generator=draw)
 
 
-def with_tasks(model: Any, batch: dict[str, Tensor], head: str = "region", num_tasks: int = 2) -> dict[str, Any]:
+def with_tasks(host: TinyHost, model: Any, batch: dict[str, Tensor], head: str = "region", num_tasks: int = 2) -> dict[str, Any]:
     """The batch with an answer to learn: in each row `num_tasks` triggers and task tokens, and words between them."""
     trigger, task = model.tpo.token_ids[head]
     answer = torch.tensor([FIRST_WORD, *[trigger, task, FIRST_WORD + 1] * num_tasks])
     answers = answer.expand(len(batch["input_ids"]), -1)
-    result = dict(extended(batch, answers))
+    result = dict(extended(host, batch, answers))
     labels = result["input_ids"].clone()
     labels[:, : batch["input_ids"].shape[1]] = -100
     labels[labels == task] = -100
     return result | {"labels": labels}
 
 
-def extended(batch: dict[str, Tensor], answers: Tensor) -> dict[str, Tensor]:
+def extended(host: TinyHost, batch: dict[str, Tensor], answers: Tensor) -> dict[str, Tensor]:
     """The batch with answers [B, N] behind its prompts."""
     result = dict(batch)
     result["input_ids"] = torch.cat([batch["input_ids"], answers], 1)
     result["attention_mask"] = torch.cat([batch["attention_mask"], torch.ones_like(answers)], 1)
     for key in PER_TOKEN & batch.keys():
         last = batch[key][:, -1:]
-        filler = last if key == "cross_attention_mask" else torch.zeros_like(last)
+        filler = last if key == "cross_attention_mask" else torch.full_like(last, int(host.prefix_lm))
         result[key] = torch.cat([batch[key], filler.expand(-1, answers.shape[1], *last.shape[2:])], 1)
     return result
 

@@ -15,6 +15,7 @@ from torch import nn
 from tpo_plugin.apply import apply_tpo
 from tpo_plugin.config import FORMAT_VERSION, TPOConfig, config_from_dict
 from tpo_plugin.errors import TPOError
+from tpo_plugin.tokens import Growth
 
 if TYPE_CHECKING:
     from tpo_plugin.model import TaskPreferenceModel
@@ -58,6 +59,8 @@ def load_tpo(model: nn.Module, directory: str | os.PathLike[str], tokenizer: Any
                 f"head {name!r} was saved with token ids {ids}, this tokenizer gives {list(model.tpo.token_ids[name])}; "
                 f"load the tokenizer that was saved in {directory}"
             )
+    if saved["growth"] is not None and model.tpo.growth is None:  # the host was saved with its grown vocabulary
+        model.tpo.set_growth(Growth(*saved["growth"]))
     load_weights(model.tpo, directory)
     return model
 
@@ -107,5 +110,6 @@ def _config_to_json(tpo: TaskPreferenceModel) -> dict[str, Any]:
         "host_class": type(tpo.model).__name__,
         "heads": list(tpo.heads),
         "token_ids": {name: list(ids) for name, ids in tpo.token_ids.items()},
+        "growth": None if tpo.growth is None else [tpo.growth.old_size, tpo.growth.new_size],
         "config": {"loss_weights": tpo.config.loss_weights, "heads": heads},
     }

@@ -65,7 +65,6 @@ class TaskPreferenceModel(nn.Module):
         self.tokens = tokens
         self.config = config
         self.tokenizer, self.processor = tokenizer, processor
-        self.growth = growth
         self.hidden_size = host.hidden_size
         self.trainable = frozenset(name for name, p in self.named_parameters() if p.requires_grad)
         """Names of the parameters that may train at all; a head's frozen encoder is not among them."""
@@ -79,10 +78,10 @@ class TaskPreferenceModel(nn.Module):
         self._undo: list[Undo] = []
         self._warned: set[str] = set()
         triggers = [tokens[name].trigger_id for name in heads]
-        unused = sorted(set(range(growth.old_size, growth.new_size)) - set(triggers)) if growth else []
         self.register_buffer("_triggers", torch.tensor(triggers), persistent=False)
-        self.register_buffer("_unused", torch.tensor(unused, dtype=torch.int64), persistent=False)
-        self._options_of_head = {name: inspect.signature(head.forward).parameters.keys() for name, head in heads.items()}
+        self.register_buffer("_unused", torch.zeros(0, dtype=torch.int64), persistent=False)
+        self.set_growth(growth)
+        self._options_of_head = {name: set(inspect.signature(head.forward).parameters) for name, head in heads.items()}
 
     @property
     def model(self) -> nn.Module:
@@ -93,6 +92,13 @@ class TaskPreferenceModel(nn.Module):
     def token_ids(self) -> dict[str, tuple[int, int]]:
         """(trigger id, task token id) by head."""
         return {name: (t.trigger_id, t.task_id) for name, t in self.tokens.items()}
+
+    def set_growth(self, growth: Growth | None) -> None:
+        """Tells which rows of the vocabulary were added; those that no trigger owns get no probability."""
+        self.growth = growth
+        added = range(growth.old_size, growth.new_size) if growth else ()
+        unused = sorted(set(added) - {t.trigger_id for t in self.tokens.values()})
+        self._unused = torch.tensor(unused, dtype=torch.int64, device=self._unused.device)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Generates with the heads; see `tpo_plugin.generate.generate`."""
@@ -452,7 +458,7 @@ def _with_result(output: Any, result: TPOOutput, scale: Any) -> Any:
     """The host's output with the total loss, times what the trainer will divide it by."""
     loss = None if result.loss is None else result.loss * scale
     if isinstance(output, tuple):
-        return output if loss is None else (loss, *output[1:])
+        return output if loss is None else (loss, *output[1 if result.host_loss is not None else 0 :])
     if loss is not None:
         output["loss"] = loss
     output.tpo = result

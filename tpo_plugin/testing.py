@@ -262,7 +262,7 @@ class TaskHeadTests:
         host, tokenizer = tiny_host()
         loaded = load_tpo(host, tmp_path, tokenizer).eval()
         state: dict[str, Tensor] = model.tpo.state_dict()
-        again: dict[str, Tensor] = loaded.tpo.state_dict()  # type: ignore[union-attr]
+        again: dict[str, Tensor] = loaded.tpo.state_dict()
         assert state.keys() == again.keys(), f"weights after loading: {set(state) ^ set(again)} differ in name"
         changed = [name for name, value in state.items() if not torch.equal(value, again[name])]
         assert not changed, f"weights differ after saving and loading: {changed}"

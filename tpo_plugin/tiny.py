@@ -42,7 +42,7 @@ def tiny_host(dtype: torch.dtype = torch.float32) -> tuple[LlamaForCausalLM, Pre
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = LlamaForCausalLM(config)
-    return model.to(dtype).eval(), tokenizer  # type: ignore[arg-type]
+    return model.to(dtype).eval(), tokenizer
 
 
 def tiny_batch(tokenizer: Any, pairs: list[tuple[int, int]], inputs: list[int]) -> dict[str, Tensor]:

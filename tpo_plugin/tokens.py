@@ -167,7 +167,9 @@ def grow_vocabulary(model: nn.Module, tokens: Iterable[HeadTokens]) -> tuple[Gro
     needed = 1 + max(i for t in tokens for i in t.by_kind().values())
     if needed <= size:
         return None, partial(int)
-    undo = partial(_shrink_vocabulary, model, size, list(_matrices(model)), _vocabulary_attributes(model))
+    embeddings = model.get_input_embeddings(), model.get_output_embeddings()
+    matrices = [(module, name, matrix, len(matrix)) for module, name, matrix in _matrices(model)]
+    undo = partial(_shrink_vocabulary, model, embeddings, matrices, _size_attributes(model))
     try:
         _resize(model, -(-needed // 64) * 64)
         fresh: dict[nn.Parameter, nn.Parameter] = {}  # one for two tied matrices
@@ -191,12 +193,14 @@ def _vocabulary_size(model: nn.Module) -> int:
     return min(model.get_input_embeddings().weight.shape[0], model.get_output_embeddings().weight.shape[0])
 
 
-def _vocabulary_attributes(model: nn.Module) -> list[tuple[Any, int]]:
-    """Every object that has a `vocab_size` of its own, and its value."""
+def _size_attributes(model: nn.Module) -> list[tuple[Any, str, int | None]]:
+    """Every attribute that may hold the size of the vocabulary, and its value; None where it is not there."""
     config = model.config
     parts = [getattr(config, name, None) for name in ("text_config", "llm_config", "language_config")]
-    owners = [config, *parts, *model.modules()]
-    return [(owner, owner.vocab_size) for owner in owners if isinstance(getattr(owner, "vocab_size", None), int)]
+    owners = [part for part in (config, *parts) if part is not None] + list(model.modules())
+    names = [(owner, "vocab_size") for owner in owners]
+    names += [(model.get_input_embeddings(), "num_embeddings"), (model.get_output_embeddings(), "out_features")]
+    return [(owner, name, getattr(owner, name, None)) for owner, name in names]
 
 
 def _matrices(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
@@ -221,18 +225,23 @@ def _resize(model: nn.Module, size: int) -> None:
 
 def _shrink_vocabulary(
     model: nn.Module,
-    size: int,
-    matrices: list[tuple[nn.Module, str, nn.Parameter]],
-    attributes: list[tuple[Any, int]],
+    embeddings: tuple[nn.Module, nn.Module],
+    matrices: list[tuple[nn.Module, str, nn.Parameter, int]],
+    attributes: list[tuple[Any, str, int | None]],
 ) -> None:
-    """Back to `size` rows, in the parameters that were there before growing, with what training made of them."""
-    _resize(model, size)
-    for module, name, original in matrices:
-        current = getattr(module, name)
-        original.data = current.data
+    """Back to the old rows, in the parameters that were there before growing, with what training made of them."""
+    if model.get_output_embeddings() is not embeddings[1]:
+        model.set_output_embeddings(embeddings[1])
+    if model.get_input_embeddings() is not embeddings[0]:
+        model.set_input_embeddings(embeddings[0])
+    for module, name, original, num_rows in matrices:
+        original.data = getattr(module, name).data[:num_rows].clone()
         setattr(module, name, original)
-    for owner, value in attributes:
-        owner.vocab_size = value
+    for owner, name, value in attributes:
+        if value is None:
+            vars(owner).pop(name, None)
+        else:
+            setattr(owner, name, value)
 
 
 # -- batches -----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import time
 from collections import defaultdict
@@ -119,7 +118,6 @@ def pretrain_chat(
             log(stage="chat", step=step + 1, loss=loss, patch_loss=patch_loss)
         if step % 500 == 499:
             log(stage="chat", step=step + 1, heldout=chat_accuracy(model, packer, heldout, 300))
-            if os.environ.get("SNAP"): save_host(os.environ["SNAP"], model, build_processor())
 
 
 def sample_batch(rng: random.Random, packer: Packer, pools: tuple[Pool, Pool], sizes: tuple[int, int], turns: int) -> Batch:
