@@ -108,7 +108,8 @@ def example(
     if media:
         assert host.media is not None
         batch |= host.media(num_rows)
-    batch |= _per_token(host, model, input_ids, media)
+    if host.media is not None:
+        batch |= _per_token(host, model, input_ids, media)
     if padded:
         input_ids = torch.cat([torch.full((num_rows, 3), PAD), input_ids], 1)
         mask = torch.cat([torch.zeros((num_rows, 3), dtype=mask.dtype), mask], 1)
@@ -323,9 +324,9 @@ def _text(name: str, **options: Any) -> Callable[[], Any]:
 
 
 def _gpt2() -> Any:
-    return _config(
-        "GPT2Config", vocab_size=NUM_ROWS, n_embd=32, n_layer=2, n_head=4, n_positions=256, initializer_range=0.2, **IDS
-    )
+    sizes = {"vocab_size": NUM_ROWS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
+    no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    return _config("GPT2Config", **sizes, **no_dropout, initializer_range=0.2, **IDS)
 
 
 def _image(num_tokens: int) -> tuple[int, ...]:

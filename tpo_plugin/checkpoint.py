@@ -48,9 +48,11 @@ def load_tpo(model: nn.Module, directory: str | os.PathLike[str], tokenizer: Any
 
         model = PeftModel.from_pretrained(model, str(directory))
     if tokenizer is None:
-        from transformers import AutoProcessor
+        from transformers import AutoProcessor, AutoTokenizer
 
-        tokenizer = AutoProcessor.from_pretrained(directory)
+        names = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
+        auto = AutoProcessor if any((directory / name).is_file() for name in names) else AutoTokenizer
+        tokenizer = auto.from_pretrained(directory)
     config = config_from_dict(TPOConfig, saved["config"], where=f"{directory / CONFIG_FILE}: config")
     apply_tpo(model, tokenizer, heads=saved["heads"], config=config)
     for name, ids in saved["token_ids"].items():

@@ -9,11 +9,13 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
+from transformers.utils import ModelOutput
 
 from tpo_plugin.errors import HostError, TPOError, did_you_mean
 from tpo_plugin.tokens import Positions
@@ -283,19 +285,16 @@ def _replay(
         if sequences[f.row, f.state] != tpo.tokens[f.head].task_id:
             sequences = sequences.clone()
             sequences[f.row, f.state] = tpo.tokens[f.head].task_id
-    inputs = {k: v for k, v in kwargs.items() if isinstance(v, Tensor) and k not in ("input_ids", "inputs_embeds")}
+    options = {*signature(GenerationMixin.generate).parameters, *vars(GenerationConfig())}
+    inputs = {k: v for k, v in kwargs.items() if k not in options | {"input_ids", "inputs_embeds", "past_key_values"}}
     prompt, embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
     start = prompt if embeds is None else embeds
     copies = len(sequences) // len(start)
-    mask = inputs.pop("attention_mask", None)
-    if mask is None:
-        mask = torch.ones(start.shape[:2], dtype=torch.int64, device=start.device)
+    if inputs.get("attention_mask") is None:
+        inputs["attention_mask"] = torch.ones(start.shape[:2], dtype=torch.int64, device=start.device)
     if copies > 1:
         _, inputs = model._expand_inputs_for_generation(copies, False, prompt, **inputs)
-        mask = mask.repeat_interleave(copies, 0)
-    num_new = sequences.shape[1] - prompt_length
-    mask = torch.cat([mask, mask.new_ones(len(mask), num_new)], 1)
-    inputs = {k: _grown(k, v, start.shape[1], num_new) for k, v in inputs.items()}
+    inputs = _with_columns(model, inputs, start.shape[1], sequences.shape[1] - prompt_length)
     if embeds is None:
         inputs["input_ids"], offset = sequences, 0
     else:
@@ -305,24 +304,24 @@ def _replay(
     places: dict[str, list[list[int]]] = {name: [] for name in tpo.heads}
     for f in found:
         places[f.head] += [[f.row, f.state + offset], [f.row, f.trigger - 1 + offset]]
-    session.capturing, session.replayed = True, {"shape": list(mask.shape), "task": places}
-    model.generate(**inputs, attention_mask=mask, max_new_tokens=1, do_sample=False, num_beams=1)
+    shape = list(inputs["attention_mask"].shape)
+    session.capturing, session.replayed = True, {"shape": shape, "task": places}
+    model.generate(**inputs, max_new_tokens=1, do_sample=False, num_beams=1)
     if session.replayed is not None:
         raise HostError(
             f"the replay of finished sequences in {type(model).__name__} did not pass its last hidden state as "
-            f"{list(mask.shape)}; use greedy decoding or sampling without an assistant model"
+            f"{shape}; use greedy decoding or sampling without an assistant model"
         )
     if offset:
         session.states.update({(row, column - offset): s for (row, column), s in list(session.states.items())})
 
 
-def _grown(name: str, value: Tensor, length: int, num_new: int) -> Tensor:
-    """A model input that has a column for each token, for the longer sequence: text columns at its end."""
-    if value.dim() < 2 or value.shape[1] != length or "pixel" in name:
-        return value
-    if "token_type" in name:
-        return torch.cat([value, value.new_zeros(len(value), num_new)], 1)
-    return torch.cat([value, value[:, -1:].expand(-1, num_new, *value.shape[2:])], 1)
+def _with_columns(model: Any, inputs: dict[str, Any], length: int, num_new: int) -> dict[str, Any]:
+    """The inputs of a prompt for `num_new` more tokens, each grown as the host grows it at a decoding step."""
+    state = inputs | {"use_cache": True, "cache_position": torch.arange(length, device=model.device)}
+    for _ in range(num_new):
+        state = model._update_model_kwargs_for_generation(ModelOutput(), state, is_encoder_decoder=False)
+    return {name: state[name] for name in inputs}
 
 
 def _predict(

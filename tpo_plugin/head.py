@@ -68,6 +68,12 @@ class TaskHead(nn.Module):
         By default every field of the tasks except "head" and "time" becomes one float32 tensor, first dimension N.
         """
         fields = [key for key in (tasks[0] if tasks else {}) if key not in ("head", "time")]
+        for task in tasks:
+            if set(task) - {"head", "time"} != set(fields):
+                raise TPOError(
+                    f"{type(self).__name__}: one task has the fields {sorted(fields)}, another {sorted(set(task) - {'head', 'time'})}; "
+                    "expected the same in all, or a collate_targets of the head's own"
+                )
         return {key: torch.tensor([task[key] for task in tasks], dtype=torch.float32) for key in fields}
 
     def collate_inputs(self, tasks: list[dict[str, Any]], given: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tpo_plugin.tokens import HeadTokens, token_positions
+from tpo_plugin.tokens import HeadTokens, Positions, token_positions
 
 IGNORE_INDEX = -100
 
@@ -25,13 +25,16 @@ def split_labels(labels: Tensor, tokens: Mapping[str, HeadTokens]) -> Tensor:
     return labels.masked_fill(torch.isin(labels, triggers), IGNORE_INDEX)
 
 
-def count_targets(input_ids: Tensor, labels: Tensor, tokens: Mapping[str, HeadTokens]) -> dict[str, int]:
+def count_targets(
+    input_ids: Tensor, labels: Tensor | None, tokens: Mapping[str, HeadTokens], positions: Positions | None = None
+) -> dict[str, int]:
     """Number of targets of each kind in a micro-batch: "mllm", "assign", and every head's name.
 
     "mllm" counts the labels that the host scores after its shift: columns 1 and on, neither ignored nor triggers.
+    `positions` are what `token_positions` finds in the batch, where the collator gave them.
     """
-    found = token_positions(input_ids, labels, tokens)
-    ordinary = int((split_labels(labels, tokens)[:, 1:] != IGNORE_INDEX).sum())
+    found = positions or token_positions(input_ids, labels, tokens)
+    ordinary = 0 if labels is None else int((split_labels(labels, tokens)[:, 1:] != IGNORE_INDEX).sum())
     heads = {head: len(places) for head, places in found["task"].items()}
     return {"mllm": ordinary, "assign": len(found["labels"])} | heads
 

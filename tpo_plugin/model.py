@@ -41,6 +41,8 @@ class _Call:
     """Of its input_ids, or as the collator gave them."""
     rows: dict[str, Tensor] = field(default_factory=dict)
     """Rows of the last hidden state: by head, and "assign" for the positions before triggers."""
+    inserted: bool = False
+    """Whether `positions` served: a later call of the embedding is about other ids (gpt2 embeds token types with it)."""
     head_ran: bool = False
 
 
@@ -164,10 +166,12 @@ class TaskPreferenceModel(nn.Module):
             return None
         call = self._call
         ids_BT = ids.reshape(-1, ids.shape[-1])
-        positions = call.positions if call is not None else None
+        positions = call.positions if call is not None and not call.inserted else None
         if positions is None or positions["shape"] != list(ids_BT.shape):
             positions = token_positions(ids_BT, None, self.tokens)
-        if self.session is not None and self.session.capturing:
+        elif call is not None:
+            call.inserted = True
+        if self.session is not None and self.session.capturing and self.session.positions is None:
             self.session.positions = positions
         learns = call is not None and torch.is_grad_enabled() and self.training
         parts = [(kind, head, places) for kind in KINDS for head, places in positions[kind].items() if places or learns]
@@ -206,9 +210,7 @@ class TaskPreferenceModel(nn.Module):
         return encoded.to(output)
 
     def _empty_inputs(self, head: str, device: torch.device) -> dict[str, Any] | None:
-        """What the head makes of no given values, if it takes any."""
-        if self.tokens[head].input_id is None:
-            return None
+        """What the head makes of no tasks, if it takes inputs at all."""
         inputs = self.heads[head].collate_inputs([], [])
         return inputs and {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
 
@@ -263,6 +265,8 @@ class TaskPreferenceModel(nn.Module):
         input_ids = kwargs.get("input_ids")
         if positions is None and input_ids is not None and self.session is None:
             positions = token_positions(input_ids, labels, self.tokens)
+        if self.session is not None:
+            self.session.positions = None
         self._call = _Call(
             task_inputs=taken["task_inputs"] or {},
             task_targets=taken["task_targets"],
@@ -311,7 +315,8 @@ class TaskPreferenceModel(nn.Module):
         """A head on the rows of its task tokens, in float32; with its inputs and the batch row of each, if it asks."""
         head, options = self.heads[name], {}
         if "inputs" in self._options_of_head[name]:
-            options["inputs"] = task_inputs.get(name)
+            given = task_inputs.get(name)
+            options["inputs"] = self._empty_inputs(name, rows_ND.device) if given is None else given
         if "batch_rows" in self._options_of_head[name]:
             options["batch_rows"] = torch.tensor(batch_rows, dtype=torch.int64).to(rows_ND.device, non_blocking=True)
         with _float32(rows_ND.device):

@@ -173,10 +173,10 @@ def grow_vocabulary(model: nn.Module, tokens: Iterable[HeadTokens]) -> tuple[Gro
     try:
         _resize(model, -(-needed // 64) * 64)
         fresh: dict[nn.Parameter, nn.Parameter] = {}  # one for two tied matrices
-        for module, name, old in _matrices(model):
+        for (module, name, old), (*_, num_rows) in zip(_matrices(model), matrices, strict=True):
             # A new object: a graph that is still alive remembers the old one with its old shape.
             new = fresh.setdefault(old, nn.Parameter(old.data, requires_grad=old.requires_grad))
-            new.data[size:] = 0
+            new.data[num_rows:] = 0
             setattr(module, name, new)
         if _vocabulary_size(model) < needed:
             raise HostError(f"its matrices have {_vocabulary_size(model)} rows after growing")

@@ -19,18 +19,8 @@ from tpo_plugin.head import TaskHead
 from tpo_plugin.tokens import HeadTokens
 
 CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
-    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
-    "{% if c['type'] == 'image' %}IMAGE{% elif c['type'] == 'video' %}VIDEO{% else %}{{ c['text'] }}{% endif %}"
-    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-# Its answers start with a blank that the prompt for generation does not have, as those of Idefics3 and SmolVLM.
-IDEFICS = (
-    "<|im_start|>{% for m in messages %}{{ m['role'] | capitalize }}"
-    "{% if m['content'][0]['type'] == 'image' %}:{% else %}: {% endif %}"
-    "{% for c in m['content'] %}{% if c['type'] == 'image' %}<image>{% else %}{{ c['text'] }}{% endif %}{% endfor %}"
-    "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 
 
@@ -83,6 +73,7 @@ def small_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
             tokens += ["<box_begin>", "<boxes>", "<region_box>", "<point_begin>", "<point>"]
         tokenizer.add_tokens([AddedToken(t, special=True, normalized=False) for t in tokens], special_tokens=True)
         tokenizer.chat_template = template
+        tokenizer.model_input_names = ["input_ids", "attention_mask"]  # as the tokenizers of such hosts have it
         return tokenizer
 
     return make

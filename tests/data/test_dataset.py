@@ -154,9 +154,7 @@ def test_samples_hold_their_media(tpo: Any, steady_video: Path, tmp_path: Path) 
 
 def test_workers_see_the_epoch_though_they_persist(tpo: Any) -> None:
     dataset = RecordDataset([source(tpo, "a", 8), source(tpo, "b", 8)], weights=[1, 1], seed=5)
-    loader = DataLoader(
-        dataset, batch_size=16, num_workers=1, collate_fn=ids, persistent_workers=True, timeout=60
-    )
+    loader = DataLoader(dataset, batch_size=16, num_workers=1, collate_fn=ids, persistent_workers=True, timeout=60)
     for epoch in range(3):
         dataset.set_epoch(epoch)
         (batch,) = loader

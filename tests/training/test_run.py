@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,11 @@ from tpo_plugin.training.config import TrainConfig
 from tpo_plugin.training.run import load_run, read_run, train
 
 # PEFT 0.21 asks transformers 5.23 by an old name.
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Could not find a config file:UserWarning"),  # the tiny host comes from nowhere
+    pytest.mark.filterwarnings("ignore:mtime may not be reliable"),  # checkpoints of one moment
+]
 
 WEIGHTS = ["adapter_model.safetensors", "tpo_model.safetensors", "tpo_host_weights.safetensors"]
 
@@ -33,13 +38,10 @@ def finished(tmp_path_factory):
 
 
 def logs_of(run):
-    timing = {"train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos", "train_loss"}
-    kept = []
-    for stage in read_run(run)["stages"].values():
-        for entry in stage["log"]:
-            entry = {k: v for k, v in entry.items() if k not in timing and not k.endswith(("runtime", "per_second"))}
-            kept.append(entry)
-    return kept
+    """What was logged in every step and evaluation, without times."""
+    entries = [entry for stage in read_run(run)["stages"].values() for entry in stage["log"]]
+    timing = ("runtime", "per_second")
+    return [{k: v for k, v in e.items() if not k.endswith(timing)} for e in entries if "loss" in e or "eval_loss" in e]
 
 
 def assert_bitwise(run, expected):
@@ -60,7 +62,7 @@ def test_result(finished):
     evaluation = saved["stages"]["stage2"]["evaluation"]
     assert {"eval_loss", "eval_loss_point", "eval_assign_accuracy", "eval_false_trigger_rate"} <= set(evaluation)
     assert evaluation["eval_point_loss_l2"] == pytest.approx(evaluation["eval_loss_point"], rel=1e-4)
-    assert "24 records read, 0 skipped" in saved["stages"]["stage2"]["media"] or "media" in saved["stages"]["stage2"]
+    assert ", 0 skipped" in saved["stages"]["stage2"]["media"]
     for name in [*WEIGHTS, "tpo_config.json", "tokenizer_config.json", "config.yaml"]:
         assert (finished / name).is_file(), name
 
@@ -78,7 +80,9 @@ def test_stages_train_their_parts(finished):
     assert norms
     assert all("norm" in name for name in norms)
     original = load_file(finished.parent / "host" / "model.safetensors")
-    assert any(not torch.equal(value, original[name.removeprefix("base_model.model.")]) for name, value in norms.items())
+    assert any(
+        not torch.equal(value, original[name.removeprefix("base_model.model.")]) for name, value in norms.items()
+    )
     assert not host.training
 
 
@@ -131,8 +135,6 @@ def test_resume_is_refused_when_it_is_not_wanted_or_not_the_same(finished):
 
 def test_killed_at_the_end_of_a_stage(finished, tmp_path):
     """The last checkpoint is there, the stage's result is not: nothing is trained twice."""
-    import shutil
-
     shutil.copytree(finished.parent, tmp_path / "world")
     run = tmp_path / "world" / "run"
     (run / "run.json").unlink()
@@ -147,8 +149,6 @@ def test_killed_at_the_end_of_a_stage(finished, tmp_path):
 
 
 def test_incomplete_checkpoints_are_passed_over(finished, tmp_path):
-    import shutil
-
     stage = tmp_path / "stage2"
     shutil.copytree(finished / "stage2", stage)
     assert checkpoints.last_checkpoint(stage).endswith("checkpoint-12")
@@ -176,12 +176,12 @@ def test_run_with_a_head_that_is_not_installed(finished):
 
 
 def test_no_run(tmp_path):
-    with pytest.raises(TPOError, match="has no run.json; expected the output_dir of tpo train"):
+    with pytest.raises(TPOError, match=r"has no run.json; expected the output_dir of tpo train"):
         load_run(tmp_path)
 
 
 def test_host_that_moved(finished, tmp_path):
     saved = json.loads((finished / "run.json").read_text())
     (tmp_path / "run.json").write_text(json.dumps(saved | {"host": str(tmp_path / "gone")}))
-    with pytest.raises(TPOError, match="cannot be loaded.*give host= if it has moved"):
+    with pytest.raises(TPOError, match=r"cannot be loaded.*give host= if it has moved"):
         load_run(tmp_path)

@@ -40,7 +40,9 @@ def test_keys_of_a_stage_change_its_default(tmp_path):
 
 
 def test_plain_values_and_back(tmp_path):
-    config = read(tmp_path, MINIMAL + "tpo: {loss_weights: {assign: 2}}\nstage1: {data: [{file: a.jsonl, weight: 3}]}\n")
+    config = read(
+        tmp_path, MINIMAL + "tpo: {loss_weights: {assign: 2}}\nstage1: {data: [{file: a.jsonl, weight: 3}]}\n"
+    )
     assert TrainConfig(**config.to_dict()) == config
     assert config.stage1.data[0].weight == 3
 
@@ -71,7 +73,7 @@ def test_mistakes(tmp_path, text, message):
 
 
 def test_missing_key_and_file(tmp_path):
-    with pytest.raises(TPOError, match="missing.*'output_dir'"):
+    with pytest.raises(TPOError, match=r"missing.*'output_dir'"):
         read(tmp_path, "model: x\n")
     with pytest.raises(TPOError, match="not a readable YAML file"):
         TrainConfig.from_yaml(tmp_path / "none.yaml")

@@ -14,7 +14,11 @@ from tpo_plugin.training.trainer import SEES_WHOLE_STEP
 
 Wrapped = wrap_trainer(transformers.Trainer)
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Could not find a config file:UserWarning"),  # the tiny host comes from nowhere
+    pytest.mark.filterwarnings("ignore:mtime may not be reliable"),  # checkpoints of one moment
+]
 
 
 def make(tmp_path, model=None, tokenizer=None, trainer=Wrapped, dataset=None, **changes):
@@ -39,14 +43,14 @@ def with_lora():
 
 
 def test_wraps_classes_only():
-    with pytest.raises(TPOError, match="expected a subclass of transformers.Trainer"):
+    with pytest.raises(TPOError, match=r"expected a subclass of transformers.Trainer"):
         wrap_trainer(dict)
     assert wrap_trainer(Wrapped) is Wrapped
     assert Wrapped.__name__ == "TPOTrainer"
 
 
 def test_without_tpo(tmp_path):
-    host, tokenizer = tiny_run.tiny_host()
+    host, _ = tiny_run.tiny_host()
     with pytest.raises(TPOError, match="this LlamaForCausalLM has no TPO: call apply_tpo"):
         make(tmp_path, host, dataset=[{}])
 
@@ -93,7 +97,7 @@ def test_columns_of_an_arrow_dataset_that_would_be_dropped(tmp_path):
 def test_nothing_trainable(tmp_path):
     model, tokenizer = tiny_run.host_with_tpo()
     model.tpo.requires_grad_(False)
-    with pytest.raises(TPOError, match="nothing in model.tpo is trainable"):
+    with pytest.raises(TPOError, match=r"nothing in model.tpo is trainable"):
         make(tmp_path, model, tokenizer).train()
 
 
@@ -215,8 +219,8 @@ def test_checkpoints_hold_tpo_and_resume_is_exact(kind, tmp_path):
         model, tokenizer = build()
         trainer = make(
             folder, model, tokenizer, optim="adamw_torch", learning_rate=1e-2, lr_scheduler_type="cosine",
-            per_device_train_batch_size=2, gradient_accumulation_steps=4, save_strategy="steps", save_steps=2, max_steps=8,
-            **changes,
+            per_device_train_batch_size=2, gradient_accumulation_steps=4, save_strategy="steps", save_steps=2,
+            max_steps=8, **changes,
         )  # fmt: skip
         trainer.train(resume_from_checkpoint=resume)
         return model, [entry for entry in trainer.state.log_history if "loss" in entry]

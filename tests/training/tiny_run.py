@@ -183,7 +183,8 @@ def train(run: Run, output_dir: Any) -> dict[str, Any]:
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ ' where ' if m['role'] == 'user' else ' here ' }}"
-    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}{{ c['text'] }}{% endfor %}{% endif %}"
+    "{% if m['content'] is string %}{{ m['content'] }}"
+    "{% else %}{% for c in m['content'] %}{{ c['text'] }}{% endfor %}{% endif %}"
     "{% if m['role'] == 'assistant' %} {{ eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %} here {% endif %}"
 )

@@ -37,7 +37,9 @@ class TPOCollator:
     """
 
     def __init__(self, tpo: Any, *, max_length: int | None = None, for_generation: bool = False) -> None:
-        self.tpo, self.max_length, self.for_generation = tpo, max_length, for_generation
+        # Not model.tpo itself, which holds the host: a worker process may get a copy of this.
+        self.heads, self.tokens = dict(tpo.heads.items()), tpo.tokens
+        self.max_length, self.for_generation = max_length, for_generation
         self.chat = ChatTemplate(tpo.tokenizer, tpo.processor)
         if self.chat.end_id is None and not for_generation:
             logger.warning(
@@ -49,7 +51,7 @@ class TPOCollator:
         if self.for_generation:
             samples = [Sample(s.record.prompt(), s.images, s.videos) for s in samples]
         rows = [
-            encode(s, self.chat, self.tpo.tokens, for_generation=self.for_generation, max_length=self.max_length)
+            encode(s, self.chat, self.tokens, for_generation=self.for_generation, max_length=self.max_length)
             for s in samples
         ]
         batch = self._pad(rows)
@@ -59,7 +61,7 @@ class TPOCollator:
         if not self.for_generation:
             if targets:
                 batch["task_targets"] = targets
-            batch["task_positions"] = token_positions(batch["input_ids"], batch["labels"], self.tpo.tokens)
+            batch["task_positions"] = token_positions(batch["input_ids"], batch["labels"], self.tokens)
         return batch
 
     def _pad(self, rows: list[Row]) -> dict[str, Any]:
@@ -68,7 +70,7 @@ class TPOCollator:
         if not self.for_generation:
             names.append("labels")
         length = max(len(row.labels) for row in rows)
-        tokenizer = self.tpo.tokenizer
+        tokenizer = self.chat.tokenizer
         pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
         fill = {"input_ids": pad_id, "labels": IGNORED}
         batch: dict[str, Any] = {}
@@ -99,7 +101,7 @@ class TPOCollator:
                     roles[turn.role].append(task)
         targets, inputs = {}, {}
         for name, roles in tasks.items():
-            head = self.tpo.heads[name]
+            head = self.heads[name]
             if roles["assistant"]:
                 targets[name] = head.collate_targets(roles["assistant"])
             made = head.collate_inputs(roles["assistant"], roles["user"])

@@ -1,14 +1,13 @@
 """One sample as token ids, labels and media tensors. Suffix of tensor names: T sequence.
 
 A processor expands the placeholder of an image into many tokens, and only it knows how. So the text is tokenised twice,
-by the tokenizer with offsets and by the processor with the media, and both are aligned: they differ at the media only.
+by the tokenizer with offsets and by the processor with the media, and each answer of the first is found in the second.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from difflib import SequenceMatcher
 from typing import Any
 
 import torch
@@ -62,47 +61,64 @@ def encode(
         raise TPOError(f"{origin}: cannot be encoded: {type(error).__name__}: {error}") from error
     sequence, media = _split(encoded)
     ids = sequence["input_ids"].tolist()
-    where = align(plain_ids, ids)
     task_ids = {t.task_id for t in tokens.values()}
     labels = torch.full((len(ids),), IGNORED)
     for answer in chat.answer_tokens(spans, plain_ids, offsets):
-        found = [place for i in answer if (place := where[i]) is not None]
-        if len(found) < len(answer) or (found and found[-1] - found[0] >= len(found)):
+        start = locate(answer, plain_ids, ids) if answer else 0
+        if start is None:
             raise TPOError(
                 f"{origin}: the answer {chat.tokenizer.decode([plain_ids[i] for i in answer])!r} is not found in what "
                 f"{type(chat.processor).__name__} makes of the conversation, so it cannot be labelled"
             )
-        for position in found:
+        for position in range(start, start + len(answer)):
             labels[position] = IGNORED if ids[position] in task_ids else ids[position]
     row = Row(origin, sequence, labels, media)
     if max_length is None or len(ids) <= max_length:
         return row
     if for_generation:
         raise TPOError(f"{origin}: the prompt has {len(ids)} tokens, more than max_length={max_length}")
-    expanded = sorted(set(range(len(ids))) - set(where))
-    return _cut(row, max_length, tokens, last_of_media=expanded[-1] if expanded else -1)
+    return _cut(row, max_length, tokens, _media_end(plain_ids, ids))
 
 
-def align(plain: Sequence[int], full: Sequence[int]) -> list[int | None]:
-    """For each token of `plain` its position in `full`, which is `plain` with tokens put in or changed at the media.
+def locate(answer: range, plain: Sequence[int], full: Sequence[int]) -> int | None:
+    """Where the tokens `plain[answer]` begin in `full`, which is `plain` with tokens put in or changed at the media.
 
-    The common beginning and end are taken as they are, so that with one medium there is no choice; what stands between
-    several media is matched by its longest common runs.
+    The k-th place where they, with up to four tokens before them, stand in `plain` is the k-th in `full`, provided that
+    there are as many in both; None where that holds for no number of tokens before them. Those may be needed, for a
+    short answer can also stand in what was put in; and they may be changed, where a medium ends the question.
     """
-    first, shorter = 0, min(len(plain), len(full))
-    while first < shorter and plain[first] == full[first]:
-        first += 1
-    last = 0
-    while last < shorter - first and plain[-1 - last] == full[-1 - last]:
-        last += 1
-    where: list[int | None] = [None] * len(plain)
-    where[:first] = range(first)
-    where[len(plain) - last :] = range(len(full) - last, len(full))
-    between = SequenceMatcher(None, plain[first : len(plain) - last], full[first : len(full) - last], autojunk=False)
-    for block in between.get_matching_blocks():
-        for i in range(block.size):
-            where[first + block.a + i] = first + block.b + i
-    return where
+    for before in range(min(4, answer.start), -1, -1):
+        start = answer.start - before
+        tokens = _as_text(plain[start : answer.stop])
+        in_plain, in_full = _places(tokens, _as_text(plain)), _places(tokens, _as_text(full))
+        if tokens and len(in_plain) == len(in_full):
+            return in_full[in_plain.index(start)] + before
+    return None
+
+
+def _as_text(ids: Sequence[int]) -> str:
+    """Ids as characters, since Python searches text fast."""
+    return "".join(map(chr, ids))
+
+
+def _places(part: str, whole: str) -> list[int]:
+    places, at = [], whole.find(part)
+    while at >= 0:
+        places.append(at)
+        at = whole.find(part, at + 1)
+    return places
+
+
+def _media_end(plain: Sequence[int], full: Sequence[int]) -> int:
+    """Index in `full` behind the last token of a medium; 0 where nothing was put in."""
+    if len(full) == len(plain):
+        return 0
+    end = len(full)
+    while end > len(full) - len(plain) and full[end - 1] == plain[end - 1 - len(full)]:
+        end -= 1
+    while end < len(full) and full[end] == full[end - 1]:  # the last copy of a repeated placeholder
+        end += 1
+    return end
 
 
 def _run(chat: ChatTemplate, text: str, sample: Sample) -> Mapping[str, Any]:
@@ -111,7 +127,7 @@ def _run(chat: ChatTemplate, text: str, sample: Sample) -> Mapping[str, Any]:
     media: dict[str, Any] = {}
     if sample.images:
         images = list(sample.images)
-        # Since 4.50 processors take the images of each conversation as one list; for some, several are not cut into tiles.
+        # Since 4.50 processors take one list a conversation; LLaVA-OneVision's cuts only a single image into tiles.
         media["images"] = [images] if _NESTED_IMAGES else images
     if sample.videos:
         media |= {"videos": [clip.frames for clip in sample.videos], **_video_arguments(chat.processor, sample.videos)}
@@ -154,7 +170,7 @@ def _split(encoded: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any
     return sequence, media
 
 
-def _cut(row: Row, max_length: int, tokens: Mapping[str, HeadTokens], last_of_media: int) -> Row:
+def _cut(row: Row, max_length: int, tokens: Mapping[str, HeadTokens], media_end: int) -> Row:
     def lost(what: str) -> TPOError:
         length = len(row.labels)
         return TPOError(f"{row.place}: cutting its {length} tokens to max_length={max_length} {what}; raise max_length")
@@ -164,7 +180,7 @@ def _cut(row: Row, max_length: int, tokens: Mapping[str, HeadTokens], last_of_me
         for kind, token_id in kinds.by_kind().items():
             if token_id in ids_lost:
                 raise lost(f"would cut off the {kind} token of head {name!r}")
-    if last_of_media >= max_length:
+    if media_end > max_length:
         raise lost("would cut off tokens of an image or video")
     labels = row.labels[:max_length]
     if not (labels != IGNORED).any():

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from tpo_plugin.errors import RecordError, did_you_mean
@@ -74,7 +75,8 @@ class Records(Sequence[Record]):
     def __init__(
         self, source: str | Path | Sequence[dict[str, Any]], tpo: Any, *, media_root: str | Path | None = None
     ) -> None:
-        self.tpo = tpo
+        # Not model.tpo itself, which holds the host: a worker process may get a copy of this.
+        self._tpo = SimpleNamespace(heads=dict(tpo.heads.items()), tokens=tpo.tokens)
         self._list: Sequence[dict[str, Any]] | None = None
         self._offsets, self._lines = array("q"), array("q")
         if isinstance(source, (str, Path)):
@@ -119,7 +121,7 @@ class Records(Sequence[Record]):
             data, line, prefix = self._list[index], None, f"[{index}]"
         else:
             data, line, prefix = self._read(index), self._lines[index], ""
-        return parse_record(data, self.tpo, media_root=self.media_root, file=self.name, line=line, prefix=prefix)
+        return parse_record(data, self._tpo, media_root=self.media_root, file=self.name, line=line, prefix=prefix)
 
     def _read(self, index: int) -> Any:
         assert self.path is not None

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+import numpy as np
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -37,7 +40,7 @@ def load_host_weights(model: nn.Module, directory: str | os.PathLike[str]) -> No
     strange = [name for name, value in weights.items() if name not in own or own[name].shape != value.shape]
     if strange:
         raise TPOError(
-            f"{path} has {len(strange)} weight(s) that this host lacks or has in another shape, for example {strange[0]!r}"
+            f"{path} has {len(strange)} weight(s) that this host lacks or has in another shape, such as {strange[0]!r}"
         )
     for name, value in weights.items():
         own[name].data.copy_(value)
@@ -47,6 +50,15 @@ def unsaved_by_peft(model: nn.Module) -> set[str]:
     """Names of what trains now in the host of a `PeftModel` outside the adapter."""
     own = _own_weights(model) if hasattr(model, "peft_config") else {}
     return {name for name, parameter in own.items() if parameter.requires_grad}
+
+
+def numpy_state_allowed() -> AbstractContextManager[None]:
+    """Lets transformers 4.45 read numpy's random state from a checkpoint, which torch >= 2.6 takes for unsafe."""
+    allowed = getattr(torch.serialization, "safe_globals", None)
+    if allowed is None:
+        return nullcontext()
+    array = np.zeros(1, dtype=np.uint32)
+    return allowed([array.__reduce__()[0], np.ndarray, np.dtype, type(array.dtype)])
 
 
 def last_checkpoint(directory: str | os.PathLike[str], num_ranks: int = 1) -> str | None:

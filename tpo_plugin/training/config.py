@@ -1,8 +1,8 @@
 """One YAML file describes a run: the host, LoRA, and three stages. No torch in here.
 
-The defaults are the paper's schedule (arXiv 2412.19326): rates, batch sizes, epochs, warm-up, weight decay. Its exceptions
-for single tasks are a run's own to state: in stage 2 the temporal task token at 2e-4 (`tokens.temporal`), and 25, 1 and 3
-passes over temporal, region and mask data (`weight` of a source).
+The defaults are the paper's schedule (arXiv 2412.19326): rates, batch sizes, epochs, warm-up, weight decay. Its
+exceptions for single tasks are a run's own to state: in stage 2 the temporal task token at 2e-4 (`tokens.temporal`),
+and 25, 1 and 3 passes over temporal, region and mask data (`weight` of a source).
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ class StageConfig:
     """What trains in one stage, on which data, with which losses."""
 
     learning_rates: dict[str, float] = field(default_factory=dict)
-    """Learning rate by part; what no part names is frozen. Parts: "lora", "heads" or "heads.<name>", "task_tokens" and
-    "triggers" (input and output row) or both as "tokens", each also with ".<name>", "connector", "vision", "language" (the
-    language model itself), or a name under `modules`. The most exact name wins."""
+    """Learning rate by part; what no part names is frozen. Parts: "lora", "heads", "task_tokens" and "triggers" (input
+    and output row) or both as "tokens", each of these but LoRA also for one head ("heads.region"), "connector",
+    "vision", "language" (the language model itself), or a name under `modules`. The most exact name wins."""
     losses: list[str] | None = None
     """Losses in use: "mllm", "assign" and heads' names; None uses all. Their weights are `tpo.loss_weights`."""
     data: list[DataSource] = field(default_factory=list)
@@ -114,12 +114,12 @@ class StageConfig:
             raise TPOError(f"warmup is {self.warmup!r}; expected a share of the steps, at least 0 and below 1")
 
     def accumulation(self, num_ranks: int) -> int:
-        """Accumulation steps that make `batch_size` on `num_ranks` devices; raises `TPOError` where it does not divide."""
+        """Accumulation steps that make `batch_size` on `num_ranks` devices; `TPOError` where it does not divide."""
         per_forward = self.micro_batch_size * num_ranks
         if self.batch_size % per_forward:
             raise TPOError(
-                f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size} x {num_ranks} "
-                "rank(s); change one of them, so that every rank does the same number of forwards in a step"
+                f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size} x "
+                f"{num_ranks} rank(s); change one, so that every rank does the same number of forwards in a step"
             )
         return self.batch_size // per_forward
 
@@ -190,7 +190,7 @@ class TrainConfig:
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> TrainConfig:
-        """Reads a YAML file; a stage's keys change its default. Raises `TPOError` for unknown keys with the nearest valid one."""
+        """Reads a YAML file; a stage's keys change its default. A `TPOError` for a typo names the nearest valid key."""
         import yaml
 
         try:

@@ -12,7 +12,9 @@ from transformers.pytorch_utils import Conv1D
 from tpo_plugin.errors import TPOError, did_you_mean
 
 HOST_PARTS = {
-    "connector": r"(^|\.)(multi_modal_projector|mm_projector|connector|merger|deepstack_merger_list|mlp1|image_newline)(\.|$)",
+    "connector": (
+        r"(^|\.)(multi_modal_projector|mm_projector|connector|merger|deepstack_merger_list|mlp1|image_newline)(\.|$)"
+    ),
     "vision": r"(^|\.)(vision_tower|vision_model|visual|video_tower|image_tower)(\.|$)",
 }
 """Parameter names of a vision-language model's connector and vision encoder; the first that matches wins."""
@@ -24,8 +26,8 @@ LORA = re.compile(r"(^|\.)(lora_\w+|modules_to_save)\.")
 def parts_of(model: nn.Module, modules: Mapping[str, str] | None = None) -> dict[str, list[str]]:
     """The parts that each parameter of a model with TPO belongs to, by its name; the most exact part comes first.
 
-    `modules` are regular expressions by part, tried before `HOST_PARTS`. Parameters that a head keeps frozen for good, and
-    quantised ones, belong to no part.
+    `modules` are regular expressions by part, tried before `HOST_PARTS`. Parameters that a head keeps frozen for good,
+    and quantised ones, belong to no part.
     """
     custom = dict(modules or {})
     patterns = {part: re.compile(pattern) for part, pattern in (custom | {**HOST_PARTS, **custom}).items()}
@@ -89,8 +91,8 @@ def _remedy(part: str) -> str:
     if part == "lora":
         return "lora is null in the config: set it, or leave the part out"
     return (
-        f"leave it out of the stage (a text-only host has none), or say its parameter names: modules: {{{part}: <regular "
-        "expression>}"
+        "leave it out of the stage (a text-only host has none), or say its parameter names: "
+        f"modules: {{{part}: <regular expression>}}"
     )
 
 

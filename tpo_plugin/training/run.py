@@ -22,6 +22,8 @@ from packaging.version import Version
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations import is_tensorboard_available
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import IntervalStrategy
 
 from tpo_plugin.apply import apply_tpo
@@ -42,9 +44,9 @@ RUN_FILE, STAGE_FILE, CONFIG_FILE, FINAL = "run.json", "stage.json", "config.yam
 def train(config: TrainConfig | str | os.PathLike[str], *, resume: bool = True) -> Path:
     """Trains all stages and returns the run's folder.
 
-    The same call on a folder with an unfinished run goes on where it stopped, in whichever stage; finished stages are not
-    repeated. With `resume=False` such a folder is refused. Started by torchrun or accelerate, it trains on all ranks.
-    Raises `TPOError` for what is wrong in the configuration, its data, or the folder.
+    The same call on a folder with an unfinished run goes on where it stopped, in whichever stage. With `resume=False`
+    such a folder is refused. Started by torchrun or accelerate, it trains on all ranks. Raises `TPOError` for what is wrong in
+    the configuration, its data, or the folder.
     """
     config = config if isinstance(config, TrainConfig) else TrainConfig.from_yaml(config)
     directory = Path(config.output_dir)
@@ -79,8 +81,8 @@ def train(config: TrainConfig | str | os.PathLike[str], *, resume: bool = True) 
 def load_run(directory: str | os.PathLike[str], *, host: str | os.PathLike[str] | None = None) -> nn.Module:
     """The trained model of a finished run, in evaluation mode, with `model.tpo` and `model.tpo.processor` ready.
 
-    `host` says where the host lies now, if it has moved. Raises `TPOError` for a folder that is no finished run, for one of
-    a newer version, and for a head that is not installed.
+    `host` says where the host lies now, if it has moved. Raises `TPOError` for a folder that is no finished run, for
+    one of a newer version, and for a head that is not installed.
     """
     directory = Path(directory)
     saved = read_run(directory)
@@ -157,11 +159,20 @@ class StageTrainer(wrap_trainer(transformers.Trainer)):  # type: ignore[misc]
         return self.optimizer
 
 
-class _SetEpoch(TrainerCallback):
-    """Tells the dataset its epoch; accelerate tells the sampler only, where there is one."""
+class _Epochs(TrainerCallback, torch.utils.data.Dataset):
+    """A dataset whose epoch is set where an epoch begins.
+
+    Accelerate would tell the sampler only, or, in a loader that skips what a resumed run has seen, say epoch 0.
+    """
 
     def __init__(self, dataset: RecordDataset) -> None:
         self.dataset, self.epoch = dataset, -1
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[index]
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.epoch = int(state.epoch or 0) if self.epoch < 0 else self.epoch + 1
@@ -181,20 +192,23 @@ def _train_stage(model: nn.Module, config: TrainConfig, name: str, rates: dict[s
     dataset = _dataset(model, config, stage.data)
     evaluation = _dataset(model, config, stage.eval_data) if stage.eval_data else None
     args = _arguments(model, config, name)
+    epochs = _Epochs(dataset)
     trainer = StageTrainer(
         model=model,
         args=args,
-        train_dataset=dataset,
+        train_dataset=epochs,
         eval_dataset=evaluation,
         data_collator=TPOCollator(model.tpo, max_length=config.data.max_length),
-        callbacks=[_SetEpoch(dataset)],
+        callbacks=[epochs],
     )
     trainer.rates = rates
     checkpoint = last_checkpoint(folder, args.world_size)
     if checkpoint is not None:
         logger.info("%s goes on from %s", name, checkpoint)
-    if checkpoint is not None and _is_at_end(checkpoint):
-        trainer._load_from_checkpoint(checkpoint)
+        reached = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
+    if checkpoint is not None and reached.global_step >= reached.max_steps:
+        trainer._load_from_checkpoint(checkpoint)  # the Trainer would do one step more
+        trainer.state = reached
     else:
         trainer.train(resume_from_checkpoint=checkpoint)
     metrics = {"log": trainer.state.log_history, "steps": trainer.state.global_step}
@@ -274,19 +288,14 @@ def _open_run(config: TrainConfig, directory: Path, resume: bool, state: Partial
         changed = sorted(key for key in {*there, *here} if there.get(key) != here.get(key))
         if changed:
             raise TPOError(
-                f"{directory} has a run with other settings of {changed}, so it cannot go on; give another output_dir, or "
-                f"the settings of {path}"
+                f"{directory} has a run with other settings of {changed}, so it cannot go on; give another output_dir, "
+                f"or the settings of {path}"
             )
     state.wait_for_everyone()
     if state.is_main_process and not path.is_file():
         directory.mkdir(parents=True, exist_ok=True)
         replace_file(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
     state.wait_for_everyone()
-
-
-def _is_at_end(checkpoint: str) -> bool:
-    state = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
-    return state["global_step"] >= state["max_steps"]
 
 
 def _save_weights(model: nn.Module, directory: Path, host_names: set[str]) -> None:

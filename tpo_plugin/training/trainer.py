@@ -1,9 +1,9 @@
 """`wrap_trainer`: any transformers Trainer, with losses that are weighted over the whole accumulated global batch.
 
-What a micro-batch adds to the loss is (1/s) * sum_k w_k * S_k / N_k: S_k its summed loss of kind k, N_k the targets of that
-kind in all micro-batches of the step on all W ranks, and s what the trainer, accelerate and DDP do to the loss afterwards.
-The wrapped trainer counts the N_k and chooses 1/s, the "scale"; the model's forward divides, weights, sums and scales. It
-is the model's own loss, because DDP looks for unused parameters in the graph of what forward returns.
+What a micro-batch adds to the loss is (1/s) * sum_k w_k * S_k / N_k: S_k its summed loss of kind k, N_k the targets of
+that kind in all micro-batches of the step on all W ranks, and s what the trainer, accelerate and DDP do to the loss
+afterwards. The wrapped trainer counts the N_k and chooses 1/s, the "scale"; the model's forward divides, weights, sums
+and scales. It is the model's own loss, because DDP looks for unused parameters in the graph of what forward returns.
 
 - transformers >= 4.46: a loss that the trainer believes to be normalised is not divided by the accumulation steps; DDP
   averages over ranks, which the trainer makes good where `average_tokens_across_devices` is set. 1/s is 1, otherwise W.
@@ -21,15 +21,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from accelerate.data_loader import DataLoaderDispatcher
 from torch import Tensor, nn
 
 from tpo_plugin.checkpoint import load_weights, save_tpo
 from tpo_plugin.errors import TPOError
 from tpo_plugin.losses import count_targets
-from tpo_plugin.training.checkpoints import load_host_weights, save_host_weights, unsaved_by_peft
+from tpo_plugin.training.checkpoints import load_host_weights, numpy_state_allowed, save_host_weights, unsaved_by_peft
 from tpo_plugin.training.evaluation import STATISTICS, Evaluation, rates
 from tpo_plugin.training.parts import can_learn_triggers
+from tpo_plugin.training.refusals import CheckColumns, check_arguments, check_kept, not_dispatched, trl_class
 
 if TYPE_CHECKING:
     from tpo_plugin.model import TaskPreferenceModel
@@ -41,10 +41,11 @@ SEES_WHOLE_STEP = hasattr(transformers.Trainer, "get_batch_samples")
 
 
 def wrap_trainer(base: type[transformers.Trainer]) -> type[transformers.Trainer]:
-    """A subclass of `base` (transformers' Trainer, TRL's SFTTrainer, LLaVA's, a team's own) that trains a model with TPO.
+    """A subclass of `base` (transformers' Trainer, TRL's SFTTrainer, LLaVA's, a team's own) that trains TPO.
 
-    It logs every loss, the accuracy of the assignment and the rate of false triggers, evaluates with the heads' metrics, and
-    keeps `tpo_model.safetensors` beside each checkpoint. Raises `TPOError` for a base or for arguments that would lose a loss.
+    It logs every loss, the accuracy of the assignment and the rate of false triggers, evaluates with the heads'
+    metrics, and keeps `tpo_model.safetensors` beside each checkpoint. Raises `TPOError` for a base, or for arguments,
+    that would lose a loss.
     """
     if not (isinstance(base, type) and issubclass(base, transformers.Trainer)):
         raise TPOError(
@@ -52,7 +53,7 @@ def wrap_trainer(base: type[transformers.Trainer]) -> type[transformers.Trainer]
         )
     if issubclass(base, TPOTrainerMixin):
         return base
-    ours = _trl_class(base)
+    ours = trl_class(base)
     if ours is not None and ours != "SFTTrainer":
         raise TPOError(
             f"{ours} computes a loss of its own from other inputs than labels, which TPO cannot weight; "
@@ -66,7 +67,7 @@ class TPOTrainerMixin:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._check_arguments()
+        check_arguments(self)
         if not any(p.requires_grad for p in self.tpo.parameters()) and hasattr(self.model, "peft_config"):
             for name, parameter in self.tpo.named_parameters():  # get_peft_model froze them
                 parameter.requires_grad_(name in self.tpo.trainable)
@@ -82,7 +83,7 @@ class TPOTrainerMixin:
     @property
     def tpo(self) -> TaskPreferenceModel:
         """The task preference model of the model that is trained."""
-        return self.accelerator.unwrap_model(self.model).tpo
+        return self.model.tpo
 
     # -- counting the targets of a step --------------------------------------------------------------------------------
 
@@ -125,8 +126,7 @@ class TPOTrainerMixin:
         return counts
 
     def _count_batch(self, batch: Any) -> dict[str, int]:
-        labels = batch["labels"] if "labels" in batch else torch.full_like(batch["input_ids"], -100)
-        return count_targets(batch["input_ids"], labels, self.tpo.tokens)
+        return count_targets(batch["input_ids"], batch.get("labels"), self.tpo.tokens, batch.get("task_positions"))
 
     def _scale(self) -> int:
         ranks = self.accelerator.num_processes
@@ -139,7 +139,7 @@ class TPOTrainerMixin:
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
         """The base trainer's loss, which must be the one that the model returns."""
         base = super().compute_loss
-        if _trl_class(type(self)) is not None:
+        if trl_class(type(self)) is not None:
             # TRL's loss comes from its fused head, which never calls the output embedding: no trigger would be trained.
             base = functools.partial(transformers.Trainer.compute_loss, self)
         self.tpo.last_output = None
@@ -150,8 +150,8 @@ class TPOTrainerMixin:
         result = self.tpo.last_output
         if result is None or result.loss is None or not _comes_from(loss, result.loss):
             raise TPOError(
-                f"{type(self).__name__} trains on a loss that is not the one the model returns, so the losses of TPO would be lost; "
-                "its compute_loss must use model(**inputs).loss, or call transformers.Trainer.compute_loss"
+                f"{type(self).__name__} trains on a loss that is not the one the model returns, so the losses of TPO "
+                "would be lost; its compute_loss must use model(**inputs).loss, or transformers.Trainer.compute_loss"
             )
         self._record(result)
         return (loss, outputs) if return_outputs else loss
@@ -188,9 +188,8 @@ class TPOTrainerMixin:
 
         Samples that accelerate repeats to give every rank as many are counted twice.
         """
-        prefix = (
-            inspect.signature(super().evaluation_loop).bind(*args, **kwargs).arguments.get("metric_key_prefix", "eval")
-        )
+        given = inspect.signature(super().evaluation_loop).bind(*args, **kwargs).arguments
+        prefix = given.get("metric_key_prefix", "eval")
         self._evaluation = Evaluation(self.tpo)
         try:
             output = super().evaluation_loop(*args, **kwargs)
@@ -227,6 +226,10 @@ class TPOTrainerMixin:
             save_host_weights(self.model, directory, unsaved_by_peft(self.model))
             self._saved_to = directory
 
+    def _load_rng_state(self, *args: Any, **kwargs: Any) -> None:
+        with numpy_state_allowed():
+            super()._load_rng_state(*args, **kwargs)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
         load_weights(self.tpo, resume_from_checkpoint)
@@ -243,7 +246,8 @@ class TPOTrainerMixin:
         """Refuses to train what can never learn."""
         if not any(p.requires_grad for p in self.tpo.parameters()):
             raise TPOError(
-                "nothing in model.tpo is trainable, so heads and task tokens cannot learn: model.tpo.requires_grad_(True)"
+                "nothing in model.tpo is trainable, so heads and task tokens cannot learn: call "
+                "model.tpo.requires_grad_(True)"
             )
         self._check_triggers()
         return super().create_optimizer(*args, **kwargs)
@@ -251,54 +255,14 @@ class TPOTrainerMixin:
     def _check_triggers(self) -> None:
         if self.tpo.config.weight("assign") > 0 and not can_learn_triggers(self.model):
             raise TPOError(
-                "no trainable parameter decides whether a trigger is emitted, so the assignment loss can never fall: train the "
-                "triggers' output rows (model.tpo.embeddings), LoRA or the host, or set loss_weights={'assign': 0}"
+                "no trainable parameter decides whether a trigger is emitted, so the assignment loss can never fall: "
+                "train the triggers' output rows (model.tpo.embeddings), LoRA or the host, or set "
+                "loss_weights={'assign': 0}"
             )
-
-    def _check_arguments(self) -> None:
-        args, model = self.args, self.accelerator.unwrap_model(self.model)
-        if not hasattr(model, "tpo"):
-            raise TPOError(
-                f"this {type(model).__name__} has no TPO: call apply_tpo(model, processor) before the trainer is made"
-            )
-        liger = args.use_liger_kernel and (getattr(args, "liger_kernel_config", None) or {}).get(
-            "fused_linear_cross_entropy", True
-        )
-        parallel = getattr(self.accelerator, "parallelism_config", None)
-        zero3 = transformers.integrations.is_deepspeed_zero3_enabled()
-        trl = _trl_class(type(self)) is not None
-        refused = {
-            "label_smoothing_factor > 0: it takes the labels away from the model, and the assignment loss with them": (
-                args.label_smoothing_factor != 0
-            ),
-            "compute_loss_func: it takes the labels away from the model; override compute_loss in a subclass instead": (
-                getattr(self, "compute_loss_func", None) is not None
-            ),
-            "more than one GPU in one process (DataParallel), which loses model.tpo's record of the losses: launch with torchrun "
-            "or accelerate, or set CUDA_VISIBLE_DEVICES to one": args.n_gpu > 1,
-            "Liger's fused cross entropy, which never calls the output embedding, so triggers would not be trained: set "
-            "liger_kernel_config={'fused_linear_cross_entropy': False}": liger,
-            "tensor, context or sequence parallelism, under which targets would be counted more than once": (
-                parallel is not None and parallel.non_data_parallel_size > 1
-            ),
-            "FSDP and ZeRO-3, which shard model.tpo so that its checkpoints cannot be written yet: use DDP or ZeRO-2": (
-                self.is_fsdp_enabled or zero3
-            ),
-            "loss_type other than 'nll': the host's own cross entropy is used": (
-                trl and getattr(args, "loss_type", "nll") != "nll"
-            ),
-            "TRL's own data collator, which drops task_inputs and task_targets: give data_collator=, with "
-            "dataset_kwargs={'skip_prepare_dataset': True} and remove_unused_columns=False": (
-                trl and type(self.data_collator).__module__.startswith("trl.")
-            ),
-        }
-        for reason, found in refused.items():
-            if found:
-                raise TPOError(f"{type(self).__name__} cannot train TPO with {reason}")
 
     def get_train_dataloader(self) -> Any:
         """The base trainer's loader."""
-        loader = _not_dispatched(super().get_train_dataloader())
+        loader = not_dispatched(super().get_train_dataloader())
         steps = self.args.gradient_accumulation_steps
         if not SEES_WHOLE_STEP and hasattr(loader.dataset, "__len__") and len(loader) < steps:
             raise TPOError(
@@ -309,31 +273,18 @@ class TPOTrainerMixin:
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         """The base trainer's loader."""
-        return _not_dispatched(super().get_eval_dataloader(*args, **kwargs))
+        return not_dispatched(super().get_eval_dataloader(*args, **kwargs))
 
     def _remove_unused_columns(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         kept = super()._remove_unused_columns(dataset, *args, **kwargs)
-        _check_kept(set(dataset.column_names), set(kept.column_names))
+        check_kept(set(dataset.column_names), set(kept.column_names))
         return kept
 
     def _get_collator_with_removed_columns(self, data_collator: Any, *args: Any, **kwargs: Any) -> Any:
         if not self.args.remove_unused_columns:
             return data_collator
         self._set_signature_columns_if_needed()
-        return _CheckColumns(data_collator, frozenset(self._signature_columns))
-
-
-class _CheckColumns:
-    """A collator that refuses samples with keys that the Trainer would drop."""
-
-    def __init__(self, collator: Any, accepted: frozenset[str]) -> None:
-        self.collator, self.accepted = collator, accepted
-
-    def __call__(self, samples: list[Any]) -> Any:
-        for sample in samples:
-            if isinstance(sample, dict):
-                _check_kept(set(sample), self.accepted)
-        return self.collator(samples)
+        return CheckColumns(data_collator, frozenset(self._signature_columns))
 
 
 def _comes_from(loss: Tensor, source: Tensor) -> bool:
@@ -347,28 +298,3 @@ def _comes_from(loss: Tensor, source: Tensor) -> bool:
             seen.add(node)
             queue += [parent for parent, _ in node.next_functions]
     return False
-
-
-def _check_kept(given: set[str], kept: set[str]) -> None:
-    dropped = sorted(given - kept)
-    if dropped:
-        raise TPOError(
-            f"the Trainer would drop the dataset's columns {dropped}, and any loss made from them: set remove_unused_columns=False "
-            "in the training arguments, or remove those columns"
-        )
-
-
-def _not_dispatched(loader: Any) -> Any:
-    if isinstance(loader, DataLoaderDispatcher):
-        raise TPOError(
-            "dispatch_batches slices every tensor of the main rank's batch along its first dimension, which separates targets "
-            "from their samples: set accelerator_config={'dispatch_batches': False}"
-        )
-    return loader
-
-
-def _trl_class(trainer: type) -> str | None:
-    """Name of the TRL trainer that a class is or derives from."""
-    return next(
-        (c.__name__ for c in trainer.__mro__ if c.__module__.startswith("trl.") and c.__name__ != "_BaseTrainer"), None
-    )

@@ -20,12 +20,17 @@ def test_boxes_become_numbers():
             {"from": "human", "value": "<image>\nwhat is in <region>?"},
             {"from": "gpt", "value": "red, like <region> here"},
         ],
-        "tasks": [{"head": "region", "boxes": [[0, 0.1, 0.25, 1]]}, {"head": "region", "boxes": [[0.5, 0.5, 0.6, 0.7]]}],
+        "tasks": [
+            {"head": "region", "boxes": [[0, 0.1, 0.25, 1]]},
+            {"head": "region", "boxes": [[0.5, 0.5, 0.6, 0.7]]},
+        ],
     }
     plain = record_as_text(record)
-    assert "tasks" not in plain and "tasks" in record
+    assert "tasks" not in plain
+    assert "tasks" in record
     assert [line["value"] for line in plain["conversations"]] == [
         "<image>\nwhat is in 0 10 25 100?",
         "red, like 50 50 60 70 here",
     ]
-    assert text_as_box("it is here 50 50 60 70") == [0.5, 0.5, 0.6, 0.7] and text_as_box("no") is None
+    assert text_as_box("it is here 50 50 60 70") == [0.5, 0.5, 0.6, 0.7]
+    assert text_as_box("no") is None

@@ -63,5 +63,5 @@ def test_template_marks_the_answers(host):
     out = processor.tokenizer.apply_chat_template(
         messages, chat_template=processor.chat_template, return_dict=True, return_assistant_tokens_mask=True
     )
-    marked = [token for token, mark in zip(out["input_ids"], out["assistant_masks"]) if mark]
+    marked = [token for token, mark in zip(out["input_ids"], out["assistant_masks"], strict=True) if mark]
     assert processor.tokenizer.convert_ids_to_tokens(marked) == ["two", "<|end|>"]

@@ -20,7 +20,8 @@ def test_shapes_fill_their_boxes():
         inside = np.zeros_like(drawn)
         for x0, y0, x1, y1 in (scenes.boxes_xyxy[index, 0, scenes.colour[index] >= 0] * 96).tolist():
             rows, columns = np.nonzero(drawn[int(y0) : int(y1) + 1, int(x0) : int(x1) + 1])
-            assert abs(np.ptp(columns) + 1 - (x1 - x0)) <= 3 and abs(np.ptp(rows) + 1 - (y1 - y0)) <= 4
+            assert abs(np.ptp(columns) + 1 - (x1 - x0)) <= 3
+            assert abs(np.ptp(rows) + 1 - (y1 - y0)) <= 4
             inside[max(int(y0) - 1, 0) : int(y1) + 2, max(int(x0) - 1, 0) : int(x1) + 2] = True
         assert not (drawn & ~inside).any()
 
@@ -32,7 +33,7 @@ def test_objects_differ_and_never_touch(times):
         objects = objects_of(scenes, index)
         assert len({o.name for o in objects}) == len(objects) >= 2
         for a, b in ((a, b) for a in objects for b in objects if a is not b):
-            for p, q in zip(a.boxes_xyxy, b.boxes_xyxy):
+            for p, q in zip(a.boxes_xyxy, b.boxes_xyxy, strict=True):
                 assert max(p[0] - q[2], q[0] - p[2], p[1] - q[3], q[1] - p[3]) > 0
         assert all(0 <= v <= 1 for o in objects for box in o.boxes_xyxy for v in box)
 
@@ -72,7 +73,9 @@ def test_dataset_is_deterministic_and_well_formed(tmp_path):
             media = record.get("image") or record["video"]
             assert (tmp_path / "a" / media).read_bytes() == (tmp_path / "b" / media).read_bytes()
             values = [line["value"] for line in record["conversations"]]
-            assert values[0].startswith("<image>\n") and values[1::2] and len(values) % 2 == 0
+            assert values[0].startswith("<image>\n")
+            assert values[1::2]
+            assert len(values) % 2 == 0
             tasks = record.get("tasks", [])
             assert sum(value.count("<region>") for value in values) == len(tasks)
             assert all(("time" in task) == ("video" in record) for task in tasks)

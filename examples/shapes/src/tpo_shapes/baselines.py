@@ -52,5 +52,5 @@ def record_as_text(record: dict) -> dict:
     for line in plain["conversations"]:
         pieces = line["value"].split(PLACEHOLDER)
         filled = [box_as_text(next(tasks)["boxes"][0]) for _ in pieces[1:]]
-        line["value"] = pieces[0] + "".join(box + piece for box, piece in zip(filled, pieces[1:]))
+        line["value"] = pieces[0] + "".join(box + piece for box, piece in zip(filled, pieces[1:], strict=True))
     return plain

@@ -56,7 +56,7 @@ def _write_part(root: Path, split: str, number: int, seed: int, turns: int, clip
                 Image.fromarray(frames[index, 0]).save(root / name, compress_level=1)
             objects = objects_of(scenes, index)
             chat = dict.fromkeys(CLIP_CHAT if clip else CHAT, 1.0) | {"relation": 2.0}
-            for key, kinds in zip(records, (chat, TASK_KINDS)):
+            for key, kinds in zip(records, (chat, TASK_KINDS), strict=True):
                 asked = ask(words, objects, kinds, turns, clip)
                 records[key].append(make_record(f"{key}-{split}-{seed}-{start + index}", name, asked))
     return {key: write_records(root / f"{key}.jsonl", lines) for key, lines in records.items()}

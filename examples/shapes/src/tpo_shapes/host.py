@@ -71,6 +71,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         padding_side="left",
         clean_up_tokenization_spaces=False,
         model_max_length=512,
+        model_input_names=["input_ids", "attention_mask"],
     )
 
 
@@ -129,7 +130,7 @@ def build_model(
     )
     model = LlavaOnevisionForConditionalGeneration(config)
     with torch.no_grad():
-        modules = dict(model.model.vision_tower.named_modules())
+        modules = dict(model.named_modules())
         table = next(m for name, m in modules.items() if name.endswith("embeddings.position_embedding"))
         table.weight.copy_(0.5 * grid_positions(IMAGE_SIZE // PATCH_SIZE, width))
     model.generation_config.eos_token_id = tokenizer.eos_token_id
@@ -146,7 +147,9 @@ def grid_positions(side: int, width: int) -> torch.Tensor:
     return torch.cat([rows, columns], -1).reshape(side * side, width)
 
 
-def build_host(directory: str | Path, seed: int = 0) -> tuple[LlavaOnevisionForConditionalGeneration, LlavaOnevisionProcessor]:
+def build_host(
+    directory: str | Path, seed: int = 0
+) -> tuple[LlavaOnevisionForConditionalGeneration, LlavaOnevisionProcessor]:
     """Writes an untrained host and its processor to a directory and returns both."""
     processor = build_processor()
     model = build_model(processor.tokenizer, seed)

@@ -119,8 +119,10 @@ class Packer:
             ids_BT=ids,
             pictures=pools[0].pixels[rows[0], 0],
             clips=pools[1].pixels[rows[1]],
-            classes=torch.cat([pool.classes[chosen].flatten(0, 1) for pool, chosen in zip(pools, rows)]),
-            boxes_xyxy=torch.cat([pool.boxes_xyxy[chosen].flatten(0, 1) for pool, chosen in zip(pools, rows)]),
+            classes=torch.cat([pool.classes[chosen].flatten(0, 1) for pool, chosen in zip(pools, rows, strict=True)]),
+            boxes_xyxy=torch.cat(
+                [pool.boxes_xyxy[chosen].flatten(0, 1) for pool, chosen in zip(pools, rows, strict=True)]
+            ),
             positions=positions,
             targets=ids.flatten()[positions + 1],
             target_rows=target_rows,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torchvision.transforms.v2 import functional as transforms
+from torchvision.transforms.v2 import functional as transforms  # type: ignore[import-untyped]
 
 from tpo_shapes.host import IMAGE_SIZE, PATCH_SIZE
 from tpo_shapes.questions import Object, objects_of
@@ -48,7 +48,8 @@ def make_pool(seed: int, num_scenes: int, split: str, clip: bool = False, chunk:
         frames = render(rng, scenes, sample_backgrounds(rng, size, split))
         parts.append((resize(torch.from_numpy(frames)), *patch_targets(scenes)))
         objects += [objects_of(scenes, index) for index in range(size)]
-    return Pool(*(torch.cat(field) for field in zip(*parts)), objects, clip)
+    pixels, classes, boxes = (torch.cat(field) for field in zip(*parts, strict=True))
+    return Pool(pixels, classes, boxes, objects, clip)
 
 
 def resize(frames: torch.Tensor) -> torch.Tensor:
@@ -66,7 +67,9 @@ def normalise(pixels: torch.Tensor) -> torch.Tensor:
 def patch_targets(scenes: Scenes) -> tuple[torch.Tensor, torch.Tensor]:
     """What each patch shows: classes [N, F, G] and boxes [N, F, G, 4]. At least 30 % of a patch must be covered."""
     grid = IMAGE_SIZE // PATCH_SIZE
-    corner = torch.stack(torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="xy"), -1).reshape(-1, 2) / grid
+    corner = (
+        torch.stack(torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="xy"), -1).reshape(-1, 2) / grid
+    )
     boxes = torch.from_numpy(scenes.boxes_xyxy)[:, :, None]  # [N, F, 1, K, 4]
     low = torch.maximum(boxes[..., :2], corner[:, None])
     high = torch.minimum(boxes[..., 2:], corner[:, None] + 1 / grid)

@@ -120,11 +120,13 @@ def pretrain_chat(
             log(stage="chat", step=step + 1, heldout=chat_accuracy(model, packer, heldout, 300))
 
 
-def sample_batch(rng: random.Random, packer: Packer, pools: tuple[Pool, Pool], sizes: tuple[int, int], turns: int) -> Batch:
+def sample_batch(
+    rng: random.Random, packer: Packer, pools: tuple[Pool, Pool], sizes: tuple[int, int], turns: int
+) -> Batch:
     """Random conversations about random pictures and clips."""
-    rows = [[rng.randrange(len(pool)) for _ in range(size)] for pool, size in zip(pools, sizes)]
+    rows = [[rng.randrange(len(pool)) for _ in range(size)] for pool, size in zip(pools, sizes, strict=True)]
     talks = []
-    for pool, chosen in zip(pools, rows):
+    for pool, chosen in zip(pools, rows, strict=True):
         kinds = {kind: 2.0 if kind in PLACES else 1.0 for kind in (CLIP_CHAT if pool.clip else CHAT)}
         talks.append([ask(rng, pool.objects[row], kinds, turns, pool.clip) for row in chosen])
     return packer.pack(pools, rows, talks)
@@ -151,7 +153,7 @@ def chat_accuracy(
             right = model.lm_head(batch.forward(model)[0]).argmax(-1) == batch.targets
             whole = torch.ones(len(talks)).scatter_reduce(0, batch.target_rows, right.float(), "amin")
             hits[f"clip_{kind}" if index else kind] = whole.tolist()
-    return {kind: sum(values) / max(len(values), 1) for kind, values in hits.items()}
+    return {kind: round(sum(values) / max(len(values), 1), 4) for kind, values in hits.items()}
 
 
 def _step(
@@ -173,8 +175,6 @@ _START = time.monotonic()
 def log(**values: object) -> None:
     """One JSON line with seconds of wall and of processor time."""
     plain = {k: round(v.item(), 4) if isinstance(v, torch.Tensor) else v for k, v in values.items()}
-    if isinstance(plain.get("heldout"), dict):
-        plain["heldout"] = {k: round(v, 3) for k, v in plain["heldout"].items()}
     clock = {"wall_s": round(time.monotonic() - _START), "cpu_s": round(time.process_time())}
     print(json.dumps({**plain, **clock}), flush=True)
 

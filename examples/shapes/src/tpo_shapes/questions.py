@@ -72,7 +72,7 @@ def _when(frame: int | None) -> str:
 
 def _only(objects: list[Object], attribute: str) -> list[Object]:
     values = [getattr(o, attribute) for o in objects]
-    return [o for o, value in zip(objects, values) if values.count(value) == 1]
+    return [o for o, value in zip(objects, values, strict=True) if values.count(value) == 1]
 
 
 def colour(rng: random.Random, objects: list[Object], frame: int | None) -> Turn | None:

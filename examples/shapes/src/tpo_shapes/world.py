@@ -57,7 +57,10 @@ def sample_scenes(
         scenes, valid = _try_scenes(rng, missing + missing // 4 + 8, share, times is not None, max_objects)
         parts.append(Scenes(scenes.colour[valid], scenes.shape[valid], scenes.boxes_xyxy[valid]))
         missing -= int(valid.sum())
-    joined = [np.concatenate(field)[:num_scenes] for field in zip(*((p.colour, p.shape, p.boxes_xyxy) for p in parts))]
+    joined = [
+        np.concatenate(field)[:num_scenes]
+        for field in zip(*((p.colour, p.shape, p.boxes_xyxy) for p in parts), strict=True)
+    ]
     return Scenes(*joined)
 
 
@@ -72,9 +75,9 @@ def _try_scenes(
     boxes = np.zeros((num_scenes, len(share), MAX_OBJECTS, 4), np.float32)
     valid = np.ones(num_scenes, bool)
     for slot in range(max_objects):
-        radius = rng.uniform(*RADIUS, (num_scenes, candidates, 1)).astype(np.float32)
+        radius = np.asarray(rng.uniform(*RADIUS, (num_scenes, candidates, 1)), np.float32)
         start = radius + rng.random((num_scenes, candidates, 2), np.float32) * (1 - 2 * radius)
-        drift = rng.uniform(-0.5, 0.5, start.shape).astype(np.float32) * moving
+        drift = np.asarray(rng.uniform(-0.5, 0.5, start.shape), np.float32) * moving
         end = np.clip(start + drift, radius, 1 - radius)
         centre = start[:, None] + (end - start)[:, None] * share[None, :, None, None].astype(np.float32)
         tried = np.concatenate([centre - radius[:, None], centre + radius[:, None]], -1)  # [S, F, C, 4]
