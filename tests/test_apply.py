@@ -161,6 +161,7 @@ def test_hooks_of_others_stay() -> None:
     apply_tpo(model, zoo.tokenizer(), ["region"])
     remove_tpo(model)
     assert num_hooks(model) == 1
+    calls.clear()
     model(**zoo.example(zoo.host("llama"), model))
     assert calls == ["lm_head"]
 

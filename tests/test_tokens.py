@@ -89,6 +89,6 @@ def test_rows_start_near_the_hosts_own() -> None:
     model = apply_tpo(zoo.host("llama").build(), zoo.tokenizer(), ["region"])
     rows = model.tpo.embeddings["region"]
     weight = model.get_input_embeddings().weight
-    assert rows.task.std() == pytest.approx(weight.std().item(), rel=0.5)
+    assert rows.task.std().item() == pytest.approx(weight.std().item(), rel=0.5)
     assert not rows.output.any()
     assert not torch.equal(rows.task, rows.trigger)

@@ -105,7 +105,11 @@ def _install(model: nn.Module, tpo: TaskPreferenceModel, undo: list[Undo]) -> No
     tpo.attach()
     undo.append(tpo.detach)
     own = "_keys_to_ignore_on_save" in model.__dict__
-    undo.append(partial(_restore_attribute, model, "_keys_to_ignore_on_save", model.__dict__.get("_keys_to_ignore_on_save"), own))
+    undo.append(
+        partial(
+            _restore_attribute, model, "_keys_to_ignore_on_save", model.__dict__.get("_keys_to_ignore_on_save"), own
+        )
+    )
     ignored = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
     model._keys_to_ignore_on_save = ignored | {f"tpo.{key}" for key in tpo.state_dict()}
     own = "forward" in model.__dict__
@@ -171,7 +175,9 @@ def _chosen(heads: Sequence[str] | None) -> list[HeadSpec]:
         raise TPOError(f"heads={heads!r} is a string; expected a list of names: heads=[{heads!r}]")
     names = list(found.heads) if heads is None else list(heads)
     if not names:
-        raise TPOError("no head to apply: none is installed, or heads=[] was given; for example: pip install tpo-head-region")
+        raise TPOError(
+            "no head to apply: none is installed, or heads=[] was given; for example: pip install tpo-head-region"
+        )
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise TPOError(f"heads={names} names {repeated} more than once")
@@ -186,7 +192,8 @@ def _head_config(spec: HeadSpec, config: TPOConfig) -> HeadConfig:
     if isinstance(given, dict):
         return config_from_dict(config_class, given, where=f"config of head {spec.name!r}")
     raise TPOError(
-        f"config of head {spec.name!r} is a {type(given).__name__}; expected {config_class.__name__} or a dict of its fields"
+        f"config of head {spec.name!r} is a {type(given).__name__}; "
+        f"expected {config_class.__name__} or a dict of its fields"
     )
 
 
@@ -204,13 +211,19 @@ def _tokenizer_and_processor(model: nn.Module, given: Any) -> tuple[Any, Any]:
     if given is None:
         source = getattr(model, "name_or_path", "") or getattr(model.config, "_name_or_path", "")
         if not source:
-            raise TPOError("the model does not say where it was loaded from; give its tokenizer or processor: apply_tpo(model, processor)")
+            raise TPOError(
+                "the model does not say where it was loaded from; give its tokenizer or processor: "
+                "apply_tpo(model, processor)"
+            )
         from transformers import AutoProcessor
 
         try:
             given = AutoProcessor.from_pretrained(source)  # the tokenizer itself for a text-only model
         except (OSError, ValueError) as error:
-            raise TPOError(f"no tokenizer or processor could be loaded from {source!r} ({error}); give it: apply_tpo(model, processor)") from error
+            raise TPOError(
+                f"no tokenizer or processor could be loaded from {source!r} ({error}); "
+                "give it: apply_tpo(model, processor)"
+            ) from error
     if hasattr(given, "get_vocab"):
         return given, None
     if hasattr(given, "tokenizer"):
@@ -221,7 +234,9 @@ def _tokenizer_and_processor(model: nn.Module, given: Any) -> tuple[Any, Any]:
 def _build_head(spec: HeadSpec, config: HeadConfig, hidden_size: int) -> TaskHead:
     head = spec.head_class()(config, hidden_size)
     if not isinstance(head, TaskHead):
-        raise TPOError(f"head {spec.name!r} ({spec.plugin}) is a {type(head).__name__}; expected a subclass of tpo_plugin.TaskHead")
+        raise TPOError(
+            f"head {spec.name!r} ({spec.plugin}) is a {type(head).__name__}; expected a subclass of tpo_plugin.TaskHead"
+        )
     return head.float()
 
 
@@ -232,7 +247,9 @@ def _initial_rows(host: Host, tokens: dict[str, HeadTokens], growth: Growth | No
     A trigger in a freshly grown row starts at the mean of the old output rows: an unremarkable logit.
     """
     device = host.embed.weight.device
-    sample_ids = torch.arange(min(1024, host.embed.weight.shape[0] if growth is None else growth.old_size), device=device)
+    sample_ids = torch.arange(
+        min(1024, host.embed.weight.shape[0] if growth is None else growth.old_size), device=device
+    )
     sample = host.embed(sample_ids[None])[0].float()
     mean, std = sample.mean(0), sample.std(0)
 

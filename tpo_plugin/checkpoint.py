@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tpo_plugin.apply import apply_tpo
+from tpo_plugin.apply import apply_tpo, remove_tpo
 from tpo_plugin.config import FORMAT_VERSION, TPOConfig, config_from_dict
 from tpo_plugin.errors import TPOError
 from tpo_plugin.tokens import Growth
@@ -38,8 +38,8 @@ def load_tpo(model: nn.Module, directory: str | os.PathLike[str], tokenizer: Any
     """Applies the heads of `directory` to `model` and loads their weights; returns the model.
 
     A LoRA adapter in the directory is loaded with PEFT where the model has none, and the `PeftModel` is returned.
-    `tokenizer` defaults to the one that was saved there. Raises `TPOError` for a directory of a newer format, a head that
-    is not installed, or weights that do not fit.
+    `tokenizer` defaults to the one that was saved there. Raises `TPOError` for a directory of a newer format, a
+    head that is not installed, or weights that do not fit.
     """
     directory = Path(directory)
     saved = read_config(directory)
@@ -55,15 +55,20 @@ def load_tpo(model: nn.Module, directory: str | os.PathLike[str], tokenizer: Any
         tokenizer = auto.from_pretrained(directory)
     config = config_from_dict(TPOConfig, saved["config"], where=f"{directory / CONFIG_FILE}: config")
     apply_tpo(model, tokenizer, heads=saved["heads"], config=config)
-    for name, ids in saved["token_ids"].items():
-        if list(model.tpo.token_ids[name]) != ids:
-            raise TPOError(
-                f"head {name!r} was saved with token ids {ids}, this tokenizer gives {list(model.tpo.token_ids[name])}; "
-                f"load the tokenizer that was saved in {directory}"
-            )
-    if saved["growth"] is not None and model.tpo.growth is None:  # the host was saved with its grown vocabulary
-        model.tpo.set_growth(Growth(*saved["growth"]))
-    load_weights(model.tpo, directory)
+    try:
+        for name, ids in saved["token_ids"].items():
+            if list(model.tpo.token_ids[name]) != ids:
+                raise TPOError(
+                    f"head {name!r} was saved with token ids {ids}, this tokenizer gives "
+                    f"{list(model.tpo.token_ids[name])}; "
+                    f"load the tokenizer that was saved in {directory}"
+                )
+        if saved["growth"] is not None and model.tpo.growth is None:  # the host was saved with its grown vocabulary
+            model.tpo.set_growth(Growth(*saved["growth"]))
+        load_weights(model.tpo, directory)
+    except BaseException:
+        remove_tpo(model)
+        raise
     return model
 
 
@@ -86,7 +91,8 @@ def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
     saved = json.loads(path.read_text(encoding="utf-8"))
     if saved.get("format_version", 0) > FORMAT_VERSION:
         raise TPOError(
-            f"{path} has format version {saved['format_version']} (tpo-plugin {saved.get('tpo_plugin')}), this tpo-plugin "
+            f"{path} has format version {saved['format_version']} (tpo-plugin {saved.get('tpo_plugin')}), "
+            f"this tpo-plugin "
             f"reads up to {FORMAT_VERSION}: pip install -U tpo-plugin"
         )
     return saved

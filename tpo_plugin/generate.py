@@ -38,8 +38,8 @@ class Prediction:
     value: Any
     """The head's value for it (for a box, [4] xyxy in 0 to 1); None where the answer was cut off."""
     score: float | None
-    """Probability with which the LM emitted the trigger; None where the host caps or scales its logits and the answer had
-    to be replayed (beam search)."""
+    """Probability with which the LM emitted the trigger; None where the host caps or scales its logits and the answer
+    had to be replayed (beam search)."""
     head_score: float | None
     """The head's own confidence, where it has one."""
     text: str
@@ -68,7 +68,7 @@ class GenerateOutput:
     """Result of `model.tpo.generate`."""
 
     sequences: Tensor
-    """What the host's generate returned, [B, T]: prompt and answer (only the answer, if it was given `inputs_embeds`)."""
+    """What the host's generate returned, [B, T]: prompt and answer (only the answer, if given `inputs_embeds`)."""
     predictions: list[list[Prediction]]
     """For each row of `sequences`, its predictions in the order in which they stand."""
     output: Any = None
@@ -112,13 +112,17 @@ class Session:
 class TriggerProcessor(LogitsProcessor):
     """Puts the task token behind its trigger and nowhere else; with `route`, ends no answer before that trigger."""
 
-    def __init__(self, tpo: TaskPreferenceModel, session: Session, route: str | None, stop: tuple[list[int], int | None]) -> None:
+    def __init__(
+        self, tpo: TaskPreferenceModel, session: Session, route: str | None, stop: tuple[list[int], int | None]
+    ) -> None:
         device = tpo.model.device
         ids = list(tpo.token_ids.values())
         self.session, self.route = session, route
         self.triggers = torch.tensor([trigger for trigger, _ in ids], device=device)
         self.tasks = torch.tensor([task for _, task in ids], device=device)
-        self.never = torch.tensor([t.input_id for t in tpo.tokens.values() if t.input_id is not None], device=device).long()
+        self.never = torch.tensor(
+            [t.input_id for t in tpo.tokens.values() if t.input_id is not None], device=device
+        ).long()
         self.routed = tpo.tokens[route].trigger_id if route is not None else None
         self.eos, self.max_length = torch.tensor(stop[0], device=device).long(), stop[1]
 
@@ -167,11 +171,11 @@ def generate(
         inputs, kwargs: Everything that the host's `generate` takes.
         task_inputs: What the heads need to see, by head, and what the user gives in the prompt (encoded input tokens).
         route: Name of a head that must be called: where the answer would end without its trigger, the trigger is put.
-        order: "trigger_first" as in training; "task_first" as in the authors' demo, where the state is computed with the task
-            token in the trigger's place and the answer goes on without it (`official_tpo.md` section 7).
+        order: "trigger_first" as in training; "task_first" as in the authors' demo, where the state is computed with
+            the task token in the trigger's place and the answer goes on without it (OpenGVLab/TPO, app.py).
 
-    Rows are captured while decoding. Where that is not sound (beam search, assisted decoding), or where an answer ends with
-    its task token, the finished sequences are run once more. Raises `TPOError` for an unknown route or order.
+    Rows are captured while decoding. Where that is not sound (beam search, assisted decoding), or where an answer ends
+    with its task token, the finished sequences are run once more. Raises `TPOError` for an unknown route or order.
     """
     if route is not None and route not in tpo.heads:
         raise TPOError(f"route={route!r} is not an applied head{did_you_mean(route, tpo.heads)}")
@@ -182,9 +186,20 @@ def generate(
     prompt = kwargs.get("input_ids") if kwargs.get("inputs_embeds") is None else None
     prompt_length = 0 if prompt is None else prompt.shape[1]
     option = _options(tpo, kwargs)
-    captures = order == "trigger_first" and not any(
-        option(name) for name in ("assistant_model", "prompt_lookup_num_tokens", "penalty_alpha", "dola_layers", "custom_generate")
-    ) and (option("num_beams") or 1) == 1
+    captures = (
+        order == "trigger_first"
+        and not any(
+            option(name)
+            for name in (
+                "assistant_model",
+                "prompt_lookup_num_tokens",
+                "penalty_alpha",
+                "dola_layers",
+                "custom_generate",
+            )
+        )
+        and (option("num_beams") or 1) == 1
+    )
     session = Session(prompt_length, task_inputs, captures)
     processors = LogitsProcessorList(kwargs.pop("logits_processor", None) or [])
     if order == "trigger_first":
@@ -335,7 +350,7 @@ def _predict(
         if not places:
             continue
         rows_ND = torch.stack([session.states[place] for place in places])
-        outputs = tpo._run_head(name, rows_ND, [row // copies for row, _ in places], session.task_inputs or {})
+        outputs = tpo.run_head(name, rows_ND, [row // copies for row, _ in places], session.task_inputs or {})
         values |= zip(((name, *place) for place in places), head.postprocess(outputs), strict=True)
         scores = head.score(outputs)
         if scores is not None:
@@ -367,7 +382,7 @@ def _trigger_score(tpo: TaskPreferenceModel, session: Session, found: _Found) ->
     if session.trigger_logprobs:
         return float(session.trigger_logprobs[step][found.row, list(tpo.heads).index(found.head)].exp())
     before = session.states.get((found.row, found.trigger - 1))
-    if before is None or not tpo._host.head_gives_logits:
+    if before is None or not tpo.host.head_gives_logits:
         return None
-    logits = tpo._host.head(before[None, None])[0, 0].float()
+    logits = tpo.host.head(before[None, None])[0, 0].float()
     return float(logits.softmax(-1)[tpo.tokens[found.head].trigger_id])

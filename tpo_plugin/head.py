@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Linear(nn.Linear):
-    """A Linear that computes in float32 whatever its weight was cast to (DeepSpeed's bf16 engine casts every parameter)."""
+    """A Linear that computes in float32 whatever its weight was cast to, as DeepSpeed's bf16 engine casts all."""
 
     def forward(self, input: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.float()
@@ -36,8 +36,9 @@ class TaskHead(nn.Module):
     def forward(self, e_ND: Tensor) -> dict[str, Tensor]:
         """From task embeddings [N, D], float32, to outputs whose first dimension is N.
 
-        A head that looks at the media too declares a parameter `inputs`, and gets what `collate_inputs` made, or None; one
-        that must know which sample a task token belongs to declares `batch_rows`, and gets that row of each, int64 [N].
+        A head that looks at the media too declares a parameter `inputs`, and gets what `collate_inputs` made (of no
+        tasks, where the batch has none); one that must know which sample a task token belongs to declares `batch_rows`,
+        and gets that row of each, int64 [N].
         """
         raise NotImplementedError(f"{type(self).__name__} must define forward(self, e_ND)")
 
@@ -71,7 +72,8 @@ class TaskHead(nn.Module):
         for task in tasks:
             if set(task) - {"head", "time"} != set(fields):
                 raise TPOError(
-                    f"{type(self).__name__}: one task has the fields {sorted(fields)}, another {sorted(set(task) - {'head', 'time'})}; "
+                    f"{type(self).__name__}: one task has the fields {sorted(fields)}, another "
+                    f"{sorted(set(task) - {'head', 'time'})}; "
                     "expected the same in all, or a collate_targets of the head's own"
                 )
         return {key: torch.tensor([task[key] for task in tasks], dtype=torch.float32) for key in fields}
@@ -97,7 +99,7 @@ class TaskHead(nn.Module):
         return None
 
     def to_units(self, value: Any, *, width: int | None, height: int | None, duration: float | None) -> Any:
-        """A value in pixels of a `width` x `height` image or in seconds of a `duration`; by default the value itself."""
+        """A value in pixels of a `width` x `height` image or seconds of a `duration`; by default the value itself."""
         return value
 
     def to_json(self, value: Any) -> Any:

@@ -1,7 +1,7 @@
-"""The whole plugin contract: three hooks. A plugin is a module (or object) named by an entry point in group `tpo_plugin`.
+"""The whole plugin contract: three hooks. A plugin is a module that an entry point in group `tpo_plugin` names.
 
-    [project.entry-points.tpo_plugin]
-    point = "tpo_head_point"
+[project.entry-points.tpo_plugin]
+point = "tpo_head_point"
 """
 
 from __future__ import annotations

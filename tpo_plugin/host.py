@@ -35,7 +35,7 @@ class Host:
     head: nn.Module
     """Output embedding: [..., D] to logits [..., V]."""
     hidden: nn.Module | None
-    """Innermost module whose output is the head's input [B, T, D]; None where there is none, or it runs more than once."""
+    """Innermost module whose output is the head's input [B, T, D]; None where none is, or it runs more than once."""
     hidden_size: int
     """D."""
     head_gives_logits: bool
@@ -47,24 +47,28 @@ class Host:
     def locate(cls, model: nn.Module, example_inputs: dict[str, Any] | None = None) -> Host:
         """Finds the hook points of a Hugging Face model, changing nothing.
 
-        `example_inputs` are what its forward needs, by default four text tokens. Raises `HostError` with what is missing.
+        `example_inputs` are what its forward needs, by default four text tokens. Raises `HostError` with what
+        is missing.
         """
         name = type(model).__name__
         embed, head = _embeddings(model, name)
         run = _dry_run(model, embed, head, example_inputs)
         if len(run.head_inputs) != 1:
             raise HostError(
-                f"{name}: its output embedding ran {len(run.head_inputs)} times in one forward, expected once; {ADAPTER_HINT}"
+                f"{name}: its output embedding ran {len(run.head_inputs)} times in one forward, "
+                f"expected once; {ADAPTER_HINT}"
             )
         head_input, head_output = run.head_inputs[0], run.head_outputs[0]
         if head_input.dim() != 3 or not isinstance(head_output, Tensor) or head_output.dim() != 3:
             raise HostError(
-                f"{name}: its output embedding got {tuple(head_input.shape)}, expected [batch, sequence, hidden]; {ADAPTER_HINT}"
+                f"{name}: its output embedding got {tuple(head_input.shape)}, expected "
+                f"[batch, sequence, hidden]; {ADAPTER_HINT}"
             )
         if not any(e.shape[:-1] == head_input.shape[:-1] for e in run.embedded):
             raise HostError(
-                f"{name}: its input embedding gave {[tuple(e.shape) for e in run.embedded]} for a sequence that reaches "
-                f"the output embedding as {tuple(head_input.shape)}, so positions cannot be matched; {ADAPTER_HINT}"
+                f"{name}: its input embedding gave {[tuple(e.shape) for e in run.embedded]} for a sequence that "
+                f"reaches the output embedding as {tuple(head_input.shape)}, so positions cannot be "
+                f"matched; {ADAPTER_HINT}"
             )
         same = [module for module, output in run.outputs if _same_tensor(output, head_input)]
         hidden = same[0] if same and [m for m, _ in run.outputs].count(same[0]) == 1 else None
@@ -110,20 +114,21 @@ def _dry_run(model: nn.Module, embed: nn.Module, head: nn.Module, example_inputs
     for fake in (True, False):
         run = _Run()
         try:
-            with _undisturbed(model), _probes(run, model, embed, head):
-                with FakeTensorMode(allow_non_fake_inputs=True) if fake else contextlib.nullcontext() as mode:
-                    inputs = _example(embed, example_inputs, mode)
-                    with torch.no_grad():
-                        output = model(**inputs)
-                    run.logits = getattr(output, "logits", None)
+            with _undisturbed(model), _probes(run, model, embed, head), _tensors(fake) as mode, torch.no_grad():
+                output = model(**_example(embed, example_inputs, mode))
+            run.logits = getattr(output, "logits", None)
         except Exception as error:  # a custom kernel or a data-dependent branch; the second try is the real thing
             reasons.append(f"{'fake' if fake else 'real'} tensors: {type(error).__name__}: {error}")
             continue
-        with _undisturbed(model), FakeTensorMode(allow_non_fake_inputs=True) if fake else contextlib.nullcontext() as mode:
+        with _undisturbed(model), _tensors(fake) as mode:
             run.honours_num_items = _honours_num_items(model, _example(embed, example_inputs, mode))
         return run
     given = "example_inputs" if example_inputs else "four text tokens"
     raise HostError(f"{type(model).__name__} could not be run on {given} ({'; '.join(reasons)}); {ADAPTER_HINT}")
+
+
+def _tensors(fake: bool) -> contextlib.AbstractContextManager[FakeTensorMode | None]:
+    return FakeTensorMode(allow_non_fake_inputs=True) if fake else contextlib.nullcontext()
 
 
 def _example(embed: nn.Module, example_inputs: dict[str, Any] | None, mode: FakeTensorMode | None) -> dict[str, Any]:

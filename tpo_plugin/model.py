@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -20,8 +19,8 @@ from tpo_plugin.config import TPOConfig
 from tpo_plugin.errors import HostError, TPOError
 from tpo_plugin.head import TaskHead
 from tpo_plugin.host import Host
-from tpo_plugin.losses import IGNORE_INDEX, TPOOutput, assignment_loss, false_triggers, split_labels
-from tpo_plugin.tokens import Growth, HeadTokens, Positions, TokenRows, Undo, token_positions
+from tpo_plugin.losses import Call, TPOOutput, add_losses, flat_index, float32, split_labels, with_result
+from tpo_plugin.tokens import Growth, HeadTokens, TokenRows, Undo, token_positions
 
 KINDS = ("trigger", "task", "input")
 
@@ -29,25 +28,8 @@ FORWARD_ARGUMENTS = ("task_inputs", "task_targets", "task_positions", "task_coun
 """Keyword arguments that the plugin takes out of the host's forward."""
 
 
-@dataclass
-class _Call:
-    """One forward of the host in progress."""
-
-    task_inputs: dict[str, Any]
-    task_targets: dict[str, Any] | None
-    counts: dict[str, Any] | None
-    labels: Tensor | None
-    positions: Positions | None
-    """Of its input_ids, or as the collator gave them."""
-    rows: dict[str, Tensor] = field(default_factory=dict)
-    """Rows of the last hidden state: by head, and "assign" for the positions before triggers."""
-    inserted: bool = False
-    """Whether `positions` served: a later call of the embedding is about other ids (gpt2 embeds token types with it)."""
-    head_ran: bool = False
-
-
 class TaskPreferenceModel(nn.Module):
-    """`model.tpo`: the only module that TPO adds to a host. Its parameters stay float32 whatever the host is cast to."""
+    """`model.tpo`: the only module that TPO adds to a host. Its parameters stay float32 when the host is cast."""
 
     def __init__(
         self,
@@ -73,9 +55,10 @@ class TaskPreferenceModel(nn.Module):
         self.last_output: TPOOutput | None = None
         self.session: Any = None
         """The generation in progress (`tpo_plugin.generate`), or None."""
-        self._host = host
+        self.host = host
+        """Its hook points."""
         self._model = (model,)  # in a tuple, so that the host does not become a submodule of its own submodule
-        self._call: _Call | None = None
+        self._call: Call | None = None
         self._hooks: list[Any] = []
         self._undo: list[Undo] = []
         self._warned: set[str] = set()
@@ -129,7 +112,7 @@ class TaskPreferenceModel(nn.Module):
 
     def attach(self) -> None:
         """Hooks the host. Its modules are looked up anew when PEFT has wrapped one of them."""
-        host = self._host
+        host = self.host
         self._hooks = [
             self.model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
             self.model.register_forward_hook(self._after_forward, with_kwargs=True, always_call=True),
@@ -179,7 +162,7 @@ class TaskPreferenceModel(nn.Module):
             return None
         # While training, every row takes part in every step, if with no position: see design section 6.
         source = torch.cat([self._values(kind, head, places, output) for kind, head, places in parts])
-        index = _flat_index([p for _, _, places in parts for p in places], ids_BT.shape[1], output.device)
+        index = flat_index([p for _, _, places in parts for p in places], ids_BT.shape[1], output.device)
         if (output.requires_grad and output.is_leaf) or not output.is_contiguous():
             # enable_input_require_grads made it a leaf, where writing in place is forbidden
             return output.flatten(0, -2).index_put((index,), source).view_as(output)
@@ -200,7 +183,7 @@ class TaskPreferenceModel(nn.Module):
                 f"the batch has {len(places)} input token(s) {token!r} of head {head!r}, and task_inputs[{head!r}] is "
                 "missing; expected what the head's collate_inputs makes of the given values"
             )
-        with _float32(output.device):
+        with float32(output.device):
             encoded = self.heads[head].encode(inputs)
         if len(encoded) != len(places):
             raise TPOError(
@@ -236,7 +219,7 @@ class TaskPreferenceModel(nn.Module):
         groups = {name: call.positions["task"][name] for name in self.heads}
         if call.labels is not None:
             groups["assign"] = [[row, column - 1] for row, column in call.positions["labels"]]
-        index = _flat_index(list(chain.from_iterable(groups.values())), hidden_BTD.shape[1], hidden_BTD.device)
+        index = flat_index(list(chain.from_iterable(groups.values())), hidden_BTD.shape[1], hidden_BTD.device)
         rows = hidden_BTD.flatten(0, 1).index_select(0, index)
         call.rows = dict(zip(groups, rows.split([len(places) for places in groups.values()]), strict=True))
 
@@ -251,11 +234,10 @@ class TaskPreferenceModel(nn.Module):
         added = F.linear(args[0], rows.to(args[0]))
         logits.index_add_(-1, self._triggers.to(logits.device), added.to(logits.dtype))
 
-    # -- one forward -----------------------------------------------------------------------------------------------------
+    # -- one forward ---------------------------------------------------------------------------------------------------
 
     def begin(self, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Takes the plugin's arguments out of the host's and splits the labels."""
-        model, host = self.model, self._host
         if args:
             names = [n for n, p in self._parameters_of_forward().items() if p.kind is not p.VAR_KEYWORD]
             kwargs, args = dict(zip(names, args, strict=False)) | kwargs, ()
@@ -267,10 +249,10 @@ class TaskPreferenceModel(nn.Module):
             positions = token_positions(input_ids, labels, self.tokens)
         if self.session is not None:
             self.session.positions = None
-        self._call = _Call(
+        self._call = Call(
             task_inputs=taken["task_inputs"] or {},
             task_targets=taken["task_targets"],
-            counts=counts,
+            counts=counts or {},
             labels=labels,
             positions=positions,
         )
@@ -278,12 +260,12 @@ class TaskPreferenceModel(nn.Module):
             kwargs["labels"] = split_labels(labels, self.tokens)
             if counts is not None:
                 kwargs.pop("num_items_in_batch", None)
-                if host.honours_num_items:
+                if self.host.honours_num_items:
                     kwargs["num_items_in_batch"] = torch.as_tensor(counts["mllm"], device=labels.device)
             elif kwargs.get("num_items_in_batch") is not None and self.training and taken["task_targets"]:
-                self._warn_once(
-                    "a trainer passes num_items_in_batch, but not the counts of the other losses, so they are means over "
-                    "the micro-batch: train with wrap_trainer(YourTrainer), which weights them over the accumulated batch"
+                self.warn_once(
+                    "a trainer passes num_items_in_batch, but not the counts of the other losses, so they are means "
+                    "over the micro-batch: train with wrap_trainer(YourTrainer), which weights them over the whole step"
                 )
         return args, kwargs
 
@@ -297,19 +279,19 @@ class TaskPreferenceModel(nn.Module):
             return output
         if not call.rows:
             raise HostError(
-                f"the last hidden state of {type(self.model).__name__} was not seen in this forward, so task tokens cannot "
-                "be read; a forward with task tokens needs input_ids of the same length as its hidden states"
+                f"the last hidden state of {type(self.model).__name__} was not seen in this forward, so task tokens "
+                "cannot be read; a forward with task tokens needs input_ids of the same length as its hidden states"
             )
         result = TPOOutput(_heads=self.heads)
         for name in self.heads:
             batch_rows = [row for row, _ in positions["task"][name]]
-            result.outputs[name] = self._run_head(name, call.rows[name], batch_rows, call.task_inputs)
+            result.outputs[name] = self.run_head(name, call.rows[name], batch_rows, call.task_inputs)
         if call.labels is not None or call.task_targets is not None:
-            self._add_losses(result, call, output)
+            add_losses(self, result, call, output)
         self.last_output = result
-        return _with_result(output, result, (call.counts or {}).get("scale", 1))
+        return with_result(output, result, call.counts.get("scale", 1))
 
-    def _run_head(
+    def run_head(
         self, name: str, rows_ND: Tensor, batch_rows: list[int], task_inputs: dict[str, Any]
     ) -> dict[str, Tensor]:
         """A head on the rows of its task tokens, in float32; with its inputs and the batch row of each, if it asks."""
@@ -319,107 +301,28 @@ class TaskPreferenceModel(nn.Module):
             options["inputs"] = self._empty_inputs(name, rows_ND.device) if given is None else given
         if "batch_rows" in self._options_of_head[name]:
             options["batch_rows"] = torch.tensor(batch_rows, dtype=torch.int64).to(rows_ND.device, non_blocking=True)
-        with _float32(rows_ND.device):
+        with float32(rows_ND.device):
             return head(rows_ND.float(), **options)
 
-    def _add_losses(self, result: TPOOutput, call: _Call, output: Any) -> None:
-        counts = call.counts or {}
-        if call.labels is not None:
-            result.losses["mllm"] = self._mllm_loss(call, _loss_of(output))
-            result.losses["assign"] = self._assign_loss(result, call, output)
-        for name in self.heads:
-            loss = self._head_loss(result, name, call, counts.get(name))
-            if loss is not None:
-                result.losses[name] = loss
-        weighted = {name: self.config.weight(name) * loss for name, loss in result.losses.items()}
-        device = self.embeddings[next(iter(self.heads))].task.device
-        result.host_loss = weighted.pop("mllm", None)
-        result.plugin_loss = sum((w.to(device) for w in weighted.values()), start=torch.zeros((), device=device))
-        result.loss = result.plugin_loss
-        if result.host_loss is not None:
-            result.loss = result.host_loss + result.plugin_loss.to(result.host_loss.device)
-        if self.training and not any(p.requires_grad for p in self.parameters()):
-            self._warn_once(
-                "nothing in model.tpo is trainable (get_peft_model freezes it): the heads and task tokens will not learn; "
-                "use wrap_trainer, or call model.tpo.requires_grad_(True) after get_peft_model"
-            )
-
-    def _mllm_loss(self, call: _Call, host_loss: Tensor | None) -> Tensor:
-        """The host's own loss; a mean is rescaled to a sum over the counted labels."""
-        if host_loss is None:
-            raise HostError(f"{type(self.model).__name__} got labels and returned no loss; it cannot be trained with TPO")
-        host_loss = host_loss.float()
-        if call.counts is not None and self._host.honours_num_items:
-            return host_loss
-        if call.counts is None and not call.positions["labels"]:
-            return host_loss
-        # Where every label is a trigger, the host's mean is over nothing: NaN.
-        num_ordinary = (split_labels(call.labels, self.tokens)[:, 1:] != IGNORE_INDEX).sum()
-        mean = torch.where(num_ordinary > 0, host_loss, torch.zeros_like(host_loss))
-        return mean if call.counts is None else mean * num_ordinary / at_least_one(call.counts["mllm"])
-
-    def _assign_loss(self, result: TPOOutput, call: _Call, output: Any) -> Tensor:
-        if not call.head_ran:
-            raise HostError(
-                f"{type(self.model).__name__} computed its loss without calling its output embedding (a fused loss such as "
-                "Liger's or TRL's), so the trigger tokens have no trained logits; switch the fused loss off"
-            )
-        places = call.positions["labels"]
-        flat = _flat_index(places, call.labels.shape[1], call.labels.device)
-        targets_N = call.labels.flatten().index_select(0, flat)
-        if self._host.head_gives_logits:
-            logits_NV = self._host.head(call.rows["assign"])
-        else:
-            logits_NV = output.logits.flatten(0, 1).index_select(0, (flat - 1).to(output.logits.device))
-        targets_N = targets_N.to(logits_NV.device)
-        with torch.no_grad():
-            result.statistics["assign_correct"] = (logits_NV.argmax(-1) == targets_N).sum()
-            result.statistics["assign_total"] = torch.full_like(result.statistics["assign_correct"], len(places))
-            if output.logits is not None and (not self.training or (call.counts or {}).get("measure")):
-                result.statistics |= false_triggers(output.logits, call.labels.to(output.logits.device), self.tokens)
-        return assignment_loss(logits_NV, targets_N, at_least_one((call.counts or {}).get("assign", len(places))))
-
-    def _head_loss(self, result: TPOOutput, name: str, call: _Call, count: Any) -> Tensor | None:
-        head, outputs, places = self.heads[name], result.outputs[name], call.positions["task"][name]
-        targets = (call.task_targets or {}).get(name)
-        if not places and not head.count_targets(targets):
-            # No target here: a zero that is connected to the graph, so that gradients are zero and not missing.
-            return torch.stack([o.float().sum() for o in (*outputs.values(), call.rows[name]) if isinstance(o, Tensor)]).sum()
-        if targets is None and not self.training:
-            return None
-        self._check_targets(name, places, targets)
-        with _float32(call.rows[name].device):
-            terms = head.loss(outputs, targets, at_least_one(len(places) if count is None else count))
-        result.details[name] = {key: value.detach() for key, value in terms.items()}
-        return torch.stack([value.float() for value in terms.values()]).sum()
-
-    def _check_targets(self, name: str, places: list[list[int]], targets: Any) -> None:
-        num = self.heads[name].count_targets(targets)
-        if num == len(places):
-            return
-        at = f"they run out in row {places[num][0]}" if num < len(places) else (
-            f"the last task token stands in row {places[-1][0]}" if places else "no row has one"
-        )
-        raise TPOError(
-            f"task_targets[{name!r}] has {num} target(s), the batch has {len(places)} task token(s) "
-            f"{self.tokens[name].task_token!r} ({at}); expected one for each, ordered by (batch row, position)"
-        )
-
-    # -- checks ----------------------------------------------------------------------------------------------------------
+    # -- checks --------------------------------------------------------------------------------------------------------
 
     def _check_structure(self, taken: dict[str, Any]) -> None:
-        model, host = self.model, self._host
+        model, host = self.model, self.host
         for argument in ("task_inputs", "task_targets"):
             unknown = set(taken[argument] or {}) - set(self.heads)
             if unknown:
-                raise TPOError(f"{argument} has {sorted(unknown)}, which is not among the applied heads {list(self.heads)}")
+                raise TPOError(
+                    f"{argument} has {sorted(unknown)}, which is not among the applied heads {list(self.heads)}"
+                )
         if model._modules.get("tpo") is not self:
             raise TPOError(
                 "model.tpo was wrapped by another library (PEFT's modules_to_save=['tpo'] copies it); leave it out: "
                 "tpo saves and trains its own weights"
             )
         embed, head = model.get_input_embeddings(), model.get_output_embeddings()
-        if embed is not host.embed or head is not host.head:  # PEFT wrapped it, and its own delta would be added to ours
+        if (
+            embed is not host.embed or head is not host.head
+        ):  # PEFT wrapped it, and its own delta would be added to ours
             self.detach()
             host.embed, host.head = embed, head
             self.attach()
@@ -434,37 +337,7 @@ class TaskPreferenceModel(nn.Module):
     def _parameters_of_forward(self) -> dict[str, inspect.Parameter]:
         return dict(inspect.signature(self.model.forward).parameters)
 
-    def _warn_once(self, message: str) -> None:
+    def warn_once(self, message: str) -> None:
         if message not in self._warned:
             self._warned.add(message)
             warnings.warn(message, stacklevel=3)
-
-
-def at_least_one(count: Any) -> Any:
-    """A divisor: the count, at least 1."""
-    return max(count, 1)
-
-
-def _float32(device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, enabled=False)
-
-
-def _flat_index(places: list[list[int]], length: int, device: torch.device) -> Tensor:
-    """Positions [[row, column], …] of a [B, length] batch as an index into its flattened rows."""
-    flat = [row * length + column for row, column in places]
-    return torch.tensor(flat, dtype=torch.int64).to(device, non_blocking=True)
-
-
-def _loss_of(output: Any) -> Tensor | None:
-    return output[0] if isinstance(output, tuple) else getattr(output, "loss", None)
-
-
-def _with_result(output: Any, result: TPOOutput, scale: Any) -> Any:
-    """The host's output with the total loss, times what the trainer will divide it by."""
-    loss = None if result.loss is None else result.loss * scale
-    if isinstance(output, tuple):
-        return output if loss is None else (loss, *output[1 if result.host_loss is not None else 0 :])
-    if loss is not None:
-        output["loss"] = loss
-    output.tpo = result
-    return output

@@ -54,7 +54,7 @@ class TokenRows(nn.Module):
         self.task = nn.Parameter(inputs_2E[1].clone())
         """The task token v_i, [E]."""
         self.output = nn.Parameter(output_D.clone())
-        """What is added to the trigger's row of the output embedding, [D]: zero leaves the host's logits bit for bit."""
+        """What is added to the trigger's row of the output embedding, [D]: zero changes no logit of the host."""
 
     def forward(self, kind: str) -> Tensor:
         """The row of `kind` "trigger", "task" or "output", float32."""
@@ -70,7 +70,9 @@ def resolve_tokens(specs: Iterable[HeadSpec], configs: Mapping[str, HeadConfig])
     resolved: dict[str, dict[str, str | None]] = {}
     for spec in specs:
         config = configs[spec.name]
-        fields = {kind: getattr(config, kind) or getattr(spec, kind) for kind in ("trigger", "task_token", "input_token")}
+        fields = {
+            kind: getattr(config, kind) or getattr(spec, kind) for kind in ("trigger", "task_token", "input_token")
+        }
         for kind, token in fields.items():
             if token is None:
                 continue

@@ -155,8 +155,8 @@ def steady_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def uneven_starts_s() -> np.ndarray:
-    """Twenty steps of 40 ms, then of 120 ms."""
-    return np.cumsum([0] + [0.04] * 20 + [0.12] * 29)
+    """Twenty steps of 40 ms, 28 of 120 ms, and one of 40 ms, which is also how long the last frame is shown."""
+    return np.cumsum([0] + [0.04] * 20 + [0.12] * 28 + [0.04])
 
 
 @pytest.fixture(scope="session")

@@ -466,28 +466,22 @@ def test_a_real_host_takes_the_batch(small_tokenizer: Make) -> None:
         single = Sample(record(model.tpo, "<image>?", "red <point>", image="a", tasks=[POINT]), (picture(60, 40),))
         chat = Sample(record(model.tpo, "Hi", "Hello"))
         film = Sample(record(model.tpo, "<video>?", "<point>", video="v", tasks=[POINT]), (), (clip(),))
-        # transformers 4.45 fits a single image to a grid and knows no batches with several
-        in_worker = pickle.loads(pickle.dumps(TPOCollator(model.tpo)))  # as a worker that is not forked gets it
-        batches = [[single, chat, film], [several, chat]] if "batch_num_images" not in _keys(processor) else []
-        for samples in batches or [[several, single, chat, film]]:
-            batch = in_worker(samples)
-            out = model(**batch)
-            num_tasks = sum(len(sample.record.turns[1].tasks) for sample in samples)
-            assert torch.isfinite(out.loss)
-            assert out.tpo.predictions["point"].shape == (num_tasks, 2)
-            prompts = TPOCollator(model.tpo, for_generation=True)(samples)
-            generated = model.tpo.generate(**prompts, max_new_tokens=4, do_sample=False)
-            assert len(generated.predictions) == len(samples)
-            # a row alone says the same: the media of other rows do not get into it
-            alone = TPOCollator(model.tpo)(samples[:1])
+        samples = [several, single, chat, film]
+        collate = pickle.loads(pickle.dumps(TPOCollator(model.tpo)))  # as a worker that is not forked gets it
+        batch = collate(samples)
+        out = model(**batch)
+        assert torch.isfinite(out.loss)
+        assert out.tpo.predictions["point"].shape == (3, 2)
+        generated = model.tpo.generate(
+            **TPOCollator(model.tpo, for_generation=True)(samples), max_new_tokens=4, do_sample=False
+        )
+        assert len(generated.predictions) == 4
+        for row, sample in enumerate(samples):  # alone it says the same: other rows' media do not get into it
+            alone = collate([sample])
             length = alone["input_ids"].shape[1]
-            assert torch.allclose(model(**alone).logits[0], out.logits[0, :length], atol=1e-4)
+            assert torch.allclose(model(**alone).logits[0], out.logits[row, :length], atol=1e-4)
     finally:
         unregister_plugin("tiny-point")
-
-
-def _keys(processor: Any) -> list[str]:
-    return processor.image_processor.model_input_names
 
 
 class TinyPointHead(TaskHead):

@@ -95,18 +95,18 @@ def test_fps_sampling_of_an_uneven_video(backend: str, uneven_video: Path, uneve
     if not installed(backend):
         pytest.skip(f"{backend} is not installed")
     clip = read_video(uneven_video, VideoOptions(num_frames=99, sampling="fps", fps=4, backend=backend))
-    wanted_s = np.arange(0.125, 4.3, 0.25)[: len(clip.times_s)]
+    wanted_s = np.arange(0.125, 4.24, 0.25)[: len(clip.times_s)]
     assert len(clip.times_s) == 16
     assert np.abs(clip.times_s - wanted_s).max() <= 0.06 + 1e-6  # half of the longest frame
 
 
 def test_frame_shown_at_a_time(backend: str, uneven_video: Path, uneven_starts_s: np.ndarray) -> None:
-    for time_s in (0, 0.039, 0.041, 0.9, 1.0, 3.3, 4.31, read_video(uneven_video).duration_s):
+    for time_s in (0, 0.039, 0.041, 0.9, 1.0, 3.3, 4.23, read_video(uneven_video).duration_s):
         frame = read_frame(uneven_video, time_s, backend)
         shown = int(np.searchsorted(uneven_starts_s, time_s + 1e-9, side="right")) - 1
         assert grey(np.asarray(frame)[None]) == pytest.approx([shown], abs=0.5), time_s
     for time_s in (-0.1, 5):
-        with pytest.raises(MediaError, match=rf"uneven\.mp4: has no frame at {time_s} s; it lasts 4\.320 s"):
+        with pytest.raises(MediaError, match=rf"uneven\.mp4: has no frame at {time_s} s; it lasts 4\.240 s"):
             read_frame(uneven_video, time_s, backend)
 
 
@@ -118,18 +118,17 @@ def test_times_start_at_the_first_frame(backend: str, video_maker: Maker, tmp_pa
 
 
 def test_backends_give_the_same_pixels(shared: Path) -> None:
-    for name in ("01_dog", "02_cups", "05_default_juggle"):
-        clips = {
-            backend: read_video(shared / f"media/{name}.mp4", VideoOptions(num_frames=5, backend=backend))
-            for backend in BACKENDS
-            if installed(backend)
-        }
-        reference = clips["pyav"]
-        assert reference.frames.shape == (5, 720, 1280, 3)
-        for clip in clips.values():
-            assert clip.times_s == pytest.approx(reference.times_s, abs=1e-6)
-            assert clip.duration_s == pytest.approx(reference.duration_s, abs=1e-3)
-            assert np.abs(clip.frames.astype(int) - reference.frames).mean() < 3  # colour conversions differ a little
+    clips = {
+        backend: read_video(shared / "media/01_dog.mp4", VideoOptions(num_frames=3, backend=backend))
+        for backend in BACKENDS
+        if installed(backend)
+    }
+    reference = clips["pyav"]
+    assert reference.frames.shape == (3, 720, 1280, 3)
+    for clip in clips.values():
+        assert clip.times_s == pytest.approx(reference.times_s, abs=1e-6)
+        assert clip.duration_s == pytest.approx(reference.duration_s, abs=1e-3)
+        assert np.abs(clip.frames.astype(int) - reference.frames).mean() < 3  # colour conversions differ a little
 
 
 def turned_video(path: Path, source: Path) -> Path:

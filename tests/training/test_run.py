@@ -175,6 +175,18 @@ def test_run_with_a_head_that_is_not_installed(finished):
         tiny_run.install_head()
 
 
+def test_host_without_spare_rows(tmp_path):
+    """The vocabulary grows; neither checkpoints nor the result hold the host's matrices."""
+    torch.set_num_threads(1)
+    tiny_run.install_head()
+    run = train(tiny_run.write_world(tmp_path, num_rows=12, stage1=None, stage3=None))
+    model = load_run(run)
+    assert model.tpo.growth is not None
+    for folder in (run, run / "stage2" / "checkpoint-12"):
+        assert not any("embed" in key or "lm_head" in key for key in load_file(folder / "adapter_model.safetensors"))
+    assert not (run / "tpo_host_weights.safetensors").exists()
+
+
 def test_no_run(tmp_path):
     with pytest.raises(TPOError, match=r"has no run.json; expected the output_dir of tpo train"):
         load_run(tmp_path)

@@ -178,7 +178,12 @@ def train(run: Run, output_dir: Any) -> dict[str, Any]:
     )
     trainer.train()
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
-    return {"logs": logs, "parameters": {n: p.detach().clone() for n, p in model.named_parameters()}}
+    evaluation = trainer.evaluate(Samples(tokenizer, 16))
+    return {
+        "logs": logs,
+        "evaluation": evaluation,
+        "parameters": {n: p.detach().clone() for n, p in model.named_parameters()},
+    }
 
 
 CHAT_TEMPLATE = (
@@ -190,9 +195,13 @@ CHAT_TEMPLATE = (
 )
 
 
-def write_world(folder: Path, **changes: Any) -> Path:
-    """A host, records and a configuration of three short stages; returns the configuration's path."""
+def write_world(folder: Path, num_rows: int = 64, **changes: Any) -> Path:
+    """A host, records and a configuration of three short stages; returns the configuration's path.
+
+    The vocabulary has 12 words; with `num_rows=12` there is no spare row for the task tokens.
+    """
     model, tokenizer = tiny_host()
+    model.resize_token_embeddings(num_rows)
     tokenizer.chat_template = CHAT_TEMPLATE
     model.save_pretrained(folder / "host")
     tokenizer.save_pretrained(folder / "host")

@@ -182,7 +182,10 @@ class _PyAV(_Reader):
         self._keys = sorted(start for start, _, is_key, _ in packets if is_key)
         seconds = float(self._stream.time_base or 0)
         self.times_s = (np.array(self._starts, dtype=np.float64) - self._starts[0]) * seconds
-        self.duration_s = (max(shown[-1][1], self._starts[-1]) - self._starts[0]) * seconds
+        end = shown[-1][1]
+        if end == self._starts[-1] and len(shown) > 1:  # a file that does not say how long its last frame is shown
+            end += self._starts[-1] - self._starts[-2]
+        self.duration_s = (end - self._starts[0]) * seconds
 
     def frames(self, indices: list[int]) -> tuple[np.ndarray, np.ndarray]:
         wanted = [self._starts[index] for index in indices]
@@ -203,7 +206,7 @@ class _PyAV(_Reader):
                 position = frame.pts if frame.pts is not None else frame.dts
                 if position == start:
                     # Its display matrix says by how much to turn it anticlockwise.
-                    turned = np.rot90(frame.to_ndarray(format="rgb24"), getattr(frame, "rotation", 0) // 90)
+                    turned = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
                     yield start, turned
                     break
             else:

@@ -45,8 +45,8 @@ def train(config: TrainConfig | str | os.PathLike[str], *, resume: bool = True) 
     """Trains all stages and returns the run's folder.
 
     The same call on a folder with an unfinished run goes on where it stopped, in whichever stage. With `resume=False`
-    such a folder is refused. Started by torchrun or accelerate, it trains on all ranks. Raises `TPOError` for what is wrong in
-    the configuration, its data, or the folder.
+    such a folder is refused. Started by torchrun or accelerate, it trains on all ranks. Raises `TPOError` for what is
+    wrong in the configuration, its data, or the folder.
     """
     config = config if isinstance(config, TrainConfig) else TrainConfig.from_yaml(config)
     directory = Path(config.output_dir)

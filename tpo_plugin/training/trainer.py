@@ -122,7 +122,7 @@ class TPOTrainerMixin:
         counts["measure"] = (self.state.global_step + 1) % max(int(self.state.logging_steps or 1), 1) == 0
         for batch in batches:
             batch["task_counts"] = counts
-        self._num_steps += 1
+        self._num_steps += bool(batches)  # transformers 4.57 asks for empty steps at the end of a resumed epoch
         return counts
 
     def _count_batch(self, batch: Any) -> dict[str, int]:

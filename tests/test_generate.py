@@ -1,0 +1,249 @@
+"""Generation with heads: what is captured, in every way of decoding, against slow full forwards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+import zoo
+from torch import Tensor
+
+from tpo_plugin import TPOError, apply_tpo
+
+KIND = zoo.host("llama")
+OPTIONS = {"max_new_tokens": 14, "eos_token_id": None, "suppress_tokens": zoo.MEDIA}
+WAYS: dict[str, dict[str, Any]] = {
+    "greedy": {"do_sample": False},
+    "sampling": {"do_sample": True},
+    "sampling cold": {"do_sample": True, "temperature": 0.5, "top_k": 5},
+    "several": {"do_sample": True, "num_return_sequences": 2},
+    "beams": {"do_sample": False, "num_beams": 3},
+    "several beams": {"do_sample": False, "num_beams": 4, "num_return_sequences": 2},
+    "static cache": {"do_sample": False, "cache_implementation": "static"},
+    "no cache": {"do_sample": False, "use_cache": False},
+    "route": {"do_sample": False, "route": "region"},
+}
+EXACT = ("greedy", "static cache", "no cache")
+
+
+@pytest.fixture
+def model(echo: str) -> Any:
+    model = apply_tpo(KIND.build(), zoo.tokenizer(), ["region", echo])
+    zoo.talkative(model)
+    return model
+
+
+@pytest.fixture
+def quiet(echo: str) -> Any:
+    """A model that emits no trigger by itself."""
+    return apply_tpo(KIND.build(), zoo.tokenizer(), ["region", echo])
+
+
+def batch_of(model: Any, num_rows: int = 3) -> dict[str, Tensor]:
+    return zoo.example(KIND, model, num_rows, padded=True)
+
+
+def check(model: Any, batch: dict[str, Tensor], generated: Any) -> int:
+    """Every prediction against one full forward of its row without padding; the number of states compared."""
+    copies, compared = len(generated.sequences) // len(batch["input_ids"]), 0
+    length = batch["input_ids"].shape[1]
+    by_id = {ids[0]: (name, ids[1]) for name, ids in model.tpo.token_ids.items()}
+    never = [t.task_id for t in model.tpo.tokens.values()] + [model.tpo.tokens["region"].input_id, *zoo.MEDIA]
+    for row, (sequence, predictions) in enumerate(zip(generated.sequences, generated.predictions, strict=True)):
+        padding = int((batch["attention_mask"][row // copies] == 0).sum())
+        with torch.no_grad():
+            out = model(input_ids=sequence[None, padding:], output_hidden_states=True)
+        hidden, logits = out.hidden_states[-1][0], out.logits[0].clone()
+        logits[:, never] = float("-inf")
+        ids, found = sequence.tolist(), []
+        start = length
+        for column in range(length, len(ids)):
+            if ids[column] in by_id:
+                name, task = by_id[ids[column]]
+                if column + 1 < len(ids):
+                    assert ids[column + 1] == task
+                found.append((name, column, start))
+                start = column + 2
+            elif ids[column] in never:
+                assert ids[column - 1] in by_id
+        assert [(p.head, p.text_span) for p in predictions] == [(n, (s, c)) for n, c, s in found]
+        for p, (name, column, _) in zip(predictions, found, strict=True):
+            assert p.cut_off == (column == len(ids) - 1)
+            assert p.position == column + (not p.cut_off)
+            expected = logits[column - 1 - padding].softmax(-1)[model.tpo.token_ids[name][0]].item()
+            assert p.score == pytest.approx(expected, abs=1e-4)
+            assert p.text == model.tpo.tokenizer.decode(ids[p.text_span[0] : p.text_span[1]], skip_special_tokens=True)
+            if p.cut_off:
+                assert p.value is None
+                continue
+            state = hidden[p.position - padding]
+            if name == "region":
+                with torch.no_grad():
+                    state = model.tpo.heads["region"](state[None])["boxes_xyxy"][0].clamp(0, 1)
+            torch.testing.assert_close(p.value, state, atol=1e-4, rtol=1e-4)
+            compared += 1
+    return compared
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_states_and_scores_equal_a_full_forward(model: Any, way: str) -> None:
+    batch = batch_of(model)
+    torch.manual_seed(0)
+    generated = model.tpo.generate(**batch, **OPTIONS, **WAYS[way])
+    assert check(model, batch, generated) >= 3
+    assert len({p.head for row in generated.predictions for p in row}) == 2
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "route"])
+def test_the_text_is_the_hosts_own(quiet: Any, way: str) -> None:
+    """Where no trigger comes, heads change nothing."""
+    batch, sequences = batch_of(quiet), []
+    spare = list(range(zoo.NUM_WORDS, zoo.NUM_ROWS))
+    options = {**OPTIONS, **WAYS[way], "suppress_tokens": zoo.MEDIA + spare}
+    for generate in (quiet.generate, lambda **kw: quiet.tpo.generate(**kw).sequences):
+        torch.manual_seed(0)
+        sequences.append(generate(**batch, **options))
+    assert torch.equal(*sequences)
+
+
+@pytest.mark.parametrize("way", EXACT)
+def test_ways_that_give_the_same(model: Any, way: str) -> None:
+    batch = batch_of(model)
+    expected = model.tpo.generate(**batch, **OPTIONS, do_sample=False)
+    generated = model.tpo.generate(**batch, **OPTIONS, **WAYS[way])
+    assert torch.equal(generated.sequences, expected.sequences)
+    for ours, theirs in zip(generated.predictions, expected.predictions, strict=True):
+        for p, q in zip(ours, theirs, strict=True):
+            assert (p.head, p.position, p.cut_off) == (q.head, q.position, q.cut_off)
+
+
+def test_the_same_seed_gives_the_same_bits(model: Any) -> None:
+    batch, results = batch_of(model), []
+    for _ in range(2):
+        torch.manual_seed(7)
+        results.append(model.tpo.generate(**batch, **OPTIONS, do_sample=True))
+    assert torch.equal(results[0].sequences, results[1].sequences)
+    for ours, theirs in zip(*(r.predictions for r in results), strict=True):
+        assert [p.score for p in ours] == [p.score for p in theirs]
+        assert all(p.cut_off or torch.equal(p.value, q.value) for p, q in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("way", ["greedy", "beams"])
+def test_embeddings_in_place_of_ids(model: Any, way: str) -> None:
+    batch = batch_of(model)
+    expected = model.tpo.generate(**batch, **OPTIONS, **WAYS[way])
+    embeds = model.get_input_embeddings()(batch["input_ids"]).detach()
+    length = embeds.shape[1]
+    generated = model.tpo.generate(inputs_embeds=embeds, attention_mask=batch["attention_mask"], **OPTIONS, **WAYS[way])
+    assert torch.equal(generated.sequences, expected.sequences[:, length:])
+    for ours, theirs in zip(generated.predictions, expected.predictions, strict=True):
+        for p, q in zip(ours, theirs, strict=True):
+            assert p.position == q.position - length
+            assert p.score == pytest.approx(q.score, abs=1e-5)
+            if not p.cut_off:
+                torch.testing.assert_close(p.value, q.value, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("way", ["prompt lookup", "assisted"])
+def test_assisted_decoding(model: Any, way: str) -> None:
+    batch = {k: v[1:2] for k, v in batch_of(model).items()}
+    extra = {"prompt_lookup_num_tokens": 2} if way == "prompt lookup" else {"assistant_model": KIND.build()}
+    generated = model.tpo.generate(**batch, **OPTIONS, do_sample=False, **extra)
+    assert check(model, batch, generated) >= 1
+
+
+def test_route_calls_the_head_once_more_than_the_model_would(quiet: Any) -> None:
+    batch = batch_of(quiet)
+    spare = [i for i in range(zoo.NUM_WORDS, zoo.NUM_ROWS) if i != quiet.tpo.token_ids["region"][0]]
+    options = {**OPTIONS, "do_sample": False, "suppress_tokens": zoo.MEDIA + spare}
+    assert quiet.tpo.generate(**batch, **options).predictions == [[], [], []]
+    routed = quiet.tpo.generate(**batch, **options, route="region")
+    assert [[(p.head, p.cut_off) for p in row] for row in routed.predictions] == [[("region", False)]] * 3
+
+
+@pytest.mark.parametrize("new", [1, 2, 3, 4, 5, 6])
+def test_cut_off_and_task_token_at_the_end(model: Any, new: int) -> None:
+    """At each length an answer ends in words, at a trigger (cut off) or at a task token (one more forward)."""
+    batch = batch_of(model)
+    options = {**OPTIONS, "max_new_tokens": new, "do_sample": False}
+    generated = model.tpo.generate(**batch, **options)
+    check(model, batch, generated)
+    ends = [p for row in generated.predictions for p in row if p.position == generated.sequences.shape[1] - 1]
+    test_cut_off_and_task_token_at_the_end.seen |= {p.cut_off for p in ends}  # type: ignore[attr-defined]
+    if new == 6:
+        assert test_cut_off_and_task_token_at_the_end.seen == {True, False}  # type: ignore[attr-defined]
+
+
+test_cut_off_and_task_token_at_the_end.seen = set()  # type: ignore[attr-defined]
+
+
+def test_a_task_token_in_the_prompt_is_no_prediction(model: Any) -> None:
+    batch = batch_of(model)
+    trigger, task = model.tpo.token_ids["region"]
+    batch["input_ids"][1, 4], batch["input_ids"][1, 5] = trigger, task
+    generated = model.tpo.generate(**batch, **OPTIONS, do_sample=False)
+    assert all(p.position >= batch["input_ids"].shape[1] for row in generated.predictions for p in row)
+    check(model, batch, generated)
+
+
+def test_task_first_replaces_the_trigger(model: Any) -> None:
+    """The authors' order: the state with the task token in the trigger's place, and an answer that goes on without it."""
+    batch = {k: v[1:2] for k, v in batch_of(model).items()}
+    generated = model.tpo.generate(**batch, **{**OPTIONS, "max_new_tokens": 6}, do_sample=False, order="task_first")
+    assert generated.predictions[0]
+    for p in generated.predictions[0]:
+        sequence = generated.sequences.clone()
+        trigger, task = model.tpo.token_ids[p.head]
+        assert sequence[0, p.position] == trigger
+        sequence[0, p.position] = task
+        with torch.no_grad():
+            state = model(input_ids=sequence[:, : p.position + 1], output_hidden_states=True).hidden_states[-1][0, -1]
+            value = state if p.head == "echo" else model.tpo.heads["region"](state[None])["boxes_xyxy"][0].clamp(0, 1)
+        torch.testing.assert_close(p.value, value, atol=1e-4, rtol=1e-4)
+
+
+def test_the_hosts_whole_result_is_there(model: Any) -> None:
+    batch = batch_of(model)
+    generated = model.tpo.generate(**batch, **OPTIONS, do_sample=False, return_dict_in_generate=True, output_scores=True)
+    assert len(generated.output.scores) == OPTIONS["max_new_tokens"]
+    assert torch.equal(generated.output.sequences, generated.sequences)
+
+
+def test_a_generation_config_and_a_processor_of_ones_own(model: Any) -> None:
+    class NoRegion(transformers.LogitsProcessor):
+        def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+            return scores.index_fill(-1, torch.tensor(model.tpo.token_ids["region"][0]), float("-inf"))
+
+    config = transformers.GenerationConfig(**OPTIONS, pad_token_id=zoo.PAD)
+    processors = transformers.LogitsProcessorList([NoRegion()])
+    generated = model.tpo.generate(**batch_of(model), generation_config=config, logits_processor=processors)
+    assert generated.sequences.shape[1] == batch_of(model)["input_ids"].shape[1] + OPTIONS["max_new_tokens"]
+    assert {p.head for row in generated.predictions for p in row} == {"echo"}
+
+
+def test_to_units_and_json(model: Any) -> None:
+    generated = model.tpo.generate(**batch_of(model), **OPTIONS, do_sample=False)
+    box = next(p for row in generated.predictions for p in row if p.head == "region" and not p.cut_off)
+    torch.testing.assert_close(box.to_units(width=200, height=100), box.value * torch.tensor([200.0, 100, 200, 100]))
+    plain = box.to_json()
+    assert plain["value"] == box.value.tolist()
+    assert plain["text_span"] == list(box.text_span)
+    assert {"head", "position", "score", "head_score", "text", "cut_off"} <= plain.keys()
+
+
+def test_wrong_use(model: Any) -> None:
+    batch = batch_of(model)
+    with pytest.raises(TPOError, match="route='regin' is not an applied head.*did you mean 'region'"):
+        model.tpo.generate(**batch, route="regin")
+    with pytest.raises(TPOError, match="order='both'; expected 'trigger_first' or 'task_first'"):
+        model.tpo.generate(**batch, order="both")
+    assert model.tpo.session is None
+
+
+def test_an_error_in_the_middle_leaves_no_session(model: Any) -> None:
+    with pytest.raises(ValueError, match=r"(?s)."):
+        model.tpo.generate(**batch_of(model), num_beams=0)
+    assert model.tpo.session is None
+    model.tpo.generate(**batch_of(model), **OPTIONS, do_sample=False)
