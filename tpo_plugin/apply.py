@@ -131,7 +131,7 @@ def _forward_with_tpo(original: Callable[..., Any]) -> Callable[..., Any]:
     A plain function to be bound to the host, since accelerate takes `__func__` of a bound forward and rebinds it.
     """
     bound = isinstance(original, MethodType)
-    inner = original.__func__ if bound else original
+    inner: Callable[..., Any] = getattr(original, "__func__", original) if bound else original
 
     @torch.compiler.disable(recursive=False)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -149,7 +149,7 @@ def _forward_with_tpo(original: Callable[..., Any]) -> Callable[..., Any]:
 
     wraps(inner)(forward)
     del forward.__wrapped__
-    forward.__signature__ = _extended_signature(inner, bound)  # type: ignore[attr-defined]
+    forward.__signature__ = _extended_signature(inner, bound)
     return forward
 
 

@@ -342,7 +342,8 @@ def _with_columns(model: Any, inputs: dict[str, Any], length: int, num_new: int)
 def _predict(
     tpo: TaskPreferenceModel, session: Session, sequences: Tensor, found: list[_Found], kwargs: dict[str, Any]
 ) -> list[list[Prediction]]:
-    values, head_scores = {}, {}
+    values: dict[tuple[str, int, int], Any] = {}
+    head_scores: dict[tuple[str, int, int], float] = {}
     start = kwargs.get("input_ids") if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"]
     copies = 1 if start is None else len(sequences) // len(start)
     for name, head in tpo.heads.items():
@@ -385,4 +386,6 @@ def _trigger_score(tpo: TaskPreferenceModel, session: Session, found: _Found) ->
     if before is None or not tpo.host.head_gives_logits:
         return None
     logits = tpo.host.head(before[None, None])[0, 0].float()
+    for tokens in tpo.tokens.values():  # never emitted freely: out of the choice, as while decoding
+        logits[[i for i in (tokens.task_id, tokens.input_id) if i is not None]] = float("-inf")
     return float(logits.softmax(-1)[tpo.tokens[found.head].trigger_id])

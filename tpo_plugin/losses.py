@@ -154,7 +154,7 @@ def _assign_loss(tpo: TaskPreferenceModel, result: TPOOutput, call: Call, labels
     assert call.positions is not None
     places = call.positions["labels"]
     flat = flat_index(places, labels.shape[1], labels.device)
-    all_logits = getattr(output, "logits", None)
+    all_logits = output[1] if isinstance(output, tuple) else getattr(output, "logits", None)
     if tpo.host.head_gives_logits or all_logits is None:
         logits_NV = tpo.host.head(call.rows["assign"])
     else:

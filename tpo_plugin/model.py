@@ -64,6 +64,7 @@ class TaskPreferenceModel(nn.Module):
         self._warned: set[str] = set()
         triggers = [tokens[name].trigger_id for name in heads]
         self.register_buffer("_triggers", torch.tensor(triggers), persistent=False)
+        self._unused: Tensor
         self.register_buffer("_unused", torch.zeros(0, dtype=torch.int64), persistent=False)
         self.set_growth(growth)
         self._options_of_head = {name: set(inspect.signature(head.forward).parameters) for name, head in heads.items()}

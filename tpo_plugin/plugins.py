@@ -60,11 +60,11 @@ class HeadSpec:
     input_token: str | None
     plugin: Plugin
 
-    def head_class(self) -> type:
+    def head_class(self) -> Any:
         """The head's class, imported now; raises `TPOError` with the plugin if that fails."""
         return _resolve(self.head, f"head {self.name!r}", self.plugin)
 
-    def config_class(self) -> type:
+    def config_class(self) -> Any:
         """The class of its configuration, imported now; raises `TPOError` with the plugin if that fails."""
         return _resolve(self.config, f"config of head {self.name!r}", self.plugin)
 
@@ -78,7 +78,7 @@ class PatchSpec:
     matches: Callable[[Any], bool]
     plugin: Plugin
 
-    def host_class(self) -> type:
+    def host_class(self) -> Any:
         """The host adapter, imported now; raises `TPOError` with the plugin if that fails."""
         return _resolve(self.host, f"patch {self.name!r}", self.plugin)
 

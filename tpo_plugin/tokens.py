@@ -171,9 +171,13 @@ def grow_vocabulary(model: nn.Module, tokens: Iterable[HeadTokens]) -> tuple[Gro
         return None, partial(int)
     embeddings = model.get_input_embeddings(), model.get_output_embeddings()
     matrices = [(module, name, matrix, len(matrix)) for module, name, matrix in _matrices(model)]
-    undo = partial(_shrink_vocabulary, model, embeddings, matrices, _size_attributes(model))
+    attributes = _size_attributes(model)
+    undo = partial(_shrink_vocabulary, model, embeddings, matrices, attributes)
     try:
         _resize(model, -(-needed // 64) * 64)
+        for owner, name, value in attributes:
+            if name == "vocab_size" and value == size:  # mllama before 4.52 leaves its inner model's, and its loss uses it
+                setattr(owner, name, _vocabulary_size(model))
         fresh: dict[nn.Parameter, nn.Parameter] = {}  # one for two tied matrices
         for (module, name, old), (*_, num_rows) in zip(_matrices(model), matrices, strict=True):
             # A new object: a graph that is still alive remembers the old one with its old shape.

@@ -115,6 +115,11 @@ def test_batch_generation_equals_row_by_row(kind: zoo.TinyHost, media: bool, ech
 def slow_states(kind: zoo.TinyHost, model: Any, prompt: dict[str, Tensor], sequences: Tensor) -> Tensor:
     """Last hidden states [T, D] of a finished answer to an unpadded prompt, from one full forward."""
     batch = zoo.extended(kind, prompt, sequences[:, prompt["input_ids"].shape[1] :])
+    if hasattr(model, "get_rope_index"):  # transformers before 4.48 finds these positions only when it generates
+        grids = {name: batch.get(name) for name in ("image_grid_thw", "video_grid_thw")}
+        batch["position_ids"], _ = model.get_rope_index(batch["input_ids"], **grids)
+    if kind.prefix_lm:  # transformers 4 reads token types only where there are labels
+        batch["labels"] = batch["input_ids"]
     return forward(model, batch | {"output_hidden_states": True}).hidden_states[-1][0]
 
 

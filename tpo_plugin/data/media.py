@@ -219,7 +219,7 @@ class _PyAV(_Reader):
 
 class _TorchCodec(_Reader):
     """torchcodec lists no times without decoding: sampling "fps" takes the frame rate as constant here. Times that it
-    returns are the file's."""
+    returns are the file's; a duration can be too long by a frame where frames have different lengths."""
 
     def __init__(self, path: str) -> None:
         from torchcodec.decoders import VideoDecoder

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +52,19 @@ def unsaved_by_peft(model: nn.Module) -> set[str]:
     """Names of what trains now in the host of a `PeftModel` outside the adapter."""
     own = _own_weights(model) if hasattr(model, "peft_config") else {}
     return {name for name, parameter in own.items() if parameter.requires_grad}
+
+
+@contextmanager
+def adapter_only(model: nn.Module) -> Iterator[None]:
+    """Keeps a `PeftModel` from saving the host's embedding matrices because the vocabulary grew for the task tokens."""
+    if not hasattr(model, "peft_config") or model.tpo.growth is None:
+        yield
+        return
+    model.save_pretrained = functools.partial(model.save_pretrained, save_embedding_layers=False)
+    try:
+        yield
+    finally:
+        del model.save_pretrained
 
 
 def numpy_state_allowed() -> AbstractContextManager[None]:

@@ -80,10 +80,10 @@ def set_trainable(
             raise TPOError(f"{where}: learning_rates has {part!r}, and no parameter belongs to it; {_remedy(part)}")
     rates: dict[str, float] = {}
     for name, parameter in model.named_parameters():
-        part = next((part for part in parts[name] if part in learning_rates), None)
-        parameter.requires_grad_(part is not None)
-        if part is not None:
-            rates[name] = learning_rates[part]
+        chosen = next((part for part in parts[name] if part in learning_rates), None)
+        parameter.requires_grad_(chosen is not None)
+        if chosen is not None:
+            rates[name] = learning_rates[chosen]
     return rates
 
 

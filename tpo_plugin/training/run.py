@@ -48,7 +48,7 @@ def train(config: TrainConfig | str | os.PathLike[str], *, resume: bool = True) 
     such a folder is refused. Started by torchrun or accelerate, it trains on all ranks. Raises `TPOError` for what is
     wrong in the configuration, its data, or the folder.
     """
-    config = config if isinstance(config, TrainConfig) else TrainConfig.from_yaml(config)
+    config = config if isinstance(config, TrainConfig) else TrainConfig.from_yaml(Path(config))
     directory = Path(config.output_dir)
     state = PartialState()
     _open_run(config, directory, resume, state)
@@ -150,6 +150,7 @@ class StageTrainer(wrap_trainer(transformers.Trainer)):  # type: ignore[misc]
     """A wrapped Trainer whose optimizer has the stage's rates."""
 
     rates: dict[str, float]
+    optimizer: Any
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -302,7 +303,7 @@ def _save_weights(model: nn.Module, directory: Path, host_names: set[str]) -> No
     """Everything that training changed: adapter, tpo, and the host's own weights of these names."""
     directory.mkdir(parents=True, exist_ok=True)
     if hasattr(model, "peft_config"):
-        model.save_pretrained(str(directory))
+        model.save_pretrained(str(directory), save_embedding_layers=False)
     save_host_weights(model, directory, host_names)
     save_tpo(model.tpo, directory)
 

@@ -26,13 +26,23 @@ from torch import Tensor, nn
 from tpo_plugin.checkpoint import load_weights, save_tpo
 from tpo_plugin.errors import TPOError
 from tpo_plugin.losses import count_targets
-from tpo_plugin.training.checkpoints import load_host_weights, numpy_state_allowed, save_host_weights, unsaved_by_peft
+from tpo_plugin.training.checkpoints import (
+    adapter_only,
+    load_host_weights,
+    numpy_state_allowed,
+    save_host_weights,
+    unsaved_by_peft,
+)
 from tpo_plugin.training.evaluation import STATISTICS, Evaluation, rates
 from tpo_plugin.training.parts import can_learn_triggers
 from tpo_plugin.training.refusals import CheckColumns, check_arguments, check_kept, not_dispatched, trl_class
 
 if TYPE_CHECKING:
+    from transformers import Trainer as _Trainer
+
     from tpo_plugin.model import TaskPreferenceModel
+else:
+    _Trainer = object
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +72,7 @@ def wrap_trainer(base: type[transformers.Trainer]) -> type[transformers.Trainer]
     return type(f"TPO{base.__name__}", (TPOTrainerMixin, base), {})
 
 
-class TPOTrainerMixin:
+class TPOTrainerMixin(_Trainer):
     """The methods of `transformers.Trainer` that TPO adds to; see `wrap_trainer`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -102,7 +112,7 @@ class TPOTrainerMixin:
             return torch.zeros((), device=self.accelerator.device)
         batches, self._pending = self._pending, []
         self._count_step(batches)
-        losses = []
+        losses: list[Tensor] = []
         for batch in batches:
             last = len(losses) == len(batches) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
@@ -142,7 +152,7 @@ class TPOTrainerMixin:
         if trl_class(type(self)) is not None:
             # TRL's loss comes from its fused head, which never calls the output embedding: no trigger would be trained.
             base = functools.partial(transformers.Trainer.compute_loss, self)
-        self.tpo.last_output = None
+        self._forget_output()
         if "task_counts" not in inputs:  # evaluation: every loss is a mean over the batch
             kwargs.pop("num_items_in_batch", None)
             return base(model, inputs, return_outputs=return_outputs, **kwargs)
@@ -155,6 +165,9 @@ class TPOTrainerMixin:
             )
         self._record(result)
         return (loss, outputs) if return_outputs else loss
+
+    def _forget_output(self) -> None:
+        self.tpo.last_output = None
 
     # -- logging -------------------------------------------------------------------------------------------------------
 
@@ -201,7 +214,7 @@ class TPOTrainerMixin:
 
     def prediction_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """The base trainer's step; what the heads gave in it is measured."""
-        self.tpo.last_output = None
+        self._forget_output()
         step = super().prediction_step(model, inputs, *args, **kwargs)
         result = self.tpo.last_output
         if self._evaluation is not None and result is not None:
@@ -211,7 +224,8 @@ class TPOTrainerMixin:
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
     def _save(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
-        super()._save(output_dir, *args, **kwargs)
+        with adapter_only(self.model):
+            super()._save(output_dir, *args, **kwargs)
         self._save_tpo(output_dir or self.args.output_dir)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
@@ -289,7 +303,8 @@ class TPOTrainerMixin:
 
 def _comes_from(loss: Tensor, source: Tensor) -> bool:
     """Whether `source` is a few operations back in the graph of `loss`."""
-    seen, queue = set(), [loss.grad_fn]
+    queue: list[Any] = [loss.grad_fn]
+    seen: set[Any] = set()
     while queue and len(seen) < 64:
         node = queue.pop(0)
         if node is not None and node not in seen:

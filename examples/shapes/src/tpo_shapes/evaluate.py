@@ -1,0 +1,174 @@
+"""Real answers to held-out questions, and what they are worth.
+
+An answer is generated, one question a prompt; nothing of the wanted answer is shown to the model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tpo_shapes.baselines import box_as_text, iou, text_as_box
+from tpo_shapes.questions import CHAT, CLIP_CHAT, PLACEHOLDER, Box
+
+GIVEN = ("given_colour", "given_shape")
+VIDEO = {"num_frames": 4, "sampling": "fps", "fps": 2.0}
+"""How clips are read, in training and in evaluation: the frames at `CLIP_TIMES`."""
+
+
+@dataclass
+class Question:
+    """One question about one picture or clip, with what is wanted."""
+
+    media: str
+    """Path of the file."""
+    kind: str
+    text: str
+    """With a placeholder for each box that the user gives."""
+    answer: str
+    """The wanted words; with a placeholder where a box is wanted."""
+    given: list[Box] = field(default_factory=list)
+    box: Box | None = None
+    """The wanted box."""
+    time: float | None = None
+    """Seconds, for a box of a clip."""
+
+    @property
+    def clip(self) -> bool:
+        """Whether it is about a clip."""
+        return self.media.endswith(".mp4")
+
+
+@dataclass
+class Answer:
+    """What a model said."""
+
+    text: str
+    boxes: list[Box] = field(default_factory=list)
+    """In the order of the answer."""
+
+
+def read_questions(files: Iterable[Path]) -> list[Question]:
+    """Every turn of every record as a question of its own; those about clips, and of one length, side by side."""
+    questions: list[Question] = []
+    for file in files:
+        for line in file.read_text(encoding="utf-8").splitlines():
+            questions += _turns(json.loads(line), file.parent)
+    return sorted(questions, key=lambda q: (q.clip, len(q.text.split())))
+
+
+def _turns(record: dict[str, Any], root: Path) -> list[Question]:
+    media = str(root / record.get("image", record.get("video", "")))
+    tasks = iter(record.get("tasks", []))
+    values = [line["value"].removeprefix("<image>\n") for line in record["conversations"]]
+    questions = []
+    for kind, text, answer in zip(record["kinds"], values[::2], values[1::2], strict=True):
+        question = Question(media, kind, text, answer)
+        for _ in range(text.count(PLACEHOLDER)):
+            task = next(tasks)
+            question.given.append(task["boxes"][0])
+            question.time = task.get("time")
+        if PLACEHOLDER in answer:
+            task = next(tasks)
+            question.box, question.time = task["boxes"][0], task.get("time")
+        questions.append(question)
+    return questions
+
+
+def answer_questions(
+    model: Any, questions: list[Question], *, as_text: bool = False, batch_size: int = 64
+) -> list[Answer]:
+    """Greedy answers of a model with TPO; with `as_text` boxes are words, in the question and in the answer."""
+    from tpo_plugin.data import TPOCollator, VideoOptions, prompt_record, read_sample
+
+    tpo, video = model.tpo, VideoOptions(**VIDEO)
+    collate = TPOCollator(tpo, for_generation=True)
+    answers: list[Answer] = []
+    for _, group in groupby(questions, key=lambda q: q.clip):
+        same = list(group)
+        for start in range(0, len(same), batch_size):
+            samples = []
+            for question in same[start : start + batch_size]:
+                text, tasks = question.text, [{"head": "region", "boxes": [box]} for box in question.given]
+                if as_text:
+                    for box in question.given:
+                        text = text.replace(PLACEHOLDER, box_as_text(box), 1)
+                    tasks = []
+                media = {"videos" if question.clip else "images": [question.media]}
+                samples.append(read_sample(prompt_record(tpo, text, tasks=tasks, **media), video))
+            batch = collate(samples)
+            generated = tpo.generate(**batch, max_new_tokens=12, do_sample=False)
+            new = generated.sequences[:, batch["input_ids"].shape[1] :]
+            words = tpo.tokenizer.batch_decode(new, skip_special_tokens=True)
+            for said, predictions in zip(words, generated.predictions, strict=True):
+                answers.append(_as_answer(said, predictions, as_text))
+    return answers
+
+
+def _as_answer(said: str, predictions: list[Any], as_text: bool) -> Answer:
+    if as_text:
+        box = text_as_box(said)
+        return Answer(said.strip(), [] if box is None else [box])
+    return Answer(said.strip(), [p.value.tolist() for p in predictions if p.value is not None])
+
+
+def score(questions: list[Question], answers: list[Answer]) -> dict[str, Any]:
+    """Shares from 0 to 1, for pictures and for clips; no box scores an IoU of 0, and words count only where exact.
+
+    A value is None where no question asks for it.
+    """
+    pairs = list(zip(questions, answers, strict=True))
+    return {
+        "images": _score([p for p in pairs if not p[0].clip], tuple(CHAT)),
+        "clips": _score([p for p in pairs if p[0].clip], tuple(CLIP_CHAT)),
+    }
+
+
+def _score(pairs: list[tuple[Question, Answer]], chat: tuple[str, ...]) -> dict[str, Any]:
+    asked = [(q, a) for q, a in pairs if q.box is not None]
+    others = [(q, a) for q, a in pairs if q.box is None]
+    overlaps = [overlap(q, a) for q, a in asked]
+    kinds = {kind: _mean([correct(q, a) for q, a in others if q.kind == kind]) for kind in (*chat, *GIVEN)}
+    return {
+        "num_region": len(asked),
+        "num_other": len(others),
+        "box_when_asked": _mean([bool(a.boxes) for _, a in asked]),
+        "box_otherwise": _mean([bool(a.boxes) for _, a in others]),
+        "acc50": _mean([value >= 0.5 for value in overlaps]),
+        "mean_iou": _mean(overlaps),
+        "chat": _mean([v for kind in chat if (v := kinds[kind]) is not None]),
+        "given": _mean([v for kind in GIVEN if (v := kinds[kind]) is not None]),
+        "kinds": kinds,
+    }
+
+
+def overlap(question: Question, answer: Answer) -> float:
+    """IoU of the answer's first box with the wanted one; 0 for an answer without a box."""
+    if not answer.boxes:
+        return 0.0
+    return float(iou(np.array(answer.boxes[0]), np.array(question.box)))
+
+
+def correct(question: Question, answer: Answer) -> bool:
+    """Whether the answer is the wanted one, word for word."""
+    return answer.text == question.answer
+
+
+def _mean(values: list[Any]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def save_answers(path: Path, answers: list[Answer]) -> None:
+    """One JSON object a line."""
+    path.write_text("".join(json.dumps(asdict(answer)) + "\n" for answer in answers), encoding="utf-8")
+
+
+def load_answers(path: Path) -> list[Answer]:
+    """What `save_answers` wrote."""
+    return [Answer(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]

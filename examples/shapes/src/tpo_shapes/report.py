@@ -1,0 +1,252 @@
+"""What a demo measured: a table for the terminal, and one HTML file with pictures."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from tpo_shapes.evaluate import GIVEN, Answer, Question, correct, overlap
+from tpo_shapes.questions import CHAT, CLIP_CHAT, PLACEHOLDER
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+TPO, TEXT, CONSTANT, HOST = "TPO", "coordinates as text", "best constant box", "host before TPO"
+
+COLUMNS = (
+    ("box when asked", "images", "box_when_asked"),
+    ("box otherwise", "images", "box_otherwise"),
+    ("Acc@0.5", "images", "acc50"),
+    ("mean IoU", "images", "mean_iou"),
+    ("chat", "images", "chat"),
+    ("box given", "images", "given"),
+    ("clips: Acc@0.5", "clips", "acc50"),
+    ("clips: mean IoU", "clips", "mean_iou"),
+    ("clips: chat", "clips", "chat"),
+    ("clips: box given", "clips", "given"),
+)
+"""Title of a column, and where its number stands in a row of the results."""
+
+NOTE = (
+    "Held-out scenes, over photographs never trained on; every answer is generated. Box when asked, box otherwise: share of "
+    "region questions, and of all others, whose answer has a box (TPO: the trigger was emitted; text: four numbers). Acc@0.5 "
+    "and mean IoU: of the box with the true one, 0 where there is none. Chat: words exactly right, mean over kinds of question. "
+    "Box given: colour and shape of the object in a box that the user gives. Coordinates as text: the same host, LoRA, "
+    "stages, steps and records, with boxes as numbers in the conversation."
+)
+NOT_ASKED = {CONSTANT: ("chat", "given")}
+"""What a row has no answer to: a constant box does not talk."""
+
+
+def cells(results: dict[str, Any]) -> dict[str, list[str]]:
+    """The numbers of the table as text, by row."""
+    return {
+        name: [_cell(None if key in NOT_ASKED.get(name, ()) else row[media][key], key) for _, media, key in COLUMNS]
+        for name, row in results["rows"].items()
+    }
+
+
+def _cell(value: float | None, key: str) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if key == "mean_iou" else f"{100 * value:.1f} %"
+
+
+def table(results: dict[str, Any]) -> Table:
+    """The one table of a run."""
+    counts = results["rows"][TPO]
+    asked = ", ".join(f"{c['num_region']} + {c['num_other']} questions about {m}" for m, c in counts.items())
+    shown = Table(title=f"Held-out scenes, seed {results['seed']}", caption=f"{NOTE} Asked: {asked}.")
+    shown.add_column("")
+    for title, _, _ in COLUMNS:
+        shown.add_column(title, justify="right")
+    for name, values in cells(results).items():
+        shown.add_row(name, *values, style="bold" if name == TPO else "")
+    return shown
+
+
+def write_report(
+    directory: Path, results: dict[str, Any], questions: list[Question], answers: dict[str, list[Answer]]
+) -> Path:
+    """Writes report.html: the table, each kind of question, loss curves, pictures, clips and conversations."""
+    asked = [list(pair) for pair in zip(questions, answers[TPO], answers[TEXT], strict=True)]
+    boxes = [pair for pair in asked if pair[0].box is not None]
+    given = [pair for pair in asked if pair[0].kind in GIVEN and not pair[0].clip]
+    chat = [pair for pair in asked if pair[0].kind not in GIVEN and pair[0].box is None and not pair[0].clip]
+    quick = "<p class=warn>A quick run: it shows the path, not the quality.</p>" if results["quick"] else ""
+    seconds = results["seconds"]
+    body = [
+        "<h1>tpo demo</h1>",
+        quick,
+        _html_table(["", *(title for title, _, _ in COLUMNS)], [[k, *v] for k, v in cells(results).items()]),
+        f"<p>{html.escape(NOTE)}</p>",
+        f"<p>Seed {results['seed']}, {seconds['all'] / 60:.1f} minutes in all.</p>",
+        "<h2>Where is it?</h2><p><b class=true>Blue</b>: the true box. <b class=found>Orange</b>: the head's. "
+        "<b class=text>Violet</b>: coordinates as text.</p>",
+        _gallery(_spread([pair for pair in boxes if not pair[0].clip], 15)),
+        "<h2>Clips</h2><p>The frame that the question names.</p>",
+        _gallery(_spread([pair for pair in boxes if pair[0].clip], 10)),
+        "<h2>Conversation</h2>",
+        _gallery(_spread(chat, 10)),
+        "<h2>About a box that the user gives</h2><p>Blue: the given box.</p>",
+        _gallery(_spread(given, 5)),
+        "<h2>Each kind of question</h2>",
+        _kinds(results),
+        "<h2>Losses</h2><p>Grey lines: where a stage ends.</p>",
+        *_curves(directory),
+    ]
+    path = directory / "report.html"
+    path.write_text(_PAGE.replace("BODY", "\n".join(body)), encoding="utf-8")
+    return path
+
+
+def _spread(pairs: list[Any], number: int) -> list[Any]:
+    """Examples taken at even distances, not picked."""
+    step = max(1, len(pairs) // number)
+    return pairs[::step][:number]
+
+
+def _kinds(results: dict[str, Any]) -> str:
+    rows = []
+    names = [name for name in results["rows"] if name != CONSTANT]
+    for media, kinds in (("images", CHAT), ("clips", CLIP_CHAT)):
+        for kind in (*kinds, *GIVEN):
+            values = [results["rows"][name][media]["kinds"][kind] for name in names]
+            rows.append([f"{media}: {kind}", *(_cell(value, kind) for value in values)])
+    return _html_table(["", *names], rows)
+
+
+def _html_table(head: list[str], rows: list[list[str]]) -> str:
+    def line(cells: list[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    return "<table>" + line(head, "th") + "".join(line(row, "td") for row in rows) + "</table>"
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------------
+
+_SIDE = 240
+_COLOURS = {"true": "#1e90ff", "found": "#ff8c00", "text": "#b050ff"}
+
+
+def _gallery(pairs: list[Any]) -> str:
+    return "<div class=gallery>" + "".join(_figure(*pair) for pair in pairs) + "</div>"
+
+
+def _figure(question: Question, found: Answer, text: Answer) -> str:
+    marked = [("true", box) for box in [*question.given, question.box] if box is not None]
+    marked += [
+        (kind, a.boxes[0]) for kind, a in (("text", text), ("found", found)) if a.boxes and question.box is not None
+    ]
+    asked = question.text.replace(PLACEHOLDER, "[this box]")
+    if question.box is not None:
+        verdict = f"IoU {overlap(question, found):.2f}, as text {overlap(question, text):.2f}"
+        verdict += "" if found.boxes else "; no trigger"
+    else:
+        verdict = "right" if correct(question, found) else f"wrong: {question.answer}"
+    caption = f"<b>{html.escape(asked)}</b><br>{html.escape(found.text)}<br><i>{html.escape(verdict)}</i>"
+    return f"<figure>{_img(draw(question, marked))}<figcaption>{caption}</figcaption></figure>"
+
+
+def draw(question: Question, boxes: list[tuple[str, list[float]]]) -> Image:
+    """The picture, or the frame that the question names, enlarged, with boxes ("true", "found" or "text") on it."""
+    from PIL import ImageDraw
+
+    from tpo_plugin.data import read_frame, read_image
+
+    if question.clip:
+        picture = read_frame(question.media, 0.0 if question.time is None else question.time)
+    else:
+        picture = read_image(question.media)
+    picture = picture.resize((_SIDE, _SIDE))
+    pen = ImageDraw.Draw(picture)
+    for kind, box in boxes:
+        corners = [round(min(max(value, 0.0), 1.0) * (_SIDE - 1)) for value in box]
+        corners[2:] = [max(low, high) for low, high in zip(corners[:2], corners[2:], strict=True)]
+        pen.rectangle(corners, outline="black", width=4)
+        pen.rectangle(
+            [corners[0] + 1, corners[1] + 1, max(corners[2] - 1, corners[0] + 1), max(corners[3] - 1, corners[1] + 1)],
+            outline=_COLOURS[kind],
+            width=2,
+        )
+    return picture
+
+
+def _img(picture: Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+
+
+# -- curves ------------------------------------------------------------------------------------------------------------
+
+
+def _curves(directory: Path) -> list[str]:
+    runs = {"found": read_losses(directory), "text": read_losses(directory / "text")}
+    named = (
+        ("loss_mllm", "conversation", ("found", "text")),
+        ("loss_assign", "assignment", ("found",)),
+        ("loss_region", "region", ("found",)),
+    )
+    return [
+        curve(title, {kind: runs[kind][key] for kind in kinds}, runs["found"]["ends"]) for key, title, kinds in named
+    ]
+
+
+def read_losses(run: Path) -> dict[str, list[Any]]:
+    """(step, value) of each loss over all stages of a run, and the steps at which stages end."""
+    from tpo_plugin.training.run import read_run
+
+    found: dict[str, list[Any]] = {"loss_mllm": [], "loss_assign": [], "loss_region": [], "ends": []}
+    begin = 0
+    for stage in read_run(run)["stages"].values():
+        for entry in stage["log"]:
+            for name in found:
+                if name in entry:
+                    found[name].append((begin + entry["step"], entry[name]))
+        begin += stage["steps"]
+        found["ends"].append(begin)
+    return found
+
+
+def curve(title: str, lines: dict[str, list[tuple[int, float]]], ends: list[int]) -> str:
+    """An inline SVG of one loss over the steps."""
+    width, height, left, bottom = 560, 200, 44, 22
+    last = max(ends)
+    top = max((value for points in lines.values() for _, value in points), default=1.0) or 1.0
+
+    def at(step: float, value: float) -> str:
+        x = left + step / last * (width - left - 8)
+        return f"{x:.1f},{8 + (1 - value / top) * (height - bottom - 8):.1f}"
+
+    marks = "".join(f'<polyline points="{at(s, 0)} {at(s, top)}" stroke="#ddd" fill="none"/>' for s in ends[:-1])
+    for value in (0.0, top / 2, top):
+        x, y = at(0, value).split(",")
+        marks += f'<text x="{left - 6}" y="{float(y) + 4}" text-anchor="end">{value:.2g}</text>'
+        marks += f'<polyline points="{x},{y} {at(last, value)}" stroke="#eee" fill="none"/>'
+    for step in (0, *ends):
+        marks += f'<text x="{at(step, 0).split(",")[0]}" y="{height - 6}" text-anchor="middle">{step}</text>'
+    for kind, points in lines.items():
+        places = " ".join(at(step, value) for step, value in points)
+        marks += f'<polyline points="{places}" stroke="{_COLOURS[kind]}" fill="none" stroke-width="1.5"/>'
+    return f'<h3>{html.escape(title)}</h3><svg viewBox="0 0 {width} {height}" width="{width}">{marks}</svg>'
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>tpo demo</title>
+<style>
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 1320px; margin: 2em auto; padding: 0 1em; color: #222 }
+table { border-collapse: collapse } th, td { padding: .3em .7em; border-bottom: 1px solid #ddd; text-align: right }
+th:first-child, td:first-child { text-align: left } h2 { margin-top: 2em }
+.gallery { display: flex; flex-wrap: wrap; gap: 14px } figure { margin: 0; width: 240px } img { width: 240px; height: 240px }
+figcaption { font-size: 13px } svg text { font-size: 11px; fill: #777 } .warn { color: #b00; font-weight: bold }
+.true { color: #1e90ff } .found { color: #ff8c00 } .text { color: #b050ff }
+</style>
+BODY
+</html>
+"""
