@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-import transformers
-import zoo
 from torch import Tensor
 
 import tpo_plugin as tpo
@@ -44,15 +41,7 @@ def echo() -> Iterator[str]:
     tpo.unregister_plugin("echo")
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """The same sums in the same order whatever the batch."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def skip_missing(kind: zoo.TinyHost) -> None:
-    if kind.missing:
-        pytest.skip(f"transformers {transformers.__version__} has no {kind.model_class}")
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """The rows of task tokens start at random."""
+    torch.manual_seed(0)

@@ -247,3 +247,17 @@ def test_an_error_in_the_middle_leaves_no_session(model: Any) -> None:
         model.tpo.generate(**batch_of(model), **OPTIONS, do_sample=False, num_return_sequences=2)
     assert model.tpo.session is None
     model.tpo.generate(**batch_of(model), **OPTIONS, do_sample=False)
+
+
+@pytest.mark.parametrize("new", [13, 14, 15])
+def test_embeddings_and_an_answer_that_ends_in_its_task_token(model: Any, new: int) -> None:
+    """The replay of the last one leaves the states of the others as they were captured."""
+    batch = batch_of(model)
+    options = {**OPTIONS, "max_new_tokens": new, "do_sample": False}
+    expected = model.tpo.generate(**batch, **options)
+    embeds = model.get_input_embeddings()(batch["input_ids"]).detach()
+    generated = model.tpo.generate(inputs_embeds=embeds, attention_mask=batch["attention_mask"], **options)
+    for ours, theirs in zip(generated.predictions, expected.predictions, strict=True):
+        for p, q in zip(ours, theirs, strict=True):
+            if not p.cut_off:
+                torch.testing.assert_close(p.value, q.value, atol=1e-5, rtol=1e-4)

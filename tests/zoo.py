@@ -403,6 +403,10 @@ def host(name: str) -> TinyHost:
 # -- comparing ---------------------------------------------------------------------------------------------------------
 
 
+MEMOS = ("rope_deltas",)
+"""Attributes in which a host keeps something of its last forward."""
+
+
 def snapshot(model: nn.Module, tokenizer: Any) -> dict[str, Any]:
     """Everything that a host and its tokenizer are, comparable with `==` to a later one."""
     modules = dict(model.named_modules())
@@ -410,7 +414,7 @@ def snapshot(model: nn.Module, tokenizer: Any) -> dict[str, Any]:
     return {
         "weights": {name: (v.dtype, v.shape, _bytes(v)) for name, v in model.state_dict().items()},
         "parameters": {name: (id(p), p.requires_grad) for name, p in model.named_parameters(remove_duplicate=False)},
-        "attributes": {name: {k: _value(v) for k, v in vars(m).items()} for name, m in modules.items()},
+        "attributes": {name: {k: _value(v) for k, v in vars(m).items() if k not in MEMOS} for name, m in modules.items()},
         "hooks": {(name, kind): list(getattr(m, kind).values()) for name, m in modules.items() for kind in hooks},
         "config": model.config.to_dict(),
         "generation config": model.generation_config.to_dict(),

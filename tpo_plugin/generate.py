@@ -95,7 +95,7 @@ class Session:
         """Keeps the states of the task tokens that this forward fed."""
         if self.replayed is not None:
             if self.replayed["shape"] == list(hidden_BTD.shape[:2]):
-                self._keep(hidden_BTD, self.replayed, 0)
+                self._keep(hidden_BTD, self.replayed, -self.replayed["offset"])
                 self.replayed = None
             return
         positions, self.positions = self.positions, None
@@ -106,7 +106,8 @@ class Session:
     def _keep(self, hidden_BTD: Tensor, positions: Positions, offset: int) -> None:
         for places in positions["task"].values():
             for row, column in places:
-                self.states[row, column + offset] = hidden_BTD[row, column].clone()
+                if (row, column + offset) not in self.states:
+                    self.states[row, column + offset] = hidden_BTD[row, column].clone()
 
 
 class TriggerProcessor(LogitsProcessor):
@@ -320,15 +321,13 @@ def _replay(
     for f in found:
         places[f.head] += [[f.row, f.state + offset], [f.row, f.trigger - 1 + offset]]
     shape = list(inputs["attention_mask"].shape)
-    session.capturing, session.replayed = True, {"shape": shape, "task": places}
+    session.capturing, session.replayed = True, {"shape": shape, "task": places, "offset": offset}
     model.generate(**inputs, max_new_tokens=1, do_sample=False, num_beams=1)
     if session.replayed is not None:
         raise HostError(
             f"the replay of finished sequences in {type(model).__name__} did not pass its last hidden state as "
             f"{shape}; use greedy decoding or sampling without an assistant model"
         )
-    if offset:
-        session.states.update({(row, column - offset): s for (row, column), s in list(session.states.items())})
 
 
 def _with_columns(model: Any, inputs: dict[str, Any], length: int, num_new: int) -> dict[str, Any]:

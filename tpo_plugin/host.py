@@ -158,18 +158,21 @@ def _honours_num_items(model: nn.Module, inputs: dict[str, Any]) -> bool:
 
 @contextlib.contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, with each module's training flag and buffers put back afterwards."""
-    training = [(module, module.training) for module in model.modules()]
-    buffers = [(module, dict(module._buffers)) for module in model.modules() if module._buffers]
-    for module, _ in training:
+    """Evaluation mode, with each module's attributes, training flag and buffers put back afterwards.
+
+    A forward may leave something on a module (qwen2_vl its last positions): a fake tensor must not stay there.
+    """
+    before = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
+    for module, _, _ in before:
         module.training = False
     try:
         yield
     finally:
-        for module, flag in training:
-            module.training = flag
-        for module, values in buffers:
-            module._buffers.update(values)
+        for module, attributes, buffers in before:
+            vars(module).clear()
+            vars(module).update(attributes)
+            module._buffers.clear()
+            module._buffers.update(buffers)
 
 
 @contextlib.contextmanager

@@ -122,7 +122,7 @@ def add_losses(tpo: TaskPreferenceModel, result: TPOOutput, call: Call, output: 
     result.loss = result.plugin_loss
     if result.host_loss is not None:
         result.loss = result.host_loss + result.plugin_loss.to(result.host_loss.device)
-    if tpo.training and not any(p.requires_grad for p in tpo.parameters()):
+    if tpo.training and not call.counts and not any(p.requires_grad for p in tpo.parameters()):
         tpo.warn_once(
             "nothing in model.tpo is trainable (get_peft_model freezes it): the heads and task tokens will not learn; "
             "use wrap_trainer, or call model.tpo.requires_grad_(True) after get_peft_model"

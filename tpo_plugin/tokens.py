@@ -201,9 +201,10 @@ def _vocabulary_size(model: nn.Module) -> int:
 
 def _size_attributes(model: nn.Module) -> list[tuple[Any, str, int | None]]:
     """Every attribute that may hold the size of the vocabulary, and its value; None where it is not there."""
-    config = model.config
-    parts = [getattr(config, name, None) for name in ("text_config", "llm_config", "language_config")]
-    owners = [part for part in (config, *parts) if part is not None] + list(model.modules())
+    owners: list[Any] = list(model.modules())
+    for config in [getattr(module, "config", None) for module in model.modules()]:  # an inner model may have a copy
+        parts = [getattr(config, name, None) for name in ("text_config", "llm_config", "language_config")]
+        owners += [part for part in (config, *parts) if part is not None]
     names = [(owner, "vocab_size") for owner in owners]
     names += [(model.get_input_embeddings(), "num_embeddings"), (model.get_output_embeddings(), "out_features")]
     return [(owner, name, getattr(owner, name, None)) for owner, name in names]

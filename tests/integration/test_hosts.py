@@ -87,6 +87,9 @@ def test_training_without_a_task_gives_zero_gradients(kind: zoo.TinyHost, media:
 
 @cases
 def test_batch_generation_equals_row_by_row(kind: zoo.TinyHost, media: bool, echo: str) -> None:
+    # In transformers 4 the prefill of PaliGemma sees ahead, so there the replay, which a task token that ends the answer
+    # needs, is not what decoding would give: a known gap, and the only one.
+    sees_ahead = kind.prefix_lm and transformers.__version__.startswith("4.")
     model = kind.build()
     apply_tpo(model, zoo.tokenizer(), ["region", echo])
     zoo.talkative(model)
@@ -107,20 +110,27 @@ def test_batch_generation_equals_row_by_row(kind: zoo.TinyHost, media: bool, ech
             if ours.cut_off:
                 assert ours.value is None
                 continue
+            if sees_ahead and ours.position == together.sequences.shape[1] - 1:
+                continue
             torch.testing.assert_close(ours.value, theirs.value, atol=1e-4, rtol=1e-4)
             if ours.head == echo:
                 torch.testing.assert_close(theirs.value, slow[theirs.position], atol=1e-4, rtol=1e-4)
 
 
 def slow_states(kind: zoo.TinyHost, model: Any, prompt: dict[str, Tensor], sequences: Tensor) -> Tensor:
-    """Last hidden states [T, D] of a finished answer to an unpadded prompt, from one full forward."""
+    """What reaches the output embedding, [T, D], for a finished answer to an unpadded prompt, in one full forward."""
     batch = zoo.extended(kind, prompt, sequences[:, prompt["input_ids"].shape[1] :])
-    if hasattr(model, "get_rope_index"):  # transformers before 4.48 finds these positions only when it generates
-        grids = {name: batch.get(name) for name in ("image_grid_thw", "video_grid_thw")}
-        batch["position_ids"], _ = model.get_rope_index(batch["input_ids"], **grids)
+    if hasattr(model, "get_rope_index") and not hasattr(model.model, "get_rope_index"):
+        # transformers 4.45 finds these positions only when it generates
+        names = ("input_ids", "image_grid_thw", "video_grid_thw", "attention_mask")
+        batch["position_ids"], _ = model.get_rope_index(*(batch.get(name) for name in names))
     if kind.prefix_lm:  # transformers 4 reads token types only where there are labels
         batch["labels"] = batch["input_ids"]
-    return forward(model, batch | {"output_hidden_states": True}).hidden_states[-1][0]
+    seen = []
+    handle = model.get_output_embeddings().register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    forward(model, batch)
+    handle.remove()
+    return seen[0][0]
 
 
 @kinds
@@ -144,6 +154,8 @@ def test_a_grown_vocabulary_shrinks_back(kind: zoo.TinyHost, tied: bool) -> None
     logits = forward(model, batch).logits
     before = zoo.snapshot(model, tokenizer)
     apply_tpo(model, tokenizer, ["region"])
+    if model.tpo.growth is None:
+        pytest.skip(f"{kind.model_class} has more rows than words")  # mllama, tied, in transformers 4
     assert model.tpo.growth.old_size == zoo.NUM_WORDS
     grown = forward(model, batch).logits
     torch.testing.assert_close(grown[..., : zoo.NUM_WORDS], logits)

@@ -187,6 +187,22 @@ def test_host_without_spare_rows(tmp_path):
     assert not (run / "tpo_host_weights.safetensors").exists()
 
 
+def test_stage_of_lora_alone_leaves_tpo_frozen(tmp_path):
+    torch.set_num_threads(1)
+    tiny_run.install_head()
+    config = TrainConfig.from_yaml(tiny_run.write_world(tmp_path, stage3=None))
+    config.stage1.learning_rates = {"lora": 1e-2}
+    config.stage2.learning_rates = {"lora": 1e-2, "heads": 1e-2}
+    run = train(config)
+    before, after = (load_file(run / stage / "final" / "tpo_model.safetensors") for stage in ("stage1", "stage2"))
+    assert {key for key in after if not torch.equal(before[key], after[key])} == {
+        "heads.point.proj.weight",
+        "heads.point.proj.bias",
+    }
+    lora = load_file(run / "stage1" / "final" / "adapter_model.safetensors")
+    assert any(value.any() for key, value in lora.items() if "lora_B" in key)
+
+
 def test_no_run(tmp_path):
     with pytest.raises(TPOError, match=r"has no run.json; expected the output_dir of tpo train"):
         load_run(tmp_path)

@@ -147,7 +147,9 @@ def build_model(config: TrainConfig) -> nn.Module:
 
 
 class StageTrainer(wrap_trainer(transformers.Trainer)):  # type: ignore[misc]
-    """A wrapped Trainer whose optimizer has the stage's rates."""
+    """A wrapped Trainer that trains exactly the parts of a stage, at their rates."""
+
+    thaws_tpo = False
 
     rates: dict[str, float]
     optimizer: Any

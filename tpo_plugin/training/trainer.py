@@ -75,11 +75,14 @@ def wrap_trainer(base: type[transformers.Trainer]) -> type[transformers.Trainer]
 class TPOTrainerMixin(_Trainer):
     """The methods of `transformers.Trainer` that TPO adds to; see `wrap_trainer`."""
 
+    thaws_tpo = True
+    """Whether a `model.tpo` without a trainable parameter is made trainable: `get_peft_model` freezes all of it."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         check_arguments(self)
-        if not any(p.requires_grad for p in self.tpo.parameters()) and hasattr(self.model, "peft_config"):
-            for name, parameter in self.tpo.named_parameters():  # get_peft_model froze them
+        if self.thaws_tpo and hasattr(self.model, "peft_config") and not _trains(self.tpo):
+            for name, parameter in self.tpo.named_parameters():
                 parameter.requires_grad_(name in self.tpo.trainable)
         # The loss that comes out of compute_loss is normalised already: the trainer must not divide it by the steps.
         self.model_accepts_loss_kwargs = True
@@ -258,7 +261,7 @@ class TPOTrainerMixin(_Trainer):
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Refuses to train what can never learn."""
-        if not any(p.requires_grad for p in self.tpo.parameters()):
+        if not _trains(self.tpo):
             raise TPOError(
                 "nothing in model.tpo is trainable, so heads and task tokens cannot learn: call "
                 "model.tpo.requires_grad_(True)"
@@ -299,6 +302,10 @@ class TPOTrainerMixin(_Trainer):
             return data_collator
         self._set_signature_columns_if_needed()
         return CheckColumns(data_collator, frozenset(self._signature_columns))
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def _comes_from(loss: Tensor, source: Tensor) -> bool:

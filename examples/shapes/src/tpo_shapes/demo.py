@@ -42,7 +42,7 @@ from tpo_shapes.report import CONSTANT, HOST, TEXT, TPO, table, write_report
 
 HOST_DIRECTORY = Path(__file__).resolve().parents[2] / "host"
 SHARDS = ("train-0", "train-1")
-LOGGING_STEPS = 10
+LOGGING_STEPS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +61,9 @@ class Size:
 
 
 FULL = Size(
-    num_scenes=8000, num_clips=1600, heldout_scenes=300, heldout_clips=150, steps=(150, 800, 800), batch_size=48
+    num_scenes=8000, num_clips=1600, heldout_scenes=300, heldout_clips=150, steps=(150, 500, 500), batch_size=48
 )
-QUICK = Size(num_scenes=96, num_clips=24, heldout_scenes=12, heldout_clips=6, steps=(5, 10, 5), batch_size=16)
+QUICK = Size(num_scenes=96, num_clips=24, heldout_scenes=12, heldout_clips=6, steps=(10, 20, 10), batch_size=16)
 
 
 def run_demo(directory: Path, size: Size, seed: int = 0, host: Path = HOST_DIRECTORY) -> dict[str, Any]:
@@ -136,8 +136,8 @@ def run_demo(directory: Path, size: Size, seed: int = 0, host: Path = HOST_DIREC
 def train_config(host: Path, directory: Path, size: Size, seed: int, as_text: bool) -> TrainConfig:
     """The three stages; `as_text` is the baseline: the same steps on the same records, without anything of TPO.
 
-    The baseline's model has the region head too, which nothing calls: a host whose input has no task token computes what it
-    computed before.
+    The baseline's model has the region head too, which nothing calls: a host whose input has no task token computes
+    what it computed before.
     """
     tpo_parts = ("heads", "tokens")
     suffix = "_text" if as_text else ""
@@ -178,7 +178,7 @@ def heldout_files(directory: Path) -> list[Path]:
 
 
 def constant_answers(directory: Path) -> list[Answer]:
-    """The box that is right most often in the training records, one for pictures and one for clips, to every region question."""
+    """To every region question the box that is right most often in training, one for pictures and one for clips."""
     import numpy as np
 
     files = [directory / "data" / shard for shard in SHARDS]
@@ -188,7 +188,7 @@ def constant_answers(directory: Path) -> list[Answer]:
         boxes = np.array([q.box for q in asked if q.box is not None][:2000])
         best[bool(clip)] = best_constant_box(boxes).tolist()
     questions = read_questions(heldout_files(directory))
-    return [Answer("", [best[q.clip]] if q.box is not None else []) for q in questions]
+    return [Answer("", [best[q.clip]], called=True) if q.box is not None else Answer("") for q in questions]
 
 
 # -- jobs of the worker processes --------------------------------------------------------------------------------------
@@ -286,9 +286,10 @@ def _wait(progress: Progress, bars: dict[str, tuple[list[Future], Callable[[], i
     tasks = {name: progress.add_task(name, total=total) for name, (_, _, total) in bars.items()}
     while True:
         running = False
-        for name, (jobs, done, _) in bars.items():
-            progress.update(tasks[name], completed=done())
-            running |= not all(job.done() for job in jobs)
+        for name, (jobs, done, total) in bars.items():
+            finished = all(job.done() for job in jobs)
+            running |= not finished
+            progress.update(tasks[name], completed=total if finished else done())
             if failed := [job for job in jobs if job.done() and job.exception()]:
                 for child in multiprocessing.active_children():
                     child.terminate()

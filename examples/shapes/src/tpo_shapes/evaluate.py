@@ -52,6 +52,8 @@ class Answer:
     text: str
     boxes: list[Box] = field(default_factory=list)
     """In the order of the answer."""
+    called: bool = False
+    """Whether a box was called for: the trigger was emitted, or four numbers were said."""
 
 
 def read_questions(files: Iterable[Path]) -> list[Question]:
@@ -114,8 +116,8 @@ def answer_questions(
 def _as_answer(said: str, predictions: list[Any], as_text: bool) -> Answer:
     if as_text:
         box = text_as_box(said)
-        return Answer(said.strip(), [] if box is None else [box])
-    return Answer(said.strip(), [p.value.tolist() for p in predictions if p.value is not None])
+        return Answer(said.strip(), [] if box is None else [box], box is not None)
+    return Answer(said.strip(), [p.value.tolist() for p in predictions if p.value is not None], bool(predictions))
 
 
 def score(questions: list[Question], answers: list[Answer]) -> dict[str, Any]:
@@ -138,8 +140,8 @@ def _score(pairs: list[tuple[Question, Answer]], chat: tuple[str, ...]) -> dict[
     return {
         "num_region": len(asked),
         "num_other": len(others),
-        "box_when_asked": _mean([bool(a.boxes) for _, a in asked]),
-        "box_otherwise": _mean([bool(a.boxes) for _, a in others]),
+        "box_when_asked": _mean([a.called for _, a in asked]),
+        "box_otherwise": _mean([a.called for _, a in others]),
         "acc50": _mean([value >= 0.5 for value in overlaps]),
         "mean_iou": _mean(overlaps),
         "chat": _mean([v for kind in chat if (v := kinds[kind]) is not None]),

@@ -17,8 +17,8 @@ def demo(
 ) -> None:
     """Train a small LLaVA-OneVision in the three stages and compare it with its baselines.
 
-    Makes its own data, uses two CPU cores, and needs no network. Ends with a table of what was measured on held-out scenes
-    and report.html in the folder of the run. The same call goes on with a run that was interrupted.
+    Makes its own data, uses two CPU cores, and needs no network. Ends with a table of what was measured on held-out
+    scenes, and with report.html in the folder of the run. The same call goes on with a run that was interrupted.
     """
     from tpo_shapes.demo import FULL, QUICK, run_demo
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import html
 import io
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.table import Table
 
 from tpo_shapes.evaluate import GIVEN, Answer, Question, correct, overlap
@@ -20,24 +22,24 @@ TPO, TEXT, CONSTANT, HOST = "TPO", "coordinates as text", "best constant box", "
 
 COLUMNS = (
     ("box when asked", "images", "box_when_asked"),
-    ("box otherwise", "images", "box_otherwise"),
-    ("Acc@0.5", "images", "acc50"),
+    ("box not asked", "images", "box_otherwise"),
+    ("Acc @0.5", "images", "acc50"),
     ("mean IoU", "images", "mean_iou"),
     ("chat", "images", "chat"),
     ("box given", "images", "given"),
-    ("clips: Acc@0.5", "clips", "acc50"),
-    ("clips: mean IoU", "clips", "mean_iou"),
-    ("clips: chat", "clips", "chat"),
-    ("clips: box given", "clips", "given"),
+    ("clip Acc @0.5", "clips", "acc50"),
+    ("clip mean IoU", "clips", "mean_iou"),
+    ("clip chat", "clips", "chat"),
+    ("clip box given", "clips", "given"),
 )
 """Title of a column, and where its number stands in a row of the results."""
 
 NOTE = (
-    "Held-out scenes, over photographs never trained on; every answer is generated. Box when asked, box otherwise: share of "
-    "region questions, and of all others, whose answer has a box (TPO: the trigger was emitted; text: four numbers). Acc@0.5 "
-    "and mean IoU: of the box with the true one, 0 where there is none. Chat: words exactly right, mean over kinds of question. "
-    "Box given: colour and shape of the object in a box that the user gives. Coordinates as text: the same host, LoRA, "
-    "stages, steps and records, with boxes as numbers in the conversation."
+    "In percent, but the IoU. Held-out scenes, over photographs never trained on; every answer is generated. "
+    "Box when asked, box not asked: region questions, and all others, whose answer calls for a box (TPO: emits the "
+    "trigger; text: has four numbers). Acc@0.5, mean IoU: of the box with the true one, 0 without a box. Chat: words "
+    "exactly right, mean over the kinds of question. Box given: colour and shape of the object in a box that the user "
+    "gives. Coordinates as text: same host, LoRA, stages, steps and records, but boxes are numbers in the conversation."
 )
 NOT_ASKED = {CONSTANT: ("chat", "given")}
 """What a row has no answer to: a constant box does not talk."""
@@ -53,18 +55,21 @@ def cells(results: dict[str, Any]) -> dict[str, list[str]]:
 
 def _cell(value: float | None, key: str) -> str:
     if value is None:
-        return "–"
-    return f"{value:.3f}" if key == "mean_iou" else f"{100 * value:.1f} %"
+        return "-"
+    return f"{value:.3f}" if key == "mean_iou" else f"{100 * value:.1f}"
 
 
 def table(results: dict[str, Any]) -> Table:
     """The one table of a run."""
     counts = results["rows"][TPO]
     asked = ", ".join(f"{c['num_region']} + {c['num_other']} questions about {m}" for m, c in counts.items())
-    shown = Table(title=f"Held-out scenes, seed {results['seed']}", caption=f"{NOTE} Asked: {asked}.")
-    shown.add_column("")
+    title = f"Held-out scenes, seed {results['seed']}"
+    title += " (quick: the path, not the quality)" if results["quick"] else ""
+    caption = f"{NOTE} Asked: {asked}."
+    shown = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    shown.add_column("", no_wrap=True)
     for title, _, _ in COLUMNS:
-        shown.add_column(title, justify="right")
+        shown.add_column(title, justify="right", max_width=5)
     for name, values in cells(results).items():
         shown.add_row(name, *values, style="bold" if name == TPO else "")
     return shown
@@ -165,15 +170,11 @@ def draw(question: Question, boxes: list[tuple[str, list[float]]]) -> Image:
         picture = read_image(question.media)
     picture = picture.resize((_SIDE, _SIDE))
     pen = ImageDraw.Draw(picture)
-    for kind, box in boxes:
-        corners = [round(min(max(value, 0.0), 1.0) * (_SIDE - 1)) for value in box]
-        corners[2:] = [max(low, high) for low, high in zip(corners[:2], corners[2:], strict=True)]
-        pen.rectangle(corners, outline="black", width=4)
-        pen.rectangle(
-            [corners[0] + 1, corners[1] + 1, max(corners[2] - 1, corners[0] + 1), max(corners[3] - 1, corners[1] + 1)],
-            outline=_COLOURS[kind],
-            width=2,
-        )
+    for kind, box_xyxy in boxes:
+        corners = [round(min(max(value, 0.0), 1.0) * (_SIDE - 1)) for value in box_xyxy]
+        x1, y1, x2, y2 = corners[0], corners[1], max(corners[0], corners[2]), max(corners[1], corners[3])
+        pen.rectangle((x1, y1, x2, y2), outline="black", width=4)  # a dark rim: legible on any background
+        pen.rectangle((x1 + 1, y1 + 1, max(x1, x2 - 2) + 1, max(y1, y2 - 2) + 1), outline=_COLOURS[kind], width=2)
     return picture
 
 
@@ -200,11 +201,9 @@ def _curves(directory: Path) -> list[str]:
 
 def read_losses(run: Path) -> dict[str, list[Any]]:
     """(step, value) of each loss over all stages of a run, and the steps at which stages end."""
-    from tpo_plugin.training.run import read_run
-
     found: dict[str, list[Any]] = {"loss_mllm": [], "loss_assign": [], "loss_region": [], "ends": []}
     begin = 0
-    for stage in read_run(run)["stages"].values():
+    for stage in json.loads((run / "run.json").read_text(encoding="utf-8"))["stages"].values():
         for entry in stage["log"]:
             for name in found:
                 if name in entry:
@@ -243,7 +242,8 @@ _PAGE = """<!doctype html>
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 1320px; margin: 2em auto; padding: 0 1em; color: #222 }
 table { border-collapse: collapse } th, td { padding: .3em .7em; border-bottom: 1px solid #ddd; text-align: right }
 th:first-child, td:first-child { text-align: left } h2 { margin-top: 2em }
-.gallery { display: flex; flex-wrap: wrap; gap: 14px } figure { margin: 0; width: 240px } img { width: 240px; height: 240px }
+.gallery { display: flex; flex-wrap: wrap; gap: 14px } figure { margin: 0; width: 240px }
+img { width: 240px; height: 240px }
 figcaption { font-size: 13px } svg text { font-size: 11px; fill: #777 } .warn { color: #b00; font-weight: bold }
 .true { color: #1e90ff } .found { color: #ff8c00 } .text { color: #b050ff }
 </style>
