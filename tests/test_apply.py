@@ -84,7 +84,10 @@ def test_tokens_that_the_tokenizer_has_already_are_taken_over() -> None:
         ({"config": TPOConfig(loss_weights={"asign": 2.0})}, "'asign', which is not applied.*did you mean 'assign'"),
         ({"config": TPOConfig(heads={"regin": {}})}, "'regin', which is not applied.*did you mean 'region'"),
         ({"config": TPOConfig(heads={"region": {"los": "mse"}})}, "'los'.*did you mean 'loss'"),
-        ({"config": TPOConfig(heads={"region": {"trigger": "w9"}})}, r"'w9' is an ordinary word of the tokenizer \(id 9\)"),
+        (
+            {"config": TPOConfig(heads={"region": {"trigger": "w9"}})},
+            r"'w9' is an ordinary word of the tokenizer \(id 9\)",
+        ),
         ({"config": TPOConfig(heads={"region": {"trigger": "<boxes>"}})}, "claims token '<boxes>', already claimed by"),
         ({"tokenizer": 3}, "tokenizer is a int; expected a tokenizer or a processor"),
     ],
@@ -114,7 +117,9 @@ def test_a_model_without_a_language_modelling_head_is_refused() -> None:
         apply_tpo(model.model, zoo.tokenizer(), ["region"])
 
 
-@pytest.mark.parametrize("step", ["tpo_plugin.apply.add_tokens", "tpo_plugin.apply.grow_vocabulary", "tpo_plugin.apply._build_head"])
+@pytest.mark.parametrize(
+    "step", ["tpo_plugin.apply.add_tokens", "tpo_plugin.apply.grow_vocabulary", "tpo_plugin.apply._build_head"]
+)
 @pytest.mark.parametrize("vocab_size", [zoo.NUM_ROWS, zoo.NUM_WORDS], ids=["spare", "growing"])
 def test_a_failure_at_any_step_is_undone(step: str, vocab_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = llama(vocab_size=vocab_size), zoo.tokenizer()
@@ -139,7 +144,9 @@ def test_growing_that_fails_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(type(model), "resize_token_embeddings", half)
-    with pytest.raises(HostError, match=r"has 40 vocabulary rows, the task tokens need 43, and growing it failed \(out of memory"):
+    with pytest.raises(
+        HostError, match=r"has 40 vocabulary rows, the task tokens need 43, and growing it failed \(out of memory"
+    ):
         apply_tpo(model, tokenizer, ["region"])
     monkeypatch.undo()
     assert zoo.snapshot(model, tokenizer) == before

@@ -163,7 +163,10 @@ def test_positional_arguments_and_tuples() -> None:
     model = applied()
     batch = batch_of(model)
     expected = model(**batch, task_targets=targets()).loss
-    assert torch.equal(model(batch["input_ids"], batch["attention_mask"], labels=batch["labels"], task_targets=targets()).loss, expected)
+    assert torch.equal(
+        model(batch["input_ids"], batch["attention_mask"], labels=batch["labels"], task_targets=targets()).loss,
+        expected,
+    )
     as_tuple = model(**batch, task_targets=targets(), return_dict=False)
     assert isinstance(as_tuple, tuple)
     assert torch.equal(as_tuple[0], expected)
@@ -234,7 +237,10 @@ def wrong(model: Any, batch: dict[str, Any], kind: str) -> dict[str, Any]:
     ("kind", "message"),
     [
         ("too few", r"has 3 target\(s\), the batch has 4 task token\(s\) '<boxes>' \(they run out in row 1\)"),
-        ("too many", r"has 5 target\(s\), the batch has 4 task token\(s\) '<boxes>' \(the last task token stands in row 1\)"),
+        (
+            "too many",
+            r"has 5 target\(s\), the batch has 4 task token\(s\) '<boxes>' \(the last task token stands in row 1\)",
+        ),
         ("none", r"has 0 target\(s\), the batch has 4 task token\(s\) '<boxes>' \(they run out in row 0\)"),
         ("head", r"task_targets has \['depth'\], which is not among the applied heads \['region'\]"),
         ("no inputs", r"encodes 0 given value\(s\), the batch has 1 input token\(s\) '<region_box>'"),
@@ -301,6 +307,7 @@ def test_enabling_input_gradients_before_or_after_gives_the_same() -> None:
     torch.testing.assert_close(found[2], found[0])
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it traces
 @pytest.mark.parametrize("name", ["llama", "llava_onevision"])
 def test_a_compiled_host_gives_the_same(name: str) -> None:
     model = applied(name)

@@ -414,7 +414,9 @@ def snapshot(model: nn.Module, tokenizer: Any) -> dict[str, Any]:
     return {
         "weights": {name: (v.dtype, v.shape, _bytes(v)) for name, v in model.state_dict().items()},
         "parameters": {name: (id(p), p.requires_grad) for name, p in model.named_parameters(remove_duplicate=False)},
-        "attributes": {name: {k: _value(v) for k, v in vars(m).items() if k not in MEMOS} for name, m in modules.items()},
+        "attributes": {
+            name: {k: _value(v) for k, v in vars(m).items() if k not in MEMOS} for name, m in modules.items()
+        },
         "hooks": {(name, kind): list(getattr(m, kind).values()) for name, m in modules.items() for kind in hooks},
         "config": model.config.to_dict(),
         "generation config": model.generation_config.to_dict(),
@@ -439,7 +441,9 @@ def talkative(model: Any) -> None:
         rows.output.data.normal_(std=2, generator=draw)
 
 
-def with_tasks(host: TinyHost, model: Any, batch: dict[str, Tensor], head: str = "region", num_tasks: int = 2) -> dict[str, Any]:
+def with_tasks(
+    host: TinyHost, model: Any, batch: dict[str, Tensor], head: str = "region", num_tasks: int = 2
+) -> dict[str, Any]:
     """The batch with an answer to learn: in each row `num_tasks` triggers and task tokens, and words between them."""
     trigger, task = model.tpo.token_ids[head]
     answer = torch.tensor([FIRST_WORD, *[trigger, task, FIRST_WORD + 1] * num_tasks])

@@ -176,7 +176,7 @@ def grow_vocabulary(model: nn.Module, tokens: Iterable[HeadTokens]) -> tuple[Gro
     try:
         _resize(model, -(-needed // 64) * 64)
         for owner, name, value in attributes:
-            if name == "vocab_size" and value == size:  # mllama before 4.52 leaves its inner model's, and its loss uses it
+            if name == "vocab_size" and value == size:  # mllama's inner model keeps its own, which its loss uses
                 setattr(owner, name, _vocabulary_size(model))
         fresh: dict[nn.Parameter, nn.Parameter] = {}  # one for two tied matrices
         for (module, name, old), (*_, num_rows) in zip(_matrices(model), matrices, strict=True):

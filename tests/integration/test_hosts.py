@@ -87,8 +87,8 @@ def test_training_without_a_task_gives_zero_gradients(kind: zoo.TinyHost, media:
 
 @cases
 def test_batch_generation_equals_row_by_row(kind: zoo.TinyHost, media: bool, echo: str) -> None:
-    # In transformers 4 the prefill of PaliGemma sees ahead, so there the replay, which a task token that ends the answer
-    # needs, is not what decoding would give: a known gap, and the only one.
+    # In transformers 4 the prefill of PaliGemma sees ahead. A task token that ends the answer needs the replay, which
+    # there is not what decoding would give: a known gap, and the only one.
     sees_ahead = kind.prefix_lm and transformers.__version__.startswith("4.")
     model = kind.build()
     apply_tpo(model, zoo.tokenizer(), ["region", echo])
@@ -139,7 +139,9 @@ def test_remove_puts_everything_back(kind: zoo.TinyHost) -> None:
     forward(model, zoo.example(kind, model))
     before = zoo.snapshot(model, tokenizer)
     apply_tpo(model, tokenizer, ["region"])
-    model(**zoo.with_tasks(kind, model, zoo.example(kind, model)), task_targets={"region": {"boxes_xyxy": zoo.boxes(4)}})
+    model(
+        **zoo.with_tasks(kind, model, zoo.example(kind, model)), task_targets={"region": {"boxes_xyxy": zoo.boxes(4)}}
+    )
     assert remove_tpo(model) is model
     after = zoo.snapshot(model, tokenizer)
     for part, value in before.items():
@@ -244,6 +246,8 @@ def test_gradient_checkpointing_gives_the_same_gradients(kind: zoo.TinyHost, ree
 def test_targets_that_do_not_match_are_refused(kind: zoo.TinyHost) -> None:
     model = apply_tpo(kind.build(), zoo.tokenizer(), ["region"])
     batch = zoo.with_tasks(kind, model, zoo.example(kind, model))
-    with pytest.raises(TPOError, match=r"has 3 target\(s\), the batch has 4 task token\(s\) '<boxes>' \(they run out in row 1\)"):
+    with pytest.raises(
+        TPOError, match=r"has 3 target\(s\), the batch has 4 task token\(s\) '<boxes>' \(they run out in row 1\)"
+    ):
         model(**batch, task_targets={"region": {"boxes_xyxy": zoo.boxes(3)}})
     assert model.tpo._call is None

@@ -134,6 +134,7 @@ def test_remove_keeps_the_trained_adapter() -> None:
     assert all(torch.equal(after[name], value) for name, value in adapter.items())
 
 
+@pytest.mark.filterwarnings("ignore:Could not find a config file:UserWarning")  # the host was never saved
 def test_save_and_load_with_the_adapter(tmp_path: Path) -> None:
     model = trained()
     batch = batch_of(model)
@@ -154,7 +155,9 @@ def test_lora_inside_tpo_is_refused_with_the_remedy() -> None:
     inside = [name for name, _ in model.named_parameters() if "tpo" in name and "lora" in name]
     if not inside:
         pytest.skip(f"peft {peft.__version__} puts no adapter there")
-    with pytest.raises(TPOError, match=re.escape("call get_peft_model first and apply_tpo second, or exclude_modules=")):
+    with pytest.raises(
+        TPOError, match=re.escape("call get_peft_model first and apply_tpo second, or exclude_modules=")
+    ):
         model.train()(**batch_of(model), task_targets=targets())
 
 

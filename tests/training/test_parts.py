@@ -47,8 +47,13 @@ def test_connector_and_vision_of_hosts(name):
     cls = getattr(transformers, name, None)
     if cls is None:
         pytest.skip(f"transformers {transformers.__version__} has no {name}")
-    with torch.device("meta"):
-        names = [n for n, _ in cls(cls.config_class()).named_parameters()]
+    try:
+        with torch.device("meta"):
+            names = [n for n, _ in cls(cls.config_class()).named_parameters()]
+    except (AttributeError, AssertionError) as error:
+        if transformers.__version__.startswith("5."):
+            raise
+        pytest.skip(f"its default configuration does not build: {error}")
     connector, vision = VISION_HOSTS[name]
     of = {part: [n for n in names if re.search(pattern, n)] for part, pattern in HOST_PARTS.items()}
     assert any(connector in n for n in of["connector"])

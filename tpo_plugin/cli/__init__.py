@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from typing import Any
 
 import typer
@@ -42,6 +43,7 @@ app.command("doctor")(doctor.doctor)
 def main() -> None:
     """Runs `tpo`; wrong use ends with one message and exit status 1, not with a traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    warnings.simplefilter("ignore", FutureWarning)  # what libraries have to say to each other
     try:
         app()
     except TPOError as error:

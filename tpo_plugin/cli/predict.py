@@ -103,7 +103,7 @@ def _as_text(result: dict[str, Any]) -> str:
         if found["cut_off"]:
             lines.append(f"{found['head']}: cut off by the longest answer; raise --max-new-tokens")
             continue
-        units = f", in units {_rounded(found['value_in_units'], 1)}" if "value_in_units" in found else ""
+        units = f", in pixels or seconds {_rounded(found['value_in_units'], 1)}" if "value_in_units" in found else ""
         score = "" if found["score"] is None else f", score {found['score']:.3f}"
         lines.append(f"{found['head']}: {_rounded(found['value'], 4)}{units}{score}")
     if "frame" in result:

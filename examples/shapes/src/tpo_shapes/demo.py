@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -82,55 +83,57 @@ def run_demo(directory: Path, size: Size, seed: int = 0, host: Path = HOST_DIREC
     quick = size == QUICK
     if quick:
         console.print("[bold]--quick shows the path, not the quality: its numbers mean nothing[/bold]")
-    started = time.monotonic()
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(2, mp_context=context, initializer=_start_worker) as pool, _progress(console) as progress:
-        data = [
-            pool.submit(_work, directory / f"{name}.log", _make_part, directory / "data" / name, size, seed)
-            for name in (*SHARDS, "heldout")
-        ]
-        _wait(progress, {"data": (data, lambda: sum(job.done() for job in data), len(data))})
-        made = time.monotonic()
-        jobs = {
-            TPO: pool.submit(_work, directory / "tpo.log", _train_and_answer, host, directory, size, seed, False),
-            TEXT: pool.submit(_work, directory / "text.log", _train_and_answer, host, directory, size, seed, True),
-            HOST: pool.submit(_work, directory / "host.log", _answer_before, host, directory),
-        }
-        total = sum(size.steps)
-        _wait(
-            progress,
-            {
-                TPO: ([jobs[TPO]], lambda: _steps(directory / "tpo.log"), total),
-                TEXT: ([jobs[TEXT]], lambda: _steps(directory / "text.log"), total),
-                HOST: ([jobs[HOST]], lambda: int(jobs[HOST].done()), 1),
-            },
-        )
+    done, seconds = _run_jobs(directory, size, seed, host, console)
     questions = read_questions(heldout_files(directory))
-    answers = {name: load_answers(job.result()["answers"]) for name, job in jobs.items()}
+    answers = {name: load_answers(result["answers"]) for name, result in done.items()}
     answers[CONSTANT] = constant_answers(directory)
     results = {
         **settings,
         "quick": quick,
         "rows": {name: score(questions, answers[name]) for name in (TPO, TEXT, CONSTANT, HOST)},
-        "seconds": {
-            "data": made - started,
-            "all": time.monotonic() - started,
-            "cpu": {name: job.result()["cpu_s"] for name, job in jobs.items()},
-        },
+        "seconds": seconds | {"cpu": {name: result["cpu_s"] for name, result in done.items()}},
+        "versions": {name: version(name) for name in ("tpo-plugin", "torch", "transformers", "peft")},
     }
     (directory / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     write_report(directory, results, questions, answers)
     console.print(table(results))
     if quick:
-        console.print(
-            "[bold]--quick shows the path, not the quality[/bold]; without it the demo takes 15 to 30 minutes"
-        )
-    console.print(f"report: {directory / 'report.html'}")
+        console.print("[bold]--quick shows the path, not the quality[/bold]; for the quality leave it out")
     picture = next(q for q in questions if q.box is not None and not q.clip)
-    console.print(
-        f'ask it: tpo predict {directory} --image {picture.media} --prompt "{picture.text}" --output answer.png'
-    )
+    ask = f'tpo predict {directory} --image {picture.media} --prompt "{picture.text}" --output answer.png'
+    console.print(f"report: {directory / 'report.html'}\nask it: {ask}", soft_wrap=True, highlight=False)
     return results
+
+
+def _run_jobs(
+    directory: Path, size: Size, seed: int, host: Path, console: Console
+) -> tuple[dict[str, dict[str, Any]], dict[str, float]]:
+    """Data, then training and answers in two processes of one thread each; their results, and seconds of wall time."""
+    begin, total = time.monotonic(), sum(size.steps)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, mp_context=context, initializer=_start_worker) as pool, _progress(console) as progress:
+
+        def start(name: str, job: Callable[..., Any], *arguments: Any) -> Future:
+            return pool.submit(_work, directory / f"{name}.log", job, *arguments)
+
+        data = [start(name, _make_part, directory / "data" / name, size, seed) for name in (*SHARDS, "heldout")]
+        _wait(progress, {"data": (data, lambda: sum(job.done() for job in data), len(data))})
+        made = time.monotonic()
+        jobs = {
+            TPO: start("tpo", _train_and_answer, host, directory, size, seed, False),
+            TEXT: start("text", _train_and_answer, host, directory, size, seed, True),
+            HOST: start("host", _answer_before, host, directory),
+        }
+        _wait(
+            progress,
+            {
+                TPO: ([jobs[TPO]], lambda: _steps(directory / "tpo.log"), total),
+                TEXT: ([jobs[TEXT]], lambda: _steps(directory / "text.log"), total),
+                HOST: ([jobs[HOST]], lambda: 0, 1),
+            },
+        )
+    seconds = {"data": made - begin, "training and answers": time.monotonic() - made}
+    return {name: job.result() for name, job in jobs.items()}, seconds
 
 
 def train_config(host: Path, directory: Path, size: Size, seed: int, as_text: bool) -> TrainConfig:

@@ -18,7 +18,7 @@ from tpo_shapes.baselines import box_as_text, iou, text_as_box
 from tpo_shapes.questions import CHAT, CLIP_CHAT, PLACEHOLDER, Box
 
 GIVEN = ("given_colour", "given_shape")
-VIDEO = {"num_frames": 4, "sampling": "fps", "fps": 2.0}
+VIDEO: dict[str, Any] = {"num_frames": 4, "sampling": "fps", "fps": 2.0}
 """How clips are read, in training and in evaluation: the frames at `CLIP_TIMES`."""
 
 

@@ -79,18 +79,18 @@ def write_report(
     directory: Path, results: dict[str, Any], questions: list[Question], answers: dict[str, list[Answer]]
 ) -> Path:
     """Writes report.html: the table, each kind of question, loss curves, pictures, clips and conversations."""
-    asked = [list(pair) for pair in zip(questions, answers[TPO], answers[TEXT], strict=True)]
+    asked = list(zip(questions, answers[TPO], answers[TEXT], strict=True))
     boxes = [pair for pair in asked if pair[0].box is not None]
     given = [pair for pair in asked if pair[0].kind in GIVEN and not pair[0].clip]
     chat = [pair for pair in asked if pair[0].kind not in GIVEN and pair[0].box is None and not pair[0].clip]
     quick = "<p class=warn>A quick run: it shows the path, not the quality.</p>" if results["quick"] else ""
-    seconds = results["seconds"]
+    minutes = (results["seconds"]["data"] + results["seconds"]["training and answers"]) / 60
     body = [
         "<h1>tpo demo</h1>",
         quick,
         _html_table(["", *(title for title, _, _ in COLUMNS)], [[k, *v] for k, v in cells(results).items()]),
         f"<p>{html.escape(NOTE)}</p>",
-        f"<p>Seed {results['seed']}, {seconds['all'] / 60:.1f} minutes in all.</p>",
+        f"<p>Seed {results['seed']}, {minutes:.1f} minutes in all.</p>",
         "<h2>Where is it?</h2><p><b class=true>Blue</b>: the true box. <b class=found>Orange</b>: the head's. "
         "<b class=text>Violet</b>: coordinates as text.</p>",
         _gallery(_spread([pair for pair in boxes if not pair[0].clip], 15)),
