@@ -124,7 +124,7 @@ class TriggerProcessor(LogitsProcessor):
         self.never = torch.tensor(
             [t.input_id for t in tpo.tokens.values() if t.input_id is not None], device=device
         ).long()
-        self.routed = tpo.tokens[route].trigger_id if route is not None else None
+        self.routed = -1 if route is None else tpo.tokens[route].trigger_id
         self.eos, self.max_length = torch.tensor(stop[0], device=device).long(), stop[1]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ class TriggerProcessor(LogitsProcessor):
         if session.capturing:
             total = scores.float().logsumexp(-1, keepdim=True)
             session.trigger_logprobs.append(scores[:, self.triggers].float() - total)
-        if self.routed is not None:
+        if self.route is not None:
             scores = self._route(input_ids, scores)
         if input_ids.shape[1]:
             is_trigger = input_ids[:, -1:] == self.triggers  # [B, heads]
@@ -145,7 +145,7 @@ class TriggerProcessor(LogitsProcessor):
         return scores
 
     def _route(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        emitted = (input_ids[:, self.session.prompt_length :] == self.routed).any(-1, keepdim=True)
+        emitted = input_ids[:, self.session.prompt_length :].eq(self.routed).any(-1, keepdim=True)
         ending = torch.isin(scores.argmax(-1, keepdim=True), self.eos)
         if self.max_length is not None and self.max_length - input_ids.shape[1] <= 3:
             # room for trigger, task token, and the step that runs the latter
@@ -184,8 +184,9 @@ def generate(
         raise TPOError(f"order={order!r}; expected 'trigger_first' or 'task_first'")
     if inputs is not None:
         kwargs["inputs_embeds" if inputs.is_floating_point() else "input_ids"] = inputs
-    prompt = kwargs.get("input_ids") if kwargs.get("inputs_embeds") is None else None
-    prompt_length = 0 if prompt is None else prompt.shape[1]
+    if kwargs.get("input_ids") is None and kwargs.get("inputs_embeds") is None:
+        raise TPOError("model.tpo.generate got neither input_ids nor inputs_embeds; expected a prompt")
+    prompt_length = kwargs["input_ids"].shape[1] if kwargs.get("inputs_embeds") is None else 0
     option = _options(tpo, kwargs)
     captures = (
         order == "trigger_first"
@@ -231,6 +232,12 @@ def _session(tpo: TaskPreferenceModel, session: Session) -> Iterator[None]:
         tpo.session = None
 
 
+def _start(kwargs: dict[str, Any]) -> Tensor:
+    """What generation starts from: embeddings where they are given, else ids; its first dimension is the batch."""
+    embeds = kwargs.get("inputs_embeds")
+    return kwargs["input_ids"] if embeds is None else embeds
+
+
 def _options(tpo: TaskPreferenceModel, kwargs: dict[str, Any]) -> Any:
     """Generation options as generate would see them: its arguments before those of the generation config."""
     config = kwargs.get("generation_config") or tpo.model.generation_config
@@ -257,8 +264,8 @@ class _Found:
     trigger: int
     """Column of the trigger."""
     head: str
-    state: int | None
-    """Column whose hidden state is the task embedding; None where the answer was cut off."""
+    state: int
+    """Column whose hidden state is the task embedding; -1 where the answer was cut off."""
 
 
 def _find(tpo: TaskPreferenceModel, sequences: Tensor, prompt_length: int, order: Order) -> list[_Found]:
@@ -272,14 +279,14 @@ def _find(tpo: TaskPreferenceModel, sequences: Tensor, prompt_length: int, order
             if order == "task_first":
                 state = column
             else:
-                state = column + 1 if column + 1 < len(ids) and ids[column + 1] == task else None
+                state = column + 1 if column + 1 < len(ids) and ids[column + 1] == task else -1
             found.append(_Found(row, column, name, state))
     return found
 
 
 def _replays(session: Session, found: list[_Found], order: Order) -> list[list[_Found]]:
     """Groups of task tokens that one forward each has to compute."""
-    missing = [f for f in found if f.state is not None and (f.row, f.state) not in session.states]
+    missing = [f for f in found if f.state >= 0 and (f.row, f.state) not in session.states]
     if order == "trigger_first":
         return [missing] if missing else []
     # The task token stands in for a trigger that later text follows, so one trigger of a row at a time.
@@ -304,7 +311,7 @@ def _replay(
     options = {*signature(GenerationMixin.generate).parameters, *vars(GenerationConfig())}
     inputs = {k: v for k, v in kwargs.items() if k not in options | {"input_ids", "inputs_embeds", "past_key_values"}}
     prompt, embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
-    start = prompt if embeds is None else embeds
+    start = _start(kwargs)
     copies = len(sequences) // len(start)
     if inputs.get("attention_mask") is None:
         inputs["attention_mask"] = torch.ones(start.shape[:2], dtype=torch.int64, device=start.device)
@@ -343,10 +350,9 @@ def _predict(
 ) -> list[list[Prediction]]:
     values: dict[tuple[str, int, int], Any] = {}
     head_scores: dict[tuple[str, int, int], float] = {}
-    start = kwargs.get("input_ids") if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"]
-    copies = 1 if start is None else len(sequences) // len(start)
+    copies = len(sequences) // len(_start(kwargs))
     for name, head in tpo.heads.items():
-        places = [(f.row, f.state) for f in found if f.head == name and f.state is not None]
+        places = [(f.row, f.state) for f in found if f.head == name and f.state >= 0]
         if not places:
             continue
         rows_ND = torch.stack([session.states[place] for place in places])
@@ -363,13 +369,13 @@ def _predict(
         before.append(
             Prediction(
                 head=f.head,
-                position=f.trigger if f.state is None else f.state,
+                position=f.trigger if f.state < 0 else f.state,
                 value=values.get(key),
                 score=_trigger_score(tpo, session, f),
                 head_score=head_scores.get(key),
                 text=tpo.tokenizer.decode(sequences[f.row, begin : f.trigger], skip_special_tokens=True),
                 text_span=(begin, f.trigger),
-                cut_off=f.state is None,
+                cut_off=f.state < 0,
                 _head=tpo.heads[f.head],
             )
         )

@@ -123,7 +123,8 @@ class HeadMetrics:
     """Accumulates over evaluation batches. A head with better metrics returns its own object with these methods."""
 
     def __init__(self, head: TaskHead) -> None:
-        self.head, self.sums, self.num_targets = head, {}, 0
+        self.head, self.num_targets = head, 0
+        self.sums: dict[str, float] = {}
 
     def update(self, outputs: dict[str, Tensor], targets: dict[str, Any]) -> None:
         """Adds a batch: outputs of `forward` and the targets of the same task tokens."""

@@ -196,7 +196,7 @@ def _probes(run: _Run, model: nn.Module, embed: nn.Module, head: nn.Module) -> I
 
 def _same_tensor(a: Any, b: Any) -> bool:
     """Whether two tensors are the same memory seen in the same way; `a[:, slice(0, None)]` is a new object of `a`."""
-    return (
+    return bool(
         isinstance(a, Tensor)
         and isinstance(b, Tensor)
         and a.untyped_storage()._cdata == b.untyped_storage()._cdata

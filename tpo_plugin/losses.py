@@ -155,8 +155,10 @@ def _assign_loss(tpo: TaskPreferenceModel, result: TPOOutput, call: Call, labels
     places = call.positions["labels"]
     flat = flat_index(places, labels.shape[1], labels.device)
     all_logits = output[1] if isinstance(output, tuple) else getattr(output, "logits", None)
-    if tpo.host.head_gives_logits or all_logits is None:
+    if tpo.host.head_gives_logits:
         logits_NV = tpo.host.head(call.rows["assign"])
+    elif all_logits is None:
+        raise HostError(f"{type(tpo.model).__name__} returned no logits, which the assignment loss is computed from")
     else:
         logits_NV = all_logits.flatten(0, 1).index_select(0, (flat - 1).to(all_logits.device))
     targets_N = labels.flatten().index_select(0, flat).to(logits_NV.device)

@@ -274,8 +274,8 @@ class TaskPreferenceModel(nn.Module):
         """Runs the heads on the captured rows and adds the losses to the host's output."""
         call, self._call = self._call, None
         assert call is not None
-        positions = call.positions
-        has_tasks = positions is not None and any(positions["task"].values())
+        positions = call.positions or {"task": {}}
+        has_tasks = any(positions["task"].values())
         if call.labels is None and call.task_targets is None and (not has_tasks or self.session is not None):
             return output
         if not call.rows:

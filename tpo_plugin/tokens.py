@@ -111,11 +111,9 @@ def add_tokens(tokenizer: Any, names: Mapping[str, Mapping[str, str | None]]) ->
         raise
     tokens = {
         head: HeadTokens(
-            trigger=fields["trigger"],
-            task_token=fields["task_token"],
-            input_token=fields["input_token"],
-            trigger_id=ids[fields["trigger"]],
-            task_id=ids[fields["task_token"]],
+            **fields,  # type: ignore[arg-type]  # None only where a head has no input token
+            trigger_id=ids[fields["trigger"] or ""],
+            task_id=ids[fields["task_token"] or ""],
             input_id=None if fields["input_token"] is None else ids[fields["input_token"]],
         )
         for head, fields in names.items()

@@ -49,9 +49,21 @@ def interleaved(variants: dict[str, Callable[[], object]], rounds: int) -> dict[
 def print_ratios(title: str, seconds: dict[str, list[float]], extra: dict[str, str] | None = None) -> None:
     """Median CPU seconds and the median of the per-round ratios to the first variant."""
     base = next(iter(seconds.values()))
-    table = Table("variant", "CPU s (median)", "ratio (median)", "ratio (min to max)", *(["peak MB"] if extra else []), title=title)
+    table = Table(
+        "variant",
+        "CPU s (median)",
+        "ratio (median)",
+        "ratio (min to max)",
+        *(["peak MB"] if extra else []),
+        title=title,
+    )
     for name, values in seconds.items():
         ratios = [value / reference for value, reference in zip(values, base, strict=True)]
-        row = [name, f"{statistics.median(values):.3f}", f"{statistics.median(ratios):.3f}", f"{min(ratios):.3f} to {max(ratios):.3f}"]
+        row = [
+            name,
+            f"{statistics.median(values):.3f}",
+            f"{statistics.median(ratios):.3f}",
+            f"{min(ratios):.3f} to {max(ratios):.3f}",
+        ]
         table.add_row(*row, *([extra[name]] if extra else []))
     Console(width=120).print(table)

@@ -22,7 +22,9 @@ def make_step(variant: str, trainable: str) -> Callable[[], None]:
     """One forward and backward of a variant on tokens of the same number."""
     model, tokenizer = build_host()
     if trainable == "lora":
-        model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"))
+        model = get_peft_model(
+            model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+        )
     model.train()
     torch.manual_seed(1)
     ids = torch.randint(3, 30_000, (BATCH, LENGTH))
@@ -56,7 +58,9 @@ def peak_megabytes(variant: str, trainable: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--trainable", choices=("lora", "all"), default="lora", help="LoRA as in TPO, or the whole host")
+    parser.add_argument(
+        "--trainable", choices=("lora", "all"), default="lora", help="LoRA as in TPO, or the whole host"
+    )
     parser.add_argument("--memory-of", choices=VARIANTS, help="print the peak of one variant (used by itself)")
     arguments = parser.parse_args()
     if arguments.memory_of:
@@ -65,7 +69,9 @@ def main() -> None:
     command = [sys.executable, __file__, "--trainable", arguments.trainable, "--memory-of"]
     peaks = {name: f"{float(subprocess.check_output([*command, name], text=True)):.0f}" for name in VARIANTS}
     seconds = interleaved({name: make_step(name, arguments.trainable) for name in VARIANTS}, arguments.rounds)
-    title = f"Training step ({arguments.trainable}), batch {BATCH} x {LENGTH} tokens, {torch.get_num_threads()} thread(s)"
+    title = (
+        f"Training step ({arguments.trainable}), batch {BATCH} x {LENGTH} tokens, {torch.get_num_threads()} thread(s)"
+    )
     print_ratios(title, seconds, peaks)
 
 
