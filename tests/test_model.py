@@ -243,7 +243,7 @@ def wrong(model: Any, batch: dict[str, Any], kind: str) -> dict[str, Any]:
         ),
         ("none", r"has 0 target\(s\), the batch has 4 task token\(s\) '<boxes>' \(they run out in row 0\)"),
         ("head", r"task_targets has \['depth'\], which is not among the applied heads \['region'\]"),
-        ("no inputs", r"encodes 0 given value\(s\), the batch has 1 input token\(s\) '<region_box>'"),
+        ("no inputs", r"1 input token\(s\) '<region_box>' of head 'region', and task_inputs\['region'\] is missing"),
         ("inputs", r"encodes 2 given value\(s\), the batch has 1 input token\(s\) '<region_box>'"),
     ],
 )

@@ -173,13 +173,12 @@ class TaskPreferenceModel(nn.Module):
     def _values(self, kind: str, head: str, places: list[list[int]], output: Tensor) -> Tensor:
         if kind != "input":
             return self.embeddings[head](kind).to(output).expand(len(places), -1)
-        token = self.tokens[head].input_token
-        inputs = self._inputs_of(head) if token is not None else None
-        if inputs is None:
+        token, inputs = self.tokens[head].input_token, self._inputs_of(head)
+        if inputs is None and not places:
             inputs = self._empty_inputs(head, output.device)
+        if token is None or (inputs is None and not places):
+            return output.new_zeros(0, output.shape[-1])
         if inputs is None:
-            if not places:
-                return output.new_zeros(0, output.shape[-1])
             raise TPOError(
                 f"the batch has {len(places)} input token(s) {token!r} of head {head!r}, and task_inputs[{head!r}] is "
                 "missing; expected what the head's collate_inputs makes of the given values"

@@ -1,4 +1,4 @@
-"""Time and peak memory of a training step with one region target a sample, over the same host alone on the same tokens."""
+"""Time and peak memory of a training step with one region target a sample, over the host alone on as many tokens."""
 
 from __future__ import annotations
 

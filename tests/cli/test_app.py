@@ -38,12 +38,17 @@ def cpu_seconds() -> float:
 
 @pytest.mark.parametrize("arguments", [[], *([command] for command in COMMANDS)], ids=lambda a: "-".join(["tpo", *a]))
 def test_help_imports_nothing_heavy_and_is_quick(arguments: list[str]) -> None:
-    before = cpu_seconds()
-    done = subprocess.run([sys.executable, "-c", HELP, *arguments, "--help"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.strip() == "[]"
-    assert "Usage: tpo" in done.stdout
-    assert cpu_seconds() - before < 0.8
+    seconds = []
+    for _ in range(3):  # the least of three: a busy machine makes a process slower, never quicker
+        before = cpu_seconds()
+        done = subprocess.run([sys.executable, "-c", HELP, *arguments, "--help"], capture_output=True, text=True)
+        seconds.append(cpu_seconds() - before)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.strip() == "[]"
+        assert "Usage: tpo" in done.stdout
+        if seconds[-1] < 0.8:
+            break
+    assert min(seconds) < 0.8, seconds
 
 
 def test_the_lightness_test_can_fail() -> None:

@@ -62,7 +62,7 @@ class Size:
 
 
 FULL = Size(
-    num_scenes=8000, num_clips=1600, heldout_scenes=300, heldout_clips=150, steps=(150, 500, 500), batch_size=48
+    num_scenes=8000, num_clips=1600, heldout_scenes=300, heldout_clips=150, steps=(100, 600, 800), batch_size=48
 )
 QUICK = Size(num_scenes=96, num_clips=24, heldout_scenes=12, heldout_clips=6, steps=(10, 20, 10), batch_size=16)
 
@@ -150,9 +150,11 @@ def train_config(host: Path, directory: Path, size: Size, seed: int, as_text: bo
             learning_rates={k: v for k, v in rates.items() if not (as_text and k in (*tpo_parts, "triggers"))},
             losses=["mllm"] if as_text else losses,
             data=[
-                DataSource(file=str(directory / "data" / shard / f"{prefix}{kind}{suffix}.jsonl"), weight=weight)
+                DataSource(
+                    file=str(directory / "data" / shard / f"{prefix}{kind}{suffix}.jsonl"), weight=weight * passes
+                )
                 for shard in SHARDS
-                for prefix in ("", "clip_")
+                for prefix, passes in (("", 1.0), ("clip_", 2.0))
                 for kind, weight in (("chat", chat), ("tasks", 1.0))
             ],
             steps=size.steps[number - 1],

@@ -102,7 +102,7 @@ def write_report(
         _gallery(_spread(given, 5)),
         "<h2>Each kind of question</h2>",
         _kinds(results),
-        "<h2>Losses</h2><p>Grey lines: where a stage ends.</p>",
+        "<h2>Losses</h2><p>Orange: TPO, violet: coordinates as text. Grey: where a stage ends.</p>",
         *_curves(directory),
     ]
     path = directory / "report.html"
@@ -151,7 +151,7 @@ def _figure(question: Question, found: Answer, text: Answer) -> str:
     asked = question.text.replace(PLACEHOLDER, "[this box]")
     if question.box is not None:
         verdict = f"IoU {overlap(question, found):.2f}, as text {overlap(question, text):.2f}"
-        verdict += "" if found.boxes else "; no trigger"
+        verdict += "" if found.called else "; no trigger"
     else:
         verdict = "right" if correct(question, found) else f"wrong: {question.answer}"
     caption = f"<b>{html.escape(asked)}</b><br>{html.escape(found.text)}<br><i>{html.escape(verdict)}</i>"
@@ -241,7 +241,7 @@ _PAGE = """<!doctype html>
 <style>
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 1320px; margin: 2em auto; padding: 0 1em; color: #222 }
 table { border-collapse: collapse } th, td { padding: .3em .7em; border-bottom: 1px solid #ddd; text-align: right }
-th:first-child, td:first-child { text-align: left } h2 { margin-top: 2em }
+th:first-child, td:first-child { text-align: left; white-space: nowrap } h2 { margin-top: 2em }
 .gallery { display: flex; flex-wrap: wrap; gap: 14px } figure { margin: 0; width: 240px }
 img { width: 240px; height: 240px }
 figcaption { font-size: 13px } svg text { font-size: 11px; fill: #777 } .warn { color: #b00; font-weight: bold }
