@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -24,7 +25,7 @@ KEYS = ["loss", "loss_mllm", "loss_assign", "loss_point", "assign_accuracy", "fa
 def reference(host="honours", num_samples=24):
     """One process, one micro-batch a step."""
     torch.set_num_threads(1)
-    return tiny_run.train(Run(host, num_samples=num_samples), "unused")
+    return tiny_run.train(Run(host, num_samples=num_samples), tempfile.mkdtemp())
 
 
 def assert_same(result, expected):
