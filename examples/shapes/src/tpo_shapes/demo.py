@@ -140,14 +140,18 @@ def train_config(host: Path, directory: Path, size: Size, seed: int, as_text: bo
     """The three stages; `as_text` is the baseline: the same steps on the same records, without anything of TPO.
 
     The baseline's model has the region head too, which nothing calls: a host whose input has no task token computes
-    what it computed before.
+    what it computed before. The host never learned numbers, so the baseline trains the word embeddings too.
     """
     tpo_parts = ("heads", "tokens")
     suffix = "_text" if as_text else ""
 
+    def text_rates(rates: dict[str, float]) -> dict[str, float]:
+        host_parts = {part: rate for part, rate in rates.items() if part not in (*tpo_parts, "triggers")}
+        return host_parts | {"words": rates["lora"]}
+
     def stage(number: int, rates: dict[str, float], chat: float, losses: list[str] | None = None) -> StageConfig:
         return StageConfig(
-            learning_rates={k: v for k, v in rates.items() if not (as_text and k in (*tpo_parts, "triggers"))},
+            learning_rates=text_rates(rates) if as_text else rates,
             losses=["mllm"] if as_text else losses,
             data=[
                 DataSource(
@@ -161,6 +165,7 @@ def train_config(host: Path, directory: Path, size: Size, seed: int, as_text: bo
             batch_size=size.batch_size,
             micro_batch_size=size.batch_size,
             warmup=0.1,
+            save_steps=200,
             logging_steps=LOGGING_STEPS,
             trainer={"disable_tqdm": True, "report_to": "none"},
         )
@@ -169,6 +174,7 @@ def train_config(host: Path, directory: Path, size: Size, seed: int, as_text: bo
         model=str(host),
         output_dir=str(directory / "text" if as_text else directory),
         heads=["region"],
+        modules={"words": r"(^|\.)(embed_tokens|lm_head)\."} if as_text else {},
         seed=seed,
         data=DataConfig(video=dict(VIDEO)),
         stage1=stage(1, {"lora": 3e-3, "triggers": 3e-3}, chat=1.0, losses=["mllm", "assign"]),

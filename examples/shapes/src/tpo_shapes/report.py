@@ -39,7 +39,8 @@ NOTE = (
     "Box when asked, box not asked: region questions, and all others, whose answer calls for a box (TPO: emits the "
     "trigger; text: has four numbers). Acc@0.5, mean IoU: of the box with the true one, 0 without a box. Chat: words "
     "exactly right, mean over the kinds of question. Box given: colour and shape of the object in a box that the user "
-    "gives. Coordinates as text: same host, LoRA, stages, steps and records, but boxes are numbers in the conversation."
+    "gives. Coordinates as text: same host, LoRA, stages, steps and records, but boxes are numbers in the conversation "
+    "and the word embeddings train too, as the host never learned numbers."
 )
 NOT_ASKED = {CONSTANT: ("chat", "given")}
 """What a row has no answer to: a constant box does not talk."""
