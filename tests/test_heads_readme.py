@@ -17,6 +17,7 @@ import torch
 import tpo_plugin as tpo
 from tpo_plugin import hookspecs
 from tpo_plugin.testing import TaskHeadTests
+from tpo_plugin.tiny import HIDDEN_SIZE, VISION_SIZE, tiny_features
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "heads" / "README.md").read_text(encoding="utf-8")
@@ -46,7 +47,7 @@ def run_kit(kit: TaskHeadTests, tmp_path: Path) -> None:
 
 
 def test_every_block_is_run_here():
-    assert set(BLOCKS) == {"head", "test", "use", "inputs"}
+    assert set(BLOCKS) == {"head", "test", "use", "inputs", "seen"}
     assert len(BLOCKS) == README.count("```python")
 
 
@@ -93,6 +94,16 @@ def test_head_with_inputs(tmp_path):
         tpo.unregister_plugin("readme_speed")
     collated = head(tpo.HeadConfig(), 4).collate_inputs([{"rate": 8.0, "speed": 1.0}], [])
     torch.testing.assert_close(collated["rates"], torch.tensor([[8.0]]))
+
+
+def test_head_that_sees_frames():
+    head = module_of("seen").MomentHead(tpo.HeadConfig(), HIDDEN_SIZE, vision_size=VISION_SIZE)
+    for num in (0, 3):
+        rows = torch.arange(num) % 2
+        outputs = head(torch.randn(num, HIDDEN_SIZE), seen=tiny_features(rows))
+        assert outputs["fit"].shape == (num, 4 if num else 0)
+        head.loss(outputs, {"fit": torch.zeros_like(outputs["fit"])}, 1)["loss_moment"].backward()
+    assert head.proj.weight.grad.abs().sum() > 0
 
 
 def test_every_hook_has_a_heading_with_its_arguments():

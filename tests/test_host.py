@@ -46,12 +46,12 @@ class Odd(nn.Module):
         self.embed, self.head, self.faults = nn.Embedding(50, 8), nn.Linear(8, 50), faults
 
     def get_input_embeddings(self) -> nn.Module:
+        if "no_method" in self.faults:
+            raise NotImplementedError
         return self.embed
 
     def get_output_embeddings(self) -> nn.Module | None:
-        if "no_method" in self.faults:
-            raise NotImplementedError
-        return None if "no_head" in self.faults else self.head
+        return None if self.faults.keys() & {"no_head", "no_matrix"} else self.head
 
     def forward(self, input_ids: Tensor, pixels: Tensor | None = None, labels: Tensor | None = None) -> Any:
         if "needs_pixels" in self.faults and pixels is None:
@@ -63,23 +63,50 @@ class Odd(nn.Module):
             hidden = hidden.flatten(0, 1)
         if "twice" in self.faults:
             self.head(hidden)
+        if "no_matrix" in self.faults:
+            return SimpleNamespace(logits=hidden.repeat(1, 1, 2), loss=None)
         return SimpleNamespace(logits=self.head(hidden), loss=None)
 
 
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("no_method", "does not say its output embedding"),
-        ("no_head", "has no output embedding"),
+        ("no_method", "does not say its input embedding"),
+        ("no_matrix", "has no output embedding .* and no matrix that makes its logits"),
         ("twice", "ran 2 times in one forward, expected once"),
         ("flat", r"got \(4, 8\), expected \[batch, sequence, hidden\]"),
-        ("longer", r"gave \[\(1, 4, 8\)\] for a sequence that reaches the output embedding as \(1, 8, 8\)"),
-        ("needs_pixels", "could not be run on four text tokens.*pixels are missing.*give example_inputs="),
+        (
+            "longer",
+            r"tokens of shape \(1, 4\) reach the output embedding as \(1, 8, 8\), so positions cannot be matched",
+        ),
     ],
 )
 def test_a_host_that_cannot_be_hooked_says_why(fault: str, message: str) -> None:
     with pytest.raises(HostError, match=f"(?s){message}.*write a host adapter"):
         Host.locate(Odd(**{fault: True}))
+
+
+def test_a_host_that_names_no_head_is_searched_for_the_matrix_of_its_logits() -> None:
+    model = Odd(no_head=True)
+    host = Host.locate(model)
+    assert host.head is model.head
+    assert host.head_gives_logits
+
+
+def test_a_host_that_needs_more_than_text_is_looked_at_later() -> None:
+    model = Odd(needs_pixels=True)
+    host = Host.locate(model)
+    assert "could not be run on four text tokens" in host.unseen
+    assert "pixels are missing" in host.unseen
+    assert host.head is model.head
+    assert host.hidden is None
+    assert host.hidden_size == 8
+    assert not host.head_gives_logits
+
+
+def test_example_inputs_that_do_not_run_are_refused() -> None:
+    with pytest.raises(HostError, match="could not be run on input_ids .*pixels are missing"):
+        Host.locate(Odd(needs_pixels=True), {"input_ids": torch.tensor([[1, 2, 3]])})
 
 
 def test_example_inputs_are_for_a_host_that_needs_more() -> None:

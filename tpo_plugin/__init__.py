@@ -13,10 +13,14 @@ from tpo_plugin.plugins import register_plugin, registry, unregister_plugin
 if TYPE_CHECKING:
     from tpo_plugin.apply import apply_tpo, remove_tpo
     from tpo_plugin.checkpoint import load_tpo
+    from tpo_plugin.data.dataset import Sample
+    from tpo_plugin.data.media import VideoClip, VideoOptions, read_video, stream_video
+    from tpo_plugin.features import HostFeatures
     from tpo_plugin.generate import Prediction
     from tpo_plugin.head import HeadMetrics, Linear, TaskHead
     from tpo_plugin.host import Host
     from tpo_plugin.model import TaskPreferenceModel
+    from tpo_plugin.splice import SplicingHost
     from tpo_plugin.training.trainer import wrap_trainer
 
 __version__ = "0.1.0"
@@ -27,11 +31,18 @@ _LAZY = {
     "remove_tpo": "apply",
     "load_tpo": "checkpoint",
     "Prediction": "generate",
+    "HostFeatures": "features",
     "HeadMetrics": "head",
     "Linear": "head",
     "TaskHead": "head",
     "Host": "host",
     "TaskPreferenceModel": "model",
+    "Sample": "data.dataset",
+    "VideoClip": "data.media",
+    "VideoOptions": "data.media",
+    "read_video": "data.media",
+    "stream_video": "data.media",
+    "SplicingHost": "splice",
     "wrap_trainer": "training.trainer",
 }
 
@@ -40,20 +51,27 @@ __all__ = [
     "HeadMetrics",
     "Host",
     "HostError",
+    "HostFeatures",
     "Linear",
     "MediaError",
     "Prediction",
     "RecordError",
+    "Sample",
+    "SplicingHost",
     "TPOConfig",
     "TPOError",
     "TaskHead",
     "TaskPreferenceModel",
+    "VideoClip",
+    "VideoOptions",
     "apply_tpo",
     "hookimpl",
     "load_tpo",
+    "read_video",
     "register_plugin",
     "registry",
     "remove_tpo",
+    "stream_video",
     "unregister_plugin",
     "wrap_trainer",
 ]

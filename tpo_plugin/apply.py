@@ -52,7 +52,7 @@ def apply_tpo(
         )
     config = copy.deepcopy(config) if config is not None else TPOConfig()
     specs = _chosen(heads)
-    configs = {spec.name: _head_config(spec, config) for spec in specs}
+    configs = {spec.name: head_config(spec, config) for spec in specs}
     _check_weights(config, configs)
     config.heads = dict(configs)
     text_tokenizer, processor = _tokenizer_and_processor(host_model, tokenizer)
@@ -66,8 +66,13 @@ def apply_tpo(
         undo.append(restore_tokenizer)
         growth, shrink = grow_vocabulary(host_model, tokens.values())
         undo.append(shrink)
+        if growth is not None:
+            host.check_grown(host_model, growth.old_size, example_inputs)
         device = host.embed.weight.device
-        modules = {spec.name: _build_head(spec, configs[spec.name], host.hidden_size).to(device) for spec in specs}
+        vision_size = partial(host.measure_vision, host_model, processor)
+        modules = {
+            spec.name: _build_head(spec, configs[spec.name], host.hidden_size, vision_size).to(device) for spec in specs
+        }
         rows = _initial_rows(host, tokens, growth)
         tpo = TaskPreferenceModel(
             host_model, host, modules, rows, tokens, config, text_tokenizer, processor, growth
@@ -184,7 +189,8 @@ def _chosen(heads: Sequence[str] | None) -> list[HeadSpec]:
     return [found.head(name) for name in names]
 
 
-def _head_config(spec: HeadSpec, config: TPOConfig) -> HeadConfig:
+def head_config(spec: HeadSpec, config: TPOConfig) -> HeadConfig:
+    """The head's configuration out of `config`, or its defaults."""
     given = config.heads.get(spec.name, {})
     config_class = spec.config_class()
     if isinstance(given, config_class):
@@ -231,8 +237,12 @@ def _tokenizer_and_processor(model: nn.Module, given: Any) -> tuple[Any, Any]:
     raise TPOError(f"tokenizer is a {type(given).__name__}; expected a tokenizer or a processor that has one")
 
 
-def _build_head(spec: HeadSpec, config: HeadConfig, hidden_size: int) -> TaskHead:
-    head = spec.head_class()(config, hidden_size)
+def _build_head(
+    spec: HeadSpec, config: HeadConfig, hidden_size: int, vision_size: Callable[[], int | None]
+) -> TaskHead:
+    head_class = spec.head_class()
+    asks = "vision_size" in inspect.signature(head_class).parameters
+    head = head_class(config, hidden_size, **({"vision_size": vision_size()} if asks else {}))
     if not isinstance(head, TaskHead):
         raise TPOError(
             f"head {spec.name!r} ({spec.plugin}) is a {type(head).__name__}; expected a subclass of tpo_plugin.TaskHead"

@@ -27,19 +27,26 @@ def save_tpo(tpo: TaskPreferenceModel, directory: str | os.PathLike[str]) -> Non
     """Writes the files, each under a temporary name first, so that an interrupted save damages nothing."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    weights = {key: value.detach().contiguous().cpu() for key, value in tpo.state_dict().items()}
+    own = {key: value for key, value in tpo.state_dict().items() if not key.startswith(_external(tpo))}
+    weights = {key: value.detach().contiguous().cpu() for key, value in own.items()}
     replace_file(directory / WEIGHTS_FILE, lambda path: save_file(weights, path, metadata={"format": "pt"}))
     text = json.dumps(_config_to_json(tpo), indent=2)
     replace_file(directory / CONFIG_FILE, lambda path: Path(path).write_text(text + "\n", encoding="utf-8"))
     (tpo.processor or tpo.tokenizer).save_pretrained(directory)
 
 
-def load_tpo(model: nn.Module, directory: str | os.PathLike[str], tokenizer: Any = None) -> nn.Module:
+def load_tpo(
+    model: nn.Module,
+    directory: str | os.PathLike[str],
+    tokenizer: Any = None,
+    *,
+    example_inputs: dict[str, Any] | None = None,
+) -> nn.Module:
     """Applies the heads of `directory` to `model` and loads their weights; returns the model.
 
     A LoRA adapter in the directory is loaded with PEFT where the model has none, and the `PeftModel` is returned.
-    `tokenizer` defaults to the one that was saved there. Raises `TPOError` for a directory of a newer format, a
-    head that is not installed, or weights that do not fit.
+    `tokenizer` defaults to the one that was saved there; `example_inputs` as for `apply_tpo`. Raises `TPOError` for a
+    directory of a newer format, a head that is not installed, or weights that do not fit.
     """
     directory = Path(directory)
     saved = read_config(directory)
@@ -54,7 +61,7 @@ def load_tpo(model: nn.Module, directory: str | os.PathLike[str], tokenizer: Any
         auto = AutoProcessor if any((directory / name).is_file() for name in names) else AutoTokenizer
         tokenizer = auto.from_pretrained(directory)
     config = config_from_dict(TPOConfig, saved["config"], where=f"{directory / CONFIG_FILE}: config")
-    apply_tpo(model, tokenizer, heads=saved["heads"], config=config)
+    apply_tpo(model, tokenizer, heads=saved["heads"], config=config, example_inputs=example_inputs)
     try:
         for name, ids in saved["token_ids"].items():
             if list(model.tpo.token_ids[name]) != ids:
@@ -77,10 +84,16 @@ def load_weights(tpo: TaskPreferenceModel, directory: str | os.PathLike[str]) ->
     path = Path(directory) / WEIGHTS_FILE
     if not path.is_file():
         raise TPOError(f"{path} is missing; expected the weights that model.tpo.save_pretrained writes")
+    external = {key: value for key, value in tpo.state_dict().items() if key.startswith(_external(tpo))}
     try:
-        tpo.load_state_dict(load_file(path, device="cpu"))
+        tpo.load_state_dict(external | load_file(path, device="cpu"))
     except RuntimeError as error:
         raise TPOError(f"{path} does not fit the applied heads {list(tpo.heads)}: {error}") from error
+
+
+def _external(tpo: TaskPreferenceModel) -> tuple[str, ...]:
+    """Prefixes of the weights that heads load from files of others."""
+    return tuple(f"heads.{name}.{prefix}" for name, head in tpo.heads.items() for prefix in head.external)
 
 
 def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, Log
 from transformers.utils import ModelOutput
 
 from tpo_plugin.errors import HostError, TPOError, did_you_mean
+from tpo_plugin.features import Captured
 from tpo_plugin.tokens import Positions
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class GenerateOutput:
     """Result of `model.tpo.generate`."""
 
     sequences: Tensor
-    """What the host's generate returned, [B, T]: prompt and answer (only the answer, if given `inputs_embeds`)."""
+    """What the host's generate returned, [B, T]: prompt and answer (only the answer, if it starts from embeddings)."""
     predictions: list[list[Prediction]]
     """For each row of `sequences`, its predictions in the order in which they stand."""
     output: Any = None
@@ -78,8 +79,18 @@ class GenerateOutput:
 class Session:
     """A generation in progress: what the hooks and the logits processor tell each other."""
 
-    def __init__(self, prompt_length: int, task_inputs: dict[str, Any] | None, capturing: bool) -> None:
-        self.prompt_length, self.task_inputs, self.capturing = prompt_length, task_inputs, capturing
+    def __init__(
+        self,
+        prompt_length: int,
+        num_prompts: int,
+        task_inputs: dict[str, Any] | None,
+        capturing: bool,
+        captured: Captured | None,
+    ) -> None:
+        self.prompt_length, self.num_prompts = prompt_length, num_prompts
+        self.task_inputs, self.capturing = task_inputs, capturing
+        self.captured = captured
+        """What heads may see of the prompt; None where none looks."""
         self.length: int | None = None
         """Columns so far, with the one that is being fed; None during the prefill."""
         self.positions: Positions | None = None
@@ -95,19 +106,29 @@ class Session:
         """Keeps the states of the task tokens that this forward fed."""
         if self.replayed is not None:
             if self.replayed["shape"] == list(hidden_BTD.shape[:2]):
-                self._keep(hidden_BTD, self.replayed, -self.replayed["offset"])
+                replayed = self.replayed
+                self._keep(hidden_BTD, replayed, -replayed["offset"], replayed["copies"], replayed["copy"])
+                if self.captured is not None:
+                    self.captured.keep_text(hidden_BTD)
                 self.replayed = None
             return
         positions, self.positions = self.positions, None
+        if self.length is None and self.captured is not None:
+            self.captured.keep_prompt(hidden_BTD, self.copies(hidden_BTD))
         if self.length is None or positions is None or positions["shape"] != list(hidden_BTD.shape[:2]):
             return
         self._keep(hidden_BTD, positions, self.length - hidden_BTD.shape[1])
 
-    def _keep(self, hidden_BTD: Tensor, positions: Positions, offset: int) -> None:
+    def _keep(self, hidden_BTD: Tensor, positions: Positions, offset: int, copies: int = 1, copy: int = 0) -> None:
         for places in positions["task"].values():
             for row, column in places:
-                if (row, column + offset) not in self.states:
-                    self.states[row, column + offset] = hidden_BTD[row, column].clone()
+                place = row * copies + copy, column + offset
+                if place not in self.states:
+                    self.states[place] = hidden_BTD[row, column].clone()
+
+    def copies(self, rows: Tensor) -> int:
+        """How many successive rows belong to each prompt."""
+        return len(rows) // self.num_prompts
 
 
 class TriggerProcessor(LogitsProcessor):
@@ -162,6 +183,7 @@ def generate(
     inputs: Tensor | None = None,
     *,
     task_inputs: dict[str, Any] | None = None,
+    task_frames: list[list[int]] | None = None,
     route: str | None = None,
     order: Order = "trigger_first",
     **kwargs: Any,
@@ -171,6 +193,7 @@ def generate(
     Args:
         inputs, kwargs: Everything that the host's `generate` takes.
         task_inputs: What the heads need to see, by head, and what the user gives in the prompt (encoded input tokens).
+        task_frames: For each row of the prompt the number of frames of each of its videos, for heads that look at them.
         route: Name of a head that must be called: where the answer would end without its trigger, the trigger is put.
         order: "trigger_first" as in training; "task_first" as in the authors' demo, where the state is computed with
             the task token in the trigger's place and the answer goes on without it (OpenGVLab/TPO, app.py).
@@ -184,9 +207,12 @@ def generate(
         raise TPOError(f"order={order!r}; expected 'trigger_first' or 'task_first'")
     if inputs is not None:
         kwargs["inputs_embeds" if inputs.is_floating_point() else "input_ids"] = inputs
-    if kwargs.get("input_ids") is None and kwargs.get("inputs_embeds") is None:
+    if _start(tpo, kwargs) is None:
         raise TPOError("model.tpo.generate got neither input_ids nor inputs_embeds; expected a prompt")
-    prompt_length = kwargs["input_ids"].shape[1] if kwargs.get("inputs_embeds") is None else 0
+    captured = tpo.capture(kwargs.get("input_ids"), None, task_frames)
+    with _session(tpo, Session(0, 1, task_inputs, False, captured)):
+        kwargs = tpo.host.start_generation(tpo.model, kwargs)
+    prompt_length = _prompt_length(tpo, kwargs)
     option = _options(tpo, kwargs)
     captures = (
         order == "trigger_first"
@@ -202,21 +228,21 @@ def generate(
         )
         and (option("num_beams") or 1) == 1
     )
-    session = Session(prompt_length, task_inputs, captures)
+    session = Session(prompt_length, len(_start(tpo, kwargs)), task_inputs, captures, captured)
     processors = LogitsProcessorList(kwargs.pop("logits_processor", None) or [])
     if order == "trigger_first":
         processors.append(TriggerProcessor(tpo, session, route, _stop(option, prompt_length)))
     elif route is not None:
         raise TPOError("route= needs order='trigger_first': in the other order no trigger is placed")
     with _session(tpo, session):
-        output = tpo.model.generate(**kwargs, logits_processor=processors)
+        output = tpo.host.generate(tpo.model, **kwargs, logits_processor=processors)
         sequences = output if isinstance(output, Tensor) else output.sequences
         found = _find(tpo, sequences, prompt_length, order)
-        for passed in _replays(session, found, order):
+        for passed in _replays(session, found, order, session.copies(sequences)):
             _replay(tpo, session, kwargs, sequences, passed)
     return GenerateOutput(
         sequences=sequences,
-        predictions=_predict(tpo, session, sequences, found, kwargs),
+        predictions=_predict(tpo, session, sequences, found),
         output=None if isinstance(output, Tensor) else output,
     )
 
@@ -232,10 +258,21 @@ def _session(tpo: TaskPreferenceModel, session: Session) -> Iterator[None]:
         tpo.session = None
 
 
-def _start(kwargs: dict[str, Any]) -> Tensor:
+def _start(tpo: TaskPreferenceModel, kwargs: dict[str, Any]) -> Any:
     """What generation starts from: embeddings where they are given, else ids; its first dimension is the batch."""
-    embeds = kwargs.get("inputs_embeds")
-    return kwargs["input_ids"] if embeds is None else embeds
+    names = ["inputs_embeds", "input_ids"]
+    if tpo.host.ids != "input_ids":  # an encoder may see media alone
+        names += ["encoder_outputs", tpo.model.main_input_name]
+    given = [kwargs[name] for name in names if kwargs.get(name) is not None]
+    return given[0] if given else None
+
+
+def _prompt_length(tpo: TaskPreferenceModel, kwargs: dict[str, Any]) -> int:
+    """Columns of `sequences` before the answer; an encoder-decoder's answer has at least its start token before it."""
+    ids = kwargs.get(tpo.host.ids)
+    if tpo.host.ids != "input_ids":
+        return 1 if ids is None else ids.shape[1]
+    return kwargs["input_ids"].shape[1] if kwargs.get("inputs_embeds") is None else 0
 
 
 def _options(tpo: TaskPreferenceModel, kwargs: dict[str, Any]) -> Any:
@@ -284,15 +321,14 @@ def _find(tpo: TaskPreferenceModel, sequences: Tensor, prompt_length: int, order
     return found
 
 
-def _replays(session: Session, found: list[_Found], order: Order) -> list[list[_Found]]:
-    """Groups of task tokens that one forward each has to compute."""
+def _replays(session: Session, found: list[_Found], order: Order, copies: int) -> list[list[_Found]]:
+    """Groups of task tokens that one forward each has to compute: of one answer to each prompt, as its media come."""
     missing = [f for f in found if f.state >= 0 and (f.row, f.state) not in session.states]
-    if order == "trigger_first":
-        return [missing] if missing else []
-    # The task token stands in for a trigger that later text follows, so one trigger of a row at a time.
-    groups: dict[int, list[_Found]] = {}
+    groups: dict[tuple[int, int], list[_Found]] = {}
     for f in missing:
-        groups.setdefault(sum(g.row == f.row and g.trigger < f.trigger for g in missing), []).append(f)
+        # With "task_first" the task token stands in for a trigger that later text follows, so one of a row at a time.
+        before = sum(g.row == f.row and g.trigger < f.trigger for g in missing) if order == "task_first" else 0
+        groups.setdefault((f.row % copies, before), []).append(f)
     return list(groups.values())
 
 
@@ -303,38 +339,49 @@ def _replay(
 
     The host's `generate` builds that forward (positions, masks, media), so it is the one that decoding was equal to.
     """
-    model, prompt_length = tpo.model, session.prompt_length
+    model, copies = tpo.model, session.copies(sequences)
+    copy = found[0].row % copies
+    sequences = sequences[copy::copies].clone()
     for f in found:
-        if sequences[f.row, f.state] != tpo.tokens[f.head].task_id:
-            sequences = sequences.clone()
-            sequences[f.row, f.state] = tpo.tokens[f.head].task_id
-    options = {*signature(GenerationMixin.generate).parameters, *vars(GenerationConfig())}
-    inputs = {k: v for k, v in kwargs.items() if k not in options | {"input_ids", "inputs_embeds", "past_key_values"}}
-    prompt, embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
-    start = _start(kwargs)
-    copies = len(sequences) // len(start)
-    if inputs.get("attention_mask") is None:
-        inputs["attention_mask"] = torch.ones(start.shape[:2], dtype=torch.int64, device=start.device)
-    if copies > 1:
-        _, inputs = model._expand_inputs_for_generation(copies, False, prompt, **inputs)
-    inputs = _with_columns(model, inputs, start.shape[1], sequences.shape[1] - prompt_length)
-    if embeds is None:
-        inputs["input_ids"], offset = sequences, 0
-    else:
-        embedded = model.get_input_embeddings()(sequences)
-        inputs["inputs_embeds"] = torch.cat([embeds.repeat_interleave(copies, 0), embedded], 1)
-        offset = embeds.shape[1]
+        sequences[f.row // copies, f.state] = tpo.tokens[f.head].task_id
+    inputs, offset = _replay_inputs(tpo, session, kwargs, sequences)
     places: dict[str, list[list[int]]] = {name: [] for name in tpo.heads}
     for f in found:
-        places[f.head] += [[f.row, f.state + offset], [f.row, f.trigger - 1 + offset]]
-    shape = list(inputs["attention_mask"].shape)
-    session.capturing, session.replayed = True, {"shape": shape, "task": places, "offset": offset}
-    model.generate(**inputs, max_new_tokens=1, do_sample=False, num_beams=1)
+        places[f.head] += [[f.row // copies, f.state + offset], [f.row // copies, f.trigger - 1 + offset]]
+    shape = [len(sequences), sequences.shape[1] + offset]
+    replayed = {"shape": shape, "task": places, "offset": offset, "copies": copies, "copy": copy}
+    session.capturing, session.replayed = True, replayed
+    # Where a prompt's states are cut to the last before they can be seen, all of them are asked for.
+    for options in ({}, {"logits_to_keep": 0}):
+        if session.replayed is not None and options.keys() <= signature(model.forward).parameters.keys():
+            tpo.host.generate(model, **inputs, **options, max_new_tokens=1, do_sample=False, num_beams=1)
+    if session.replayed is not None:  # its generation makes something else of a prompt
+        model(**inputs)
     if session.replayed is not None:
         raise HostError(
             f"the replay of finished sequences in {type(model).__name__} did not pass its last hidden state as "
             f"{shape}; use greedy decoding or sampling without an assistant model"
         )
+
+
+def _replay_inputs(
+    tpo: TaskPreferenceModel, session: Session, kwargs: dict[str, Any], sequences: Tensor
+) -> tuple[dict[str, Any], int]:
+    """What the host's `generate` takes to run `sequences`, one a prompt, in one forward, and where they begin there."""
+    model = tpo.model
+    options = {*signature(GenerationMixin.generate).parameters, *vars(GenerationConfig())}
+    inputs = {k: v for k, v in kwargs.items() if k not in options | {"past_key_values"}}
+    start = _start(tpo, kwargs)
+    if tpo.host.ids != "input_ids":
+        return inputs | {tpo.host.ids: sequences}, 0
+    embeds = inputs.pop("inputs_embeds", None)
+    if inputs.get("attention_mask") is None:
+        inputs["attention_mask"] = torch.ones(start.shape[:2], dtype=torch.int64, device=start.device)
+    inputs = _with_columns(model, inputs, start.shape[1], sequences.shape[1] - session.prompt_length)
+    if embeds is None:
+        return inputs | {"input_ids": sequences}, 0
+    embedded = model.get_input_embeddings()(sequences)
+    return inputs | {"inputs_embeds": torch.cat([embeds, embedded], 1)}, embeds.shape[1]
 
 
 def _with_columns(model: Any, inputs: dict[str, Any], length: int, num_new: int) -> dict[str, Any]:
@@ -346,17 +393,17 @@ def _with_columns(model: Any, inputs: dict[str, Any], length: int, num_new: int)
 
 
 def _predict(
-    tpo: TaskPreferenceModel, session: Session, sequences: Tensor, found: list[_Found], kwargs: dict[str, Any]
+    tpo: TaskPreferenceModel, session: Session, sequences: Tensor, found: list[_Found]
 ) -> list[list[Prediction]]:
     values: dict[tuple[str, int, int], Any] = {}
     head_scores: dict[tuple[str, int, int], float] = {}
-    copies = len(sequences) // len(_start(kwargs))
     for name, head in tpo.heads.items():
         places = [(f.row, f.state) for f in found if f.head == name and f.state >= 0]
         if not places:
             continue
         rows_ND = torch.stack([session.states[place] for place in places])
-        outputs = tpo.run_head(name, rows_ND, [row // copies for row, _ in places], session.task_inputs or {})
+        inputs = session.task_inputs or {}
+        outputs = tpo.run_head(name, rows_ND, places, inputs, session.captured, session.copies(sequences))
         values |= zip(((name, *place) for place in places), head.postprocess(outputs), strict=True)
         scores = head.score(outputs)
         if scores is not None:

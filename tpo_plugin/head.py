@@ -5,6 +5,8 @@ Suffixes of tensor names: N task tokens in the batch, D the host's hidden size, 
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +16,12 @@ from torch.nn import functional as F
 from tpo_plugin.errors import TPOError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from PIL.Image import Image
+
+    from tpo_plugin.data.dataset import Sample
+    from tpo_plugin.data.media import VideoClip
 
 
 class Linear(nn.Linear):
@@ -28,6 +35,8 @@ class Linear(nn.Linear):
 class TaskHead(nn.Module):
     """Base of every head. A subclass writes `__init__(self, config, hidden_size)`, `forward` and `loss`.
 
+    An `__init__` that declares a third parameter `vision_size` gets the width of `seen.vision`, None for a text host.
+
     Everything else has a default that fits a head with one task token per task and tensors as targets. The core calls
     a head in float32 with autocast off; it calls it in every training step, with N = 0 where a batch has no task token,
     so sums over targets, never means.
@@ -36,9 +45,10 @@ class TaskHead(nn.Module):
     def forward(self, e_ND: Tensor) -> dict[str, Tensor]:
         """From task embeddings [N, D], float32, to outputs whose first dimension is N.
 
-        A head that looks at the media too declares a parameter `inputs`, and gets what `collate_inputs` made (of no
-        tasks, where the batch has none); one that must know which sample a task token belongs to declares `batch_rows`,
-        and gets that row of each, int64 [N].
+        What else it needs, it declares as parameters of these names:
+        `inputs`: what `collate_inputs` made (of no tasks, where the batch has none).
+        `batch_rows`: the batch row of each task token, int64 [N].
+        `seen`: the host's own states of the prompt's text and of the video's frames, `tpo_plugin.HostFeatures`.
         """
         raise NotImplementedError(f"{type(self).__name__} must define forward(self, e_ND)")
 
@@ -54,10 +64,23 @@ class TaskHead(nn.Module):
         """From what the user gives in the prompt to embeddings [M, D], one for each input token, in their order."""
         raise TPOError(f"head {type(self).__name__} takes no input in the prompt: it defines no encode(self, inputs)")
 
+    external: tuple[str, ...] = ()
+    """Prefixes of state-dict keys whose weights come from a file that the head's config names (and loads when it is
+    built), so that `tpo_model.safetensors` does not hold them."""
+
     # -- records ---------------------------------------------------------------------------------------------------
 
     def check_task(self, task: dict[str, Any]) -> None:
         """Raises `ValueError` with the field and what is wrong with it when a record's task cannot be used."""
+
+    def resolve(self, task: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """The task with paths that are relative to the records' media folder made absolute; by default as it is."""
+        return task
+
+    def check_sample(self, tasks: list[dict[str, Any]], sample: Sample) -> None:
+        """Raises `MediaError` where a record's media, once read, cannot serve this head's tasks: it is then skipped and
+        counted, as one whose media cannot be read.
+        """
 
     def num_tokens(self, task: dict[str, Any]) -> int:
         """How many task tokens (or, in a human turn, input tokens) a record's task takes; for example one per box."""
@@ -79,7 +102,11 @@ class TaskHead(nn.Module):
         return {key: torch.tensor([task[key] for task in tasks], dtype=torch.float32) for key in fields}
 
     def collate_inputs(self, tasks: list[dict[str, Any]], given: list[dict[str, Any]]) -> dict[str, Any] | None:
-        """From the tasks to predict and those that the user gives (human turns) to `task_inputs[head]`, or None."""
+        """From the tasks to predict and those that the user gives (human turns) to `task_inputs[head]`, or None.
+
+        A head that looks at the media declares a third parameter `samples`, and gets the `tpo_plugin.data.Sample` of
+        each row of the batch: for training where the batch has a task of it, for generation always (without tasks).
+        """
         return None
 
     def count_targets(self, targets: dict[str, Any] | None) -> int:
@@ -117,6 +144,24 @@ class TaskHead(nn.Module):
     def draw(self, image: Image, value: Any, target: Any = None) -> Image:
         """A copy of `image` with the value (and the true one, in the same format) drawn on it; by default unchanged."""
         return image.copy()
+
+    def draw_video(self, video: VideoClip, values: list[Any], path: Path) -> Path | None:
+        """Writes what shows the predictions on a clip, as `path` with the suffix of its kind (".png", ".mp4").
+
+        `values` are this head's, of one answer. Returns the file; None, as here, where a value belongs to one frame,
+        which `draw` draws on.
+        """
+        return None
+
+
+def collate_inputs(head: TaskHead, tasks: list[Any], given: list[Any], samples: Sequence[Any]) -> Any:
+    """`head.collate_inputs`, with the samples if it asks for them."""
+    return head.collate_inputs(tasks, given, **({"samples": samples} if asks_for_samples(head) else {}))
+
+
+def asks_for_samples(head: TaskHead) -> bool:
+    """Whether its `collate_inputs` declares the parameter `samples`."""
+    return "samples" in inspect.signature(head.collate_inputs).parameters
 
 
 class HeadMetrics:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tpo_plugin.errors import HostError, TPOError
+from tpo_plugin.features import Captured
 from tpo_plugin.tokens import HeadTokens, Positions, token_positions
 
 if TYPE_CHECKING:
@@ -78,12 +79,14 @@ def assignment_loss(logits_NV: Tensor, labels_N: Tensor, num_targets: Tensor | i
     return F.cross_entropy(logits_NV.float(), labels_N, reduction="sum") / num_targets
 
 
-def false_triggers(logits_BTV: Tensor, labels_BT: Tensor, tokens: Mapping[str, HeadTokens]) -> dict[str, Tensor]:
+def false_triggers(
+    logits_BTV: Tensor, labels_BT: Tensor, tokens: Mapping[str, HeadTokens], label_shift: int = 1
+) -> dict[str, Tensor]:
     """How often a trigger is the likeliest token where the label is an ordinary one; counts on the device."""
     triggers = torch.tensor([t.trigger_id for t in tokens.values()]).to(labels_BT.device, non_blocking=True)
-    target = labels_BT[:, 1:]
+    target = labels_BT[:, label_shift:]
     ordinary = (target != IGNORE_INDEX) & ~torch.isin(target, triggers)
-    emitted = torch.isin(logits_BTV[:, :-1].argmax(-1), triggers)
+    emitted = torch.isin(logits_BTV[:, : target.shape[1]].argmax(-1), triggers)
     return {"false_triggers": (emitted & ordinary).sum(), "ordinary": ordinary.sum()}
 
 
@@ -100,6 +103,8 @@ class Call:
     """Of its input_ids, or as the collator gave them."""
     rows: dict[str, Tensor] = field(default_factory=dict)
     """Rows of the last hidden state: by head, and "assign" for the positions before triggers."""
+    captured: Captured | None = None
+    """What heads may see of this forward; None where none looks."""
     inserted: bool = False
     """Whether `positions` served: a later call of the embedding is of other ids (gpt2 embeds token types with it)."""
     head_ran: bool = False
@@ -140,7 +145,7 @@ def _mllm_loss(tpo: TaskPreferenceModel, call: Call, labels: Tensor, host_loss: 
     if not call.counts and not call.positions["labels"]:
         return host_loss
     # Where every label is a trigger, the host's mean is over nothing: NaN.
-    num_ordinary = (split_labels(labels, tpo.tokens)[:, 1:] != IGNORE_INDEX).sum()
+    num_ordinary = (split_labels(labels, tpo.tokens)[:, tpo.host.label_shift :] != IGNORE_INDEX).sum()
     mean = torch.where(num_ordinary > 0, host_loss, torch.zeros_like(host_loss))
     return mean * num_ordinary / max(call.counts["mllm"], 1) if call.counts else mean
 
@@ -160,13 +165,15 @@ def _assign_loss(tpo: TaskPreferenceModel, result: TPOOutput, call: Call, labels
     elif all_logits is None:
         raise HostError(f"{type(tpo.model).__name__} returned no logits, which the assignment loss is computed from")
     else:
-        logits_NV = all_logits.flatten(0, 1).index_select(0, (flat - 1).to(all_logits.device))
+        logits_NV = all_logits.flatten(0, 1).index_select(0, (flat - tpo.host.label_shift).to(all_logits.device))
     targets_N = labels.flatten().index_select(0, flat).to(logits_NV.device)
     with torch.no_grad():
         result.statistics["assign_correct"] = (logits_NV.argmax(-1) == targets_N).sum()
         result.statistics["assign_total"] = torch.full_like(result.statistics["assign_correct"], len(places))
         if all_logits is not None and (not tpo.training or call.counts.get("measure")):
-            result.statistics |= false_triggers(all_logits, labels.to(all_logits.device), tpo.tokens)
+            result.statistics |= false_triggers(
+                all_logits, labels.to(all_logits.device), tpo.tokens, tpo.host.label_shift
+            )
     return assignment_loss(logits_NV, targets_N, max(call.counts.get("assign", len(places)), 1))
 
 

@@ -5,9 +5,10 @@ Suffixes: B batch, T sequence, D hidden size, E width of the input embeddings, N
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -17,14 +18,25 @@ from torch.nn import functional as F
 
 from tpo_plugin.config import TPOConfig
 from tpo_plugin.errors import HostError, TPOError
-from tpo_plugin.head import TaskHead
+from tpo_plugin.features import Captured, HostFeatures, special_ids, text_groups, tower_grid, tower_states
+from tpo_plugin.head import TaskHead, collate_inputs
 from tpo_plugin.host import Host
 from tpo_plugin.losses import Call, TPOOutput, add_losses, flat_index, float32, split_labels, with_result
-from tpo_plugin.tokens import Growth, HeadTokens, TokenRows, Undo, token_positions
+from tpo_plugin.splice import spliced_groups, spliced_positions, spliced_values
+from tpo_plugin.tokens import (
+    Growth,
+    HeadTokens,
+    Positions,
+    TokenRows,
+    Undo,
+    decoder_ids,
+    output_embedding,
+    token_positions,
+)
 
 KINDS = ("trigger", "task", "input")
 
-FORWARD_ARGUMENTS = ("task_inputs", "task_targets", "task_positions", "task_counts")
+FORWARD_ARGUMENTS = ("task_inputs", "task_targets", "task_positions", "task_frames", "task_counts")
 """Keyword arguments that the plugin takes out of the host's forward."""
 
 
@@ -61,6 +73,7 @@ class TaskPreferenceModel(nn.Module):
         self._call: Call | None = None
         self._hooks: list[Any] = []
         self._undo: list[Undo] = []
+        self._splicing = False
         self._warned: set[str] = set()
         triggers = [tokens[name].trigger_id for name in heads]
         self.register_buffer("_triggers", torch.tensor(triggers), persistent=False)
@@ -68,6 +81,9 @@ class TaskPreferenceModel(nn.Module):
         self.register_buffer("_unused", torch.zeros(0, dtype=torch.int64), persistent=False)
         self.set_growth(growth)
         self._options_of_head = {name: set(inspect.signature(head.forward).parameters) for name, head in heads.items()}
+        sees = any("seen" in options for options in self._options_of_head.values())
+        self.special_ids = special_ids(tokenizer, model.config) if sees else None
+        """Ids that are no text, where a head looks at the host's states of the text; None where none does."""
 
     @property
     def model(self) -> nn.Module:
@@ -119,7 +135,11 @@ class TaskPreferenceModel(nn.Module):
             self.model.register_forward_hook(self._after_forward, with_kwargs=True, always_call=True),
             host.embed.register_forward_hook(self._insert_rows, with_kwargs=True, prepend=True),
             host.head.register_forward_hook(self._add_trigger_logits),
+            *host.attach(self.model),
         ]
+        if self.special_ids is not None:
+            hook = self._capture_tower
+            self._hooks += [tower.register_forward_hook(hook, with_kwargs=True) for tower in host.towers]
         if host.hidden is not None:
             self._hooks.append(host.hidden.register_forward_hook(self._capture_output))
         else:
@@ -148,27 +168,75 @@ class TaskPreferenceModel(nn.Module):
         ids = args[0] if args else kwargs.get("input")
         if not isinstance(ids, Tensor) or ids.dim() == 0 or ids.is_floating_point() or ids.numel() == 0:
             return None
+        if self._splicing:  # these ids are pieces of rows; `splice` puts the rows in when they are whole
+            return None
         call = self._call
         ids_BT = ids.reshape(-1, ids.shape[-1])
         positions = call.positions if call is not None and not call.inserted else None
-        if positions is None or positions["shape"] != list(ids_BT.shape):
+        if positions is None or positions["shape"] != list(ids_BT.shape) or self.host.ids != "input_ids":
+            # other ids than those of `positions`: a decoding step's, or an encoder's
             positions = token_positions(ids_BT, None, self.tokens)
         elif call is not None:
             call.inserted = True
         if self.session is not None and self.session.capturing and self.session.positions is None:
             self.session.positions = positions
-        learns = call is not None and torch.is_grad_enabled() and self.training
+        return self._insert(output, positions)
+
+    def _insert(self, output: Tensor, positions: Positions) -> Tensor | None:
+        """The embeddings [..., T, E] with our rows at `positions`, or None where there is nothing to put in."""
+        learns = self._call is not None and torch.is_grad_enabled() and self.training
         parts = [(kind, head, places) for kind in KINDS for head, places in positions[kind].items() if places or learns]
         if not parts:
             return None
         # While training, every row takes part in every step, if with no position: see design section 6.
         source = torch.cat([self._values(kind, head, places, output) for kind, head, places in parts])
-        index = flat_index([p for _, _, places in parts for p in places], ids_BT.shape[1], output.device)
+        index = flat_index([p for _, _, places in parts for p in places], output.shape[-2], output.device)
         if (output.requires_grad and output.is_leaf) or not output.is_contiguous():
             # enable_input_require_grads made it a leaf, where writing in place is forbidden
             return output.flatten(0, -2).index_put((index,), source).view_as(output)
         output.view(-1, output.shape[-1]).index_put_((index,), source)
         return output
+
+    def splice(
+        self,
+        input_ids_BT: Tensor,
+        labels_BT: Tensor | None,
+        run: Callable[[Tensor], tuple[Tensor | None, Tensor | None]],
+        spans: list[list[tuple[int, int]]] | None = None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Follows a host that makes embeddings of another length, with media features between those of its text.
+
+        `run(payload_BT)` makes them: it passes `payload` in the place of labels and gives the embeddings [B, S, E],
+        None where the host does not splice, and the spliced payload [B, S], negative where no text token stands.
+        `spans` are those of `Captured`.
+        Returns the embeddings with task tokens, triggers and inputs put in, and the spliced labels. Raises `TPOError`
+        where the host cut off a token of a head.
+        """
+        payload = torch.arange(input_ids_BT.numel(), device=input_ids_BT.device).view(input_ids_BT.shape)
+        self._splicing = True
+        try:
+            embeds_BSE, source_BS = run(payload)
+        finally:
+            self._splicing = False
+        if embeds_BSE is None or source_BS is None:
+            return embeds_BSE, labels_BT
+        call, spliced_labels = self._call, None
+        positions = call.positions if call is not None else None
+        if positions is None or positions["shape"] != list(input_ids_BT.shape):
+            positions = token_positions(input_ids_BT, None, self.tokens)
+        positions = spliced_positions(positions, source_BS, self.tokens)
+        if labels_BT is not None:
+            spliced_labels = spliced_values(labels_BT, source_BS)
+        if call is not None and call.positions is not None:
+            call.positions, call.inserted = positions, True
+            if call.labels is not None:
+                call.labels = spliced_values(call.labels, source_BS)
+        captured = self._captured()
+        if captured is not None:
+            captured.spans = spans
+            captured.text_groups = spliced_groups(captured.text_groups, list(input_ids_BT.shape), source_BS)
+        with_rows = self._insert(embeds_BSE, positions)
+        return embeds_BSE if with_rows is None else with_rows, spliced_labels
 
     def _values(self, kind: str, head: str, places: list[list[int]], output: Tensor) -> Tensor:
         if kind != "input":
@@ -176,6 +244,8 @@ class TaskPreferenceModel(nn.Module):
         token, inputs = self.tokens[head].input_token, self._inputs_of(head)
         if inputs is None and not places:
             inputs = self._empty_inputs(head, output.device)
+        if not places and self.host.ids != "input_ids":
+            inputs = None  # they stand in the other of encoder and decoder
         if token is None or (inputs is None and not places):
             return output.new_zeros(0, output.shape[-1])
         if inputs is None:
@@ -194,7 +264,7 @@ class TaskPreferenceModel(nn.Module):
 
     def _empty_inputs(self, head: str, device: torch.device) -> dict[str, Any] | None:
         """What the head makes of no tasks, if it takes inputs at all."""
-        inputs = self.heads[head].collate_inputs([], [])
+        inputs = collate_inputs(self.heads[head], [], [], [])
         return inputs and {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
 
     def _inputs_of(self, head: str) -> dict[str, Any] | None:
@@ -209,8 +279,35 @@ class TaskPreferenceModel(nn.Module):
     def _capture_input(self, module: nn.Module, args: tuple) -> None:
         self._capture(args[0])
 
+    @torch.compiler.disable
+    def _capture_tower(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        captured = self._captured()
+        if captured is not None:
+            captured.keep_tower(tower_states(output), tower_grid(args, kwargs))
+
+    def _captured(self) -> Captured | None:
+        source = self.session if self.session is not None else self._call
+        return None if source is None else source.captured
+
+    def capture(
+        self,
+        input_ids: Tensor | None,
+        labels: Tensor | None,
+        frames: list[list[int]] | None,
+        positions: Positions | None = None,
+    ) -> Captured | None:
+        """What to keep of a forward or of a prompt for heads that look at it; None where no head does."""
+        if self.special_ids is None:
+            return None
+        groups = (positions or {}).get("text")
+        if groups is None:
+            groups = [] if input_ids is None else text_groups(input_ids, labels, self.special_ids)
+        return Captured(groups, frames)
+
     def _capture(self, hidden_BTD: Tensor) -> None:
         """Keeps the rows of the last hidden state at task tokens and before labelled triggers."""
+        if hidden_BTD.dim() == 4:  # several streams, of which the first predicts the next token
+            hidden_BTD = hidden_BTD[:, 0]
         if self.session is not None and self.session.capturing:
             self.session.capture(hidden_BTD)
         call = self._call
@@ -218,10 +315,12 @@ class TaskPreferenceModel(nn.Module):
             return
         groups = {name: call.positions["task"][name] for name in self.heads}
         if call.labels is not None:
-            groups["assign"] = [[row, column - 1] for row, column in call.positions["labels"]]
+            groups["assign"] = [[row, column - self.host.label_shift] for row, column in call.positions["labels"]]
         index = flat_index(list(chain.from_iterable(groups.values())), hidden_BTD.shape[1], hidden_BTD.device)
         rows = hidden_BTD.flatten(0, 1).index_select(0, index)
         call.rows = dict(zip(groups, rows.split([len(places) for places in groups.values()]), strict=True))
+        if call.captured is not None:
+            call.captured.keep_text(hidden_BTD)
 
     @torch.compiler.disable
     def _add_trigger_logits(self, module: nn.Module, args: tuple, logits: Tensor) -> None:
@@ -244,17 +343,25 @@ class TaskPreferenceModel(nn.Module):
         taken = {name: kwargs.pop(name, None) for name in FORWARD_ARGUMENTS}
         self._check_structure(taken)
         labels, counts, positions = kwargs.get("labels"), taken["task_counts"], taken["task_positions"]
-        input_ids = kwargs.get("input_ids")
+        if self.host.unseen:
+            self._look_again(kwargs)
+        input_ids = self._ids(kwargs)
         if positions is None and input_ids is not None and self.session is None:
-            positions = token_positions(input_ids, labels, self.tokens)
+            positions = token_positions(input_ids, labels, self.tokens, self.host.label_shift)
+        captured = None
         if self.session is not None:
             self.session.positions = None
+            if self.session.captured is not None:
+                self.session.captured.start_forward()
+        else:
+            captured = self.capture(input_ids, labels, taken["task_frames"], positions)
         self._call = Call(
             task_inputs=taken["task_inputs"] or {},
             task_targets=taken["task_targets"],
             counts=counts or {},
             labels=labels,
             positions=positions,
+            captured=captured,
         )
         if labels is not None:
             kwargs["labels"] = split_labels(labels, self.tokens)
@@ -268,6 +375,33 @@ class TaskPreferenceModel(nn.Module):
                     "over the micro-batch: train with wrap_trainer(YourTrainer), which weights them over the whole step"
                 )
         return args, kwargs
+
+    def _ids(self, kwargs: dict[str, Any]) -> Tensor | None:
+        """The tokens that reach the output embedding; an encoder-decoder's are made of its labels where not given."""
+        name, labels = self.host.ids, kwargs.get("labels")
+        given = [kwargs.get(key) for key in (name, "decoder_inputs_embeds")]
+        if name != "input_ids" and labels is not None and given == [None, None]:
+            kwargs[name] = decoder_ids(self.model, labels, self.tokens)
+        return kwargs.get(name)
+
+    def _look_again(self, kwargs: dict[str, Any]) -> None:
+        """Finds the hook points that text alone did not show, with the inputs of the first forward."""
+        reason, self.host.unseen = self.host.unseen, ""
+        inputs = {k: v for k, v in kwargs.items() if isinstance(v, Tensor) and k != "labels"}
+        if self.host.ids not in inputs and self.host.ids == "input_ids":
+            self.host.unseen = reason
+            return
+        self.detach()
+        self._call = Call({}, None, {}, None, None)  # our forward wrapper stands aside
+        try:
+            found = type(self.host).locate(self.model, inputs)
+            self.host = dataclasses.replace(found, vision_size=self.host.vision_size)
+        except HostError:
+            self.host.unseen = reason
+            raise
+        finally:
+            self._call = None
+            self.attach()
 
     def finish(self, output: Any) -> Any:
         """Runs the heads on the captured rows and adds the losses to the host's output."""
@@ -284,23 +418,36 @@ class TaskPreferenceModel(nn.Module):
             )
         result = TPOOutput(_heads=self.heads)
         for name in self.heads:
-            batch_rows = [row for row, _ in positions["task"][name]]
-            result.outputs[name] = self.run_head(name, call.rows[name], batch_rows, call.task_inputs)
+            places = positions["task"][name]
+            result.outputs[name] = self.run_head(name, call.rows[name], places, call.task_inputs, call.captured)
         if call.labels is not None or call.task_targets is not None:
             add_losses(self, result, call, output)
         self.last_output = result
         return with_result(output, result, call.counts.get("scale", 1))
 
     def run_head(
-        self, name: str, rows_ND: Tensor, batch_rows: list[int], task_inputs: dict[str, Any]
+        self,
+        name: str,
+        rows_ND: Tensor,
+        places: Sequence[Sequence[int]],
+        task_inputs: dict[str, Any],
+        captured: Captured | None = None,
+        copies: int = 1,
     ) -> dict[str, Tensor]:
-        """A head on the rows of its task tokens, in float32; with its inputs and the batch row of each, if it asks."""
+        """A head on the rows of its task tokens, in float32, with what else its forward declares.
+
+        `places` are (row, column) of the tokens; `copies` answers of each sample stand in successive rows.
+        """
         head, options = self.heads[name], {}
         if "inputs" in self._options_of_head[name]:
             given = task_inputs.get(name)
             options["inputs"] = self._empty_inputs(name, rows_ND.device) if given is None else given
         if "batch_rows" in self._options_of_head[name]:
-            options["batch_rows"] = torch.tensor(batch_rows, dtype=torch.int64).to(rows_ND.device, non_blocking=True)
+            batch_rows = torch.tensor([row // copies for row, _ in places], dtype=torch.int64)
+            options["batch_rows"] = batch_rows.to(rows_ND.device, non_blocking=True)
+        if "seen" in self._options_of_head[name]:
+            assert captured is not None
+            options["seen"] = HostFeatures([(row // copies, column) for row, column in places], captured)
         with float32(rows_ND.device):
             return head(rows_ND.float(), **options)
 
@@ -319,7 +466,7 @@ class TaskPreferenceModel(nn.Module):
                 "model.tpo was wrapped by another library (PEFT's modules_to_save=['tpo'] copies it); leave it out: "
                 "tpo saves and trains its own weights"
             )
-        embed, head = model.get_input_embeddings(), model.get_output_embeddings()
+        embed, head = model.get_input_embeddings(), output_embedding(model) or host.head
         if (
             embed is not host.embed or head is not host.head
         ):  # PEFT wrapped it, and its own delta would be added to ours

@@ -38,7 +38,7 @@ from tpo_plugin.errors import TPOError
 from tpo_plugin.head import Linear, TaskHead
 from tpo_plugin.hookspecs import PROJECT, hookimpl
 from tpo_plugin.plugins import BLOCK_VARIABLE, THIS_PROCESS, HeadSpec, register_plugin, registry, unregister_plugin
-from tpo_plugin.tiny import HIDDEN_SIZE, logits_of, state_of, tiny_batch, tiny_host
+from tpo_plugin.tiny import HIDDEN_SIZE, VISION_SIZE, logits_of, state_of, tiny_batch, tiny_features, tiny_host
 
 __all__ = ["TaskHeadTests", "tiny_host"]
 
@@ -312,13 +312,16 @@ class TaskHeadTests:
 
     def _head(self) -> TaskHead:
         torch.manual_seed(0)
-        head = self._spec().head_class()(self._config(), HIDDEN_SIZE)
+        head_class = self._spec().head_class()
+        asks = "vision_size" in inspect.signature(head_class).parameters
+        head = head_class(self._config(), HIDDEN_SIZE, **({"vision_size": VISION_SIZE} if asks else {}))
         assert isinstance(head, TaskHead), f"{type(head).__name__} must derive from tpo_plugin.TaskHead"
         return head.eval()
 
     def _outputs(self, head: TaskHead, num: int) -> dict[str, Tensor]:
         e_ND = torch.randn(num, HIDDEN_SIZE, generator=torch.Generator().manual_seed(num)).requires_grad_()
-        options = {"inputs": self.make_inputs(num), "batch_rows": torch.arange(num).remainder(2).sort().values}
+        batch_rows = torch.arange(num).remainder(2).sort().values
+        options = {"inputs": self.make_inputs(num), "batch_rows": batch_rows, "seen": tiny_features(batch_rows)}
         asked = inspect.signature(head.forward).parameters
         return head(e_ND, **{name: value for name, value in options.items() if name in asked})
 

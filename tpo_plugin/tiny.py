@@ -9,7 +9,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-HIDDEN_SIZE = 32
+from tpo_plugin.features import Captured, HostFeatures
+
+HIDDEN_SIZE, VISION_SIZE = 32, 24
 WORDS = ("<pad>", "<s>", "</s>", "<unk>", "where", "is", "the", "red", "circle", "it", "stands", "here")
 PROMPT_LENGTH, ANSWER_LENGTH = 8, 16
 
@@ -64,6 +66,15 @@ def tiny_batch(tokenizer: Any, pairs: list[tuple[int, int]], inputs: list[int]) 
         labels.append([-100] * len(prompt) + target + filler)
     input_ids = torch.tensor(ids)
     return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "labels": torch.tensor(labels)}
+
+
+def tiny_features(batch_rows: Tensor) -> HostFeatures:
+    """What task tokens at the end of these rows of a batch of two see: three words, a video of four frames."""
+    generator = torch.Generator().manual_seed(0)
+    captured = Captured([(row, [2, 3, 4]) for row in range(2)], frames=[[4], [4]])
+    captured.keep_text(torch.randn(2, PROMPT_LENGTH, HIDDEN_SIZE, generator=generator))
+    captured.keep_tower(torch.randn(8, 5, VISION_SIZE, generator=generator))
+    return HostFeatures([(row, PROMPT_LENGTH) for row in batch_rows.tolist()], captured)
 
 
 def logits_of(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

@@ -35,6 +35,10 @@ class HeadTokens:
     task_id: int
     input_id: int | None
 
+    def text(self, kind: str) -> str | None:
+        """The token of `kind` "trigger", "task" or "input" as it stands in a text."""
+        return {"trigger": self.trigger, "task": self.task_token, "input": self.input_token}[kind]
+
     def by_kind(self) -> dict[str, int]:
         """Id by kind: "trigger", "task" and, where the head has one, "input"."""
         ids = {"trigger": self.trigger_id, "task": self.task_id}
@@ -167,17 +171,32 @@ def grow_vocabulary(model: nn.Module, tokens: Iterable[HeadTokens]) -> tuple[Gro
     needed = 1 + max(i for t in tokens for i in t.by_kind().values())
     if needed <= size:
         return None, partial(int)
+    if output_embedding(model) is None:
+        raise HostError(
+            f"{type(model).__name__} has {size} vocabulary rows, the task tokens need {needed}, and it names no output "
+            "embedding to grow; name special tokens that it already has: TPOConfig(heads={name: {'trigger': …}})"
+        )
     embeddings = model.get_input_embeddings(), model.get_output_embeddings()
     matrices = [(module, name, matrix, len(matrix)) for module, name, matrix in _matrices(model)]
+    children = [(module, name, child) for module in model.modules() for name, child in module._modules.items()]
+    replaced: list[tuple[nn.Module, str, nn.Module | None]] = []
     attributes = _size_attributes(model)
-    undo = partial(_shrink_vocabulary, model, embeddings, matrices, attributes)
+    undo = partial(_shrink_vocabulary, model, embeddings, matrices, replaced, attributes)
     try:
-        _resize(model, -(-needed // 64) * 64)
+        try:
+            _resize(model, -(-needed // 64) * 64)
+        finally:
+            replaced += [
+                (module, name, child) for module, name, child in children if module._modules[name] is not child
+            ]
         for owner, name, value in attributes:
             if name == "vocab_size" and value == size:  # mllama's inner model keeps its own, which its loss uses
                 setattr(owner, name, _vocabulary_size(model))
         fresh: dict[nn.Parameter, nn.Parameter] = {}  # one for two tied matrices
-        for (module, name, old), (*_, num_rows) in zip(_matrices(model), matrices, strict=True):
+        for module, name, _, num_rows in matrices:
+            old = getattr(module, name)
+            if len(old) == num_rows:
+                continue
             # A new object: a graph that is still alive remembers the old one with its old shape.
             new = fresh.setdefault(old, nn.Parameter(old.data, requires_grad=old.requires_grad))
             new.data[num_rows:] = 0
@@ -193,8 +212,17 @@ def grow_vocabulary(model: nn.Module, tokens: Iterable[HeadTokens]) -> tuple[Gro
     return Growth(size, _vocabulary_size(model)), undo
 
 
-def _vocabulary_size(model: nn.Module) -> int:
-    return min(model.get_input_embeddings().weight.shape[0], model.get_output_embeddings().weight.shape[0])
+def output_embedding(model: Any) -> Any:
+    """`model.get_output_embeddings()`, None also where the model has no such method."""
+    try:
+        return model.get_output_embeddings()
+    except NotImplementedError:
+        return None
+
+
+def _vocabulary_size(model: Any) -> int:
+    modules = [model.get_input_embeddings(), output_embedding(model)]
+    return min(len(module.weight) for module in modules if module is not None)
 
 
 def _size_attributes(model: nn.Module) -> list[tuple[Any, str, int | None]]:
@@ -203,16 +231,17 @@ def _size_attributes(model: nn.Module) -> list[tuple[Any, str, int | None]]:
     for config in [getattr(module, "config", None) for module in model.modules()]:  # an inner model may have a copy
         parts = [getattr(config, name, None) for name in ("text_config", "llm_config", "language_config")]
         owners += [part for part in (config, *parts) if part is not None]
-    names = [(owner, "vocab_size") for owner in owners]
-    names += [(model.get_input_embeddings(), "num_embeddings"), (model.get_output_embeddings(), "out_features")]
+    names = [(owner, name) for owner in owners for name in ("vocab_size", "vocab_size_per_layer_input")]
+    names += [(module, name) for module in model.modules() for name in ("num_embeddings", "out_features")]
     return [(owner, name, getattr(owner, name, None)) for owner, name in names]
 
 
 def _matrices(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
-    for module in (model.get_input_embeddings(), model.get_output_embeddings()):
-        for name in ("weight", "bias"):
-            if getattr(module, name, None) is not None:
-                yield module, name, getattr(module, name)
+    """Every parameter that has rows: a host may have tables of its vocabulary beside its two embeddings."""
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.dim():
+                yield module, name, parameter
 
 
 def _resize(model: nn.Module, size: int) -> None:
@@ -232,6 +261,7 @@ def _shrink_vocabulary(
     model: nn.Module,
     embeddings: tuple[nn.Module, nn.Module],
     matrices: list[tuple[nn.Module, str, nn.Parameter, int]],
+    replaced: list[tuple[nn.Module, str, nn.Module | None]],
     attributes: list[tuple[Any, str, int | None]],
 ) -> None:
     """Back to the old rows, in the parameters that were there before growing, with what training made of them."""
@@ -239,13 +269,17 @@ def _shrink_vocabulary(
         model.set_output_embeddings(embeddings[1])
     if model.get_input_embeddings() is not embeddings[0]:
         model.set_input_embeddings(embeddings[0])
+    for module, name, child in replaced:
+        module._modules[name] = child
     for module, name, original, num_rows in matrices:
+        if getattr(module, name) is original and len(original) == num_rows:
+            continue
         original.data = getattr(module, name).data[:num_rows].clone()
         setattr(module, name, original)
     for owner, name, value in attributes:
         if value is None:
             vars(owner).pop(name, None)
-        else:
+        elif getattr(owner, name) != value:
             setattr(owner, name, value)
 
 
@@ -256,7 +290,9 @@ Positions = dict[str, Any]
 [[row, column], …]}, "labels": [[row, column], …] of the labelled triggers}, each in the order (row, column)."""
 
 
-def token_positions(input_ids: Tensor, labels: Tensor | None, tokens: Mapping[str, HeadTokens]) -> Positions:
+def token_positions(
+    input_ids: Tensor, labels: Tensor | None, tokens: Mapping[str, HeadTokens], label_shift: int = 1
+) -> Positions:
     """Finds the tokens in a batch [B, T]. Called at collation, on the CPU, it saves a device synchronisation a step."""
     ids = {i: (kind, head) for head, t in tokens.items() for kind, i in t.by_kind().items()}
     found: Positions = {"shape": list(input_ids.shape), "labels": []}
@@ -270,6 +306,30 @@ def token_positions(input_ids: Tensor, labels: Tensor | None, tokens: Mapping[st
         found[kind][head].append([row, column])
     if labels is not None:
         triggers = torch.tensor([t.trigger_id for t in tokens.values()], device=labels.device)
-        # Column 0 has no position before it that could predict it.
-        found["labels"] = [[row, column] for row, column in torch.isin(labels, triggers).nonzero().tolist() if column]
+        # Where labels stand one column behind, column 0 has no position before it that could predict it.
+        places = torch.isin(labels, triggers).nonzero().tolist()
+        found["labels"] = [[row, column] for row, column in places if column >= label_shift]
     return found
+
+
+def decoder_ids(model: Any, labels: Tensor, tokens: Mapping[str, HeadTokens]) -> Tensor:
+    """Input of an encoder-decoder's decoder, made of its labels: the token behind a trigger is its task token."""
+    ids = labels.clone()
+    for head in tokens.values():
+        follows = (labels[:, :-1] == head.trigger_id) & (labels[:, 1:] < 0)
+        ids[:, 1:].masked_fill_(follows, head.task_id)
+    if hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        return model.prepare_decoder_input_ids_from_labels(labels=ids)
+    start, pad = (_config_value(model, name) for name in ("decoder_start_token_id", "pad_token_id"))
+    if start is None or pad is None:
+        raise HostError(
+            f"{type(model).__name__} does not say how its decoder's input is made of labels (decoder_start_token_id is "
+            f"{start}, pad_token_id {pad}); give decoder_input_ids"
+        )
+    shifted = torch.cat([torch.full_like(ids[:, :1], start), ids[:, :-1]], 1)
+    return shifted.masked_fill(shifted < 0, pad)
+
+
+def _config_value(model: Any, name: str) -> int | None:
+    configs = [model.config, model.config.get_text_config(decoder=True), getattr(model, "generation_config", None)]
+    return next((v for v in (getattr(c, name, None) for c in configs) if v is not None), None)

@@ -89,6 +89,7 @@ def stand_in(tokenizer: Any, processor: Any = None) -> Any:
     return SimpleNamespace(
         tokenizer=tokenizer,
         processor=processor,
+        special_ids=None,
         heads={"region": BoxHead(), "point": PointHead()},
         tokens={
             "region": tokens("<box_begin>", "<boxes>", "<region_box>"),

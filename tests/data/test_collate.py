@@ -366,7 +366,7 @@ def test_missing_template_and_slow_tokenizer(small_tokenizer: Make, make_tpo: Ma
         TPOCollator(make_tpo(processor.tokenizer, processor))
     slow = SimpleNamespace(is_fast=False, chat_template="x")
     with pytest.raises(TPOError, match="slow tokenizer"):
-        TPOCollator(SimpleNamespace(tokenizer=slow, processor=None, tokens={}, heads={}))
+        TPOCollator(SimpleNamespace(tokenizer=slow, processor=None, special_ids=None, tokens={}, heads={}))
 
 
 def test_rows_that_cannot_be_mixed(tpo: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -241,3 +241,54 @@ def test_missing_backends(monkeypatch: pytest.MonkeyPatch, steady_video: Path) -
     monkeypatch.setitem(media.BACKENDS, "pyav", "no_such_reader")
     with pytest.raises(TPOError, match="no video reader is installed: pip install av"):
         read_video(steady_video)
+
+
+def frame_list(folder: Path, num: int = 6, size: tuple[int, int] = (64, 48)) -> Path:
+    """Frames whose grey is 20 times their number; the third is shown for longer."""
+    (folder / "it's frames").mkdir()
+    lines = ["ffconcat version 1.0", ""]
+    for index in range(num):
+        Image.new("RGB", size, (20 * index,) * 3).save(folder / f"it's frames/{index:05d}.png")
+        lines += [f"file 'it'\\''s frames/{index:05d}.png'", f"duration {0.5 if index == 2 else 0.1}  # s"]
+    path = folder / "list.ffconcat"
+    path.write_text("\n".join(lines))
+    return path
+
+
+@pytest.mark.parametrize("backend", ["auto", "decord"])
+def test_a_list_of_frames_is_a_video(tmp_path: Path, backend: str) -> None:
+    path = frame_list(tmp_path)
+    clip = read_video(path, VideoOptions(num_frames=6, backend=backend))
+    assert clip.frames.shape == (6, 48, 64, 3)
+    assert clip.frames.mean((1, 2, 3)).tolist() == [0, 20, 40, 60, 80, 100]
+    assert clip.times_s == pytest.approx([0, 0.1, 0.2, 0.7, 0.8, 0.9])
+    assert clip.duration_s == pytest.approx(1.0)
+    assert np.asarray(read_frame(path, 0.69)).mean() == 40
+    assert np.asarray(read_frame(path, 1.0)).mean() == 100
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the file is empty"),
+        ("ffconcat version 1.0", "expected at least one frame, and a duration above 0 s behind each"),
+        ("file 'a.png'", "expected at least one frame, and a duration"),
+        ("file 'a.png'\nduration 0", "expected at least one frame, and a duration above 0 s"),
+        ("file 'a.png'\nfile 'b.png'", "line 2 is \"file 'b.png'\"; expected a frame's file"),
+        ("file 'a.png'\nduration soon", "could not convert string to float"),
+        ("file 'a.png'\nduration 1", "a.png: no such file"),
+    ],
+)
+def test_wrong_lists_of_frames_are_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "list.ffconcat"
+    path.write_text(text)
+    with pytest.raises(MediaError, match=rf"list\.ffconcat: .*{message}"):
+        read_video(path)
+
+
+def test_frames_of_other_sizes_are_named(tmp_path: Path) -> None:
+    path = frame_list(tmp_path)
+    Image.new("RGB", (32, 24)).save(tmp_path / "it's frames/00003.png")
+    with pytest.raises(MediaError, match=r"list\.ffconcat: its frames have different sizes: 32 x 24, 64 x 48"):
+        read_video(path)
+    assert read_frame(path, 0.0).size == (64, 48)

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tpo_plugin.errors import TPOError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from tpo_plugin.data import VideoClip
+    from tpo_plugin.generate import Prediction
+    from tpo_plugin.head import TaskHead
 
 _STATED_TIME = re.compile(r"\bat\s+(\d+(?:\.\d+)?)\s*s(?:ec(?:ond)?s?)?\b", re.IGNORECASE)
 _EXAMPLE = """for example --task '{"head": "region", "boxes": [[0.1, 0.2, 0.5, 0.6]]}'"""
@@ -27,7 +35,9 @@ def predict(
     route: Annotated[str | None, typer.Option(help="Head that must be called, even if the model would not.")] = None,
     time: Annotated[float | None, typer.Option(help="Second of the video whose frame the boxes belong to.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
-    output: Annotated[Path | None, typer.Option(help="Picture to write, with the predictions drawn on it.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Picture to write, with the predictions drawn on it; heads may add files.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Ask a trained run about an image or a video.
@@ -66,15 +76,44 @@ def predict(
     for prediction in predictions:
         plain = prediction.to_json()
         if prediction.value is not None and picture is not None:
-            head = model.tpo.heads[prediction.head]
             units = prediction.to_units(width=picture.width, height=picture.height, duration=duration_s)
-            plain["value_in_units"] = head.to_json(units)
-            picture = head.draw(picture, prediction.value)
+            plain["value_in_units"] = model.tpo.heads[prediction.head].to_json(units)
         result["predictions"].append(plain)
     if output is not None and picture is not None:
-        picture.save(output)
-        result["output"] = str(output)
+        files = draw(model.tpo.heads, predictions, picture, sample.videos[0] if video is not None else None, output)
+        result["outputs"] = [str(file) for file in files]
     typer.echo(json.dumps(result, indent=2) if as_json else _as_text(result))
+
+
+def draw(
+    heads: Mapping[str, TaskHead],
+    predictions: Sequence[Prediction],
+    picture: Image,
+    clip: VideoClip | None,
+    output: Path,
+) -> list[Path]:
+    """Writes `output` with all that belongs to one picture, and for a head that draws a whole clip a file of its own.
+
+    Where there is only one file, it has the stem of `output`; others end in their head's name. Returns the files.
+    """
+    values: dict[str, list[Any]] = {}
+    for prediction in predictions:
+        if prediction.value is not None:
+            values.setdefault(prediction.head, []).append(prediction.value)
+    files, on_picture = [], not values
+    for name, found in values.items():
+        stem = output.with_name(output.stem if len(values) == 1 else f"{output.stem}_{name}")
+        file = heads[name].draw_video(clip, found, stem) if clip is not None else None
+        if file is not None:
+            files.append(file)
+            continue
+        on_picture = True
+        for value in found:
+            picture = heads[name].draw(picture, value)
+    if on_picture:
+        picture.save(output)
+        files.append(output)
+    return files
 
 
 def frame_time(given: float | None, prompt: str, duration_s: float) -> tuple[float, str]:
@@ -108,8 +147,7 @@ def _as_text(result: dict[str, Any]) -> str:
         lines.append(f"{found['head']}: {_rounded(found['value'], 4)}{units}{score}")
     if "frame" in result:
         lines.append(f"frame: at {result['frame']['time_s']:.3f} s (from {result['frame']['from']})")
-    if "output" in result:
-        lines.append(f"picture: {result['output']}")
+    lines += [f"drawn: {file}" for file in result.get("outputs", ())]
     return "\n".join(lines)
 
 

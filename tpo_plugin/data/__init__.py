@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tpo_plugin.data.collate import TPOCollator
     from tpo_plugin.data.dataset import RecordDataset, Sample, SkippedRecord, read_sample
-    from tpo_plugin.data.media import VideoClip, VideoOptions, read_frame, read_image, read_video
+    from tpo_plugin.data.media import VideoClip, VideoOptions, read_frame, read_image, read_video, stream_video
     from tpo_plugin.data.records import Record, Records, Turn, parse_record, prompt_record
 
 _MODULES = {
     "records": ("Record", "Records", "Turn", "parse_record", "prompt_record"),
-    "media": ("VideoClip", "VideoOptions", "read_frame", "read_image", "read_video"),
+    "media": ("VideoClip", "VideoOptions", "read_frame", "read_image", "read_video", "stream_video"),
     "dataset": ("RecordDataset", "Sample", "SkippedRecord", "read_sample"),
     "collate": ("TPOCollator",),
 }
@@ -37,6 +37,7 @@ __all__ = [
     "read_image",
     "read_sample",
     "read_video",
+    "stream_video",
 ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from tpo_plugin.data.chat import ChatTemplate
 from tpo_plugin.data.dataset import Sample
 from tpo_plugin.data.encode import IGNORED, Row, encode
 from tpo_plugin.errors import TPOError
+from tpo_plugin.features import text_groups
+from tpo_plugin.head import asks_for_samples, collate_inputs
 from tpo_plugin.tokens import token_positions
 
 logger = logging.getLogger(__name__)
@@ -26,7 +28,8 @@ class TPOCollator:
 
     The batch has what the host's processor makes of text and media, `labels` on the assistant's text and the token that
     ends its turn (triggers labelled, task tokens -100), and, where a head has tasks, its `task_targets` and
-    `task_inputs`, with `task_positions` of all tokens. Rows are padded on the right.
+    `task_inputs`, with `task_positions` of all tokens (and `task_frames`, where a head looks at the host's frames).
+    Rows are padded on the right.
 
     With `for_generation` it makes prompts instead: the conversation up to its last answer, padded on the left, without
     labels and targets; for `model.tpo.generate(**batch)`.
@@ -39,6 +42,7 @@ class TPOCollator:
     def __init__(self, tpo: Any, *, max_length: int | None = None, for_generation: bool = False) -> None:
         # Not model.tpo itself, which holds the host: a worker process may get a copy of this.
         self.heads, self.tokens = dict(tpo.heads.items()), tpo.tokens
+        self.special_ids = tpo.special_ids
         self.max_length, self.for_generation = max_length, for_generation
         self.chat = ChatTemplate(tpo.tokenizer, tpo.processor)
         if self.chat.end_id is None and not for_generation:
@@ -55,13 +59,18 @@ class TPOCollator:
             for s in samples
         ]
         batch = self._pad(rows)
-        targets, inputs = self._tasks(samples)
+        targets, inputs = collate_tasks(self.heads, samples, for_generation=self.for_generation)
         if inputs:
             batch["task_inputs"] = inputs
         if not self.for_generation:
             if targets:
                 batch["task_targets"] = targets
             batch["task_positions"] = token_positions(batch["input_ids"], batch["labels"], self.tokens)
+            if self.special_ids is not None:
+                groups = text_groups(batch["input_ids"], batch["labels"], self.special_ids)
+                batch["task_positions"]["text"] = groups
+        if self.special_ids is not None:
+            batch["task_frames"] = [[len(clip.frames) for clip in sample.videos] for sample in samples]
         return batch
 
     def _pad(self, rows: list[Row]) -> dict[str, Any]:
@@ -91,23 +100,28 @@ class TPOCollator:
             batch[name] = _join(name, [row.media[name] for row in rows if name in row.media])
         return batch
 
-    def _tasks(self, samples: Sequence[Sample]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Each head's own collation, in the order (batch row, position)."""
-        tasks: dict[str, dict[str, list[dict[str, Any]]]] = {}
-        for sample in samples:
-            for turn in sample.record.turns:
-                for task in turn.tasks:
-                    roles = tasks.setdefault(task["head"], {"assistant": [], "user": []})
-                    roles[turn.role].append(task)
-        targets, inputs = {}, {}
-        for name, roles in tasks.items():
-            head = self.heads[name]
-            if roles["assistant"]:
-                targets[name] = head.collate_targets(roles["assistant"])
-            made = head.collate_inputs(roles["assistant"], roles["user"])
-            if made is not None:
-                inputs[name] = made
-        return targets, inputs
+
+def collate_tasks(
+    heads: Mapping[str, Any], samples: Sequence[Sample], *, for_generation: bool = False
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`task_targets` and `task_inputs` of a batch: each head's own collation, in the order (batch row, position)."""
+    tasks: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for sample in samples:
+        for turn in sample.record.turns:
+            for task in turn.tasks:
+                roles = tasks.setdefault(task["head"], {"assistant": [], "user": []})
+                roles[turn.role].append(task)
+    targets, inputs = {}, {}
+    for name, head in heads.items():
+        if name not in tasks and not (for_generation and asks_for_samples(head)):
+            continue
+        roles = tasks.get(name, {"assistant": [], "user": []})
+        if roles["assistant"]:
+            targets[name] = head.collate_targets(roles["assistant"])
+        made = collate_inputs(head, roles["assistant"], roles["user"], samples)
+        if made is not None:
+            inputs[name] = made
+    return targets, inputs
 
 
 def _join(name: str, parts: list[Any]) -> Any:

@@ -101,7 +101,7 @@ class RecordDataset(Dataset[Sample]):
         for attempt in count(1):
             record = self.sources[source][place - int(self._starts[source])]
             try:
-                sample = read_sample(record, self.video)
+                sample = self.sources[source].checked(read_sample(record, self.video))
             except MediaError as error:
                 self._mark_bad(place, record, error)
                 if attempt == 100:
@@ -122,7 +122,7 @@ class RecordDataset(Dataset[Sample]):
             source = int(np.searchsorted(self._starts, place, side="right")) - 1
             record = self.sources[source][place - int(self._starts[source])]
             try:
-                read_sample(record, self.video)
+                self.sources[source].checked(read_sample(record, self.video))
                 reason = "could not be read then, and can be now"
             except MediaError as error:
                 reason = str(error)

@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import os
 import re
+import shlex
 import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
@@ -84,7 +85,10 @@ def read_image(path: str | Path) -> Image.Image:
 
 
 def read_video(path: str | Path, options: VideoOptions | None = None) -> VideoClip:
-    """Samples a clip. Raises `MediaError` for a file that cannot be read, `TPOError` for a backend that is missing."""
+    """Samples a clip of a video file, or of a list of image files with their durations (.ffconcat).
+
+    Raises `MediaError` for a file that cannot be read, `TPOError` for a backend that is missing.
+    """
     options = options or VideoOptions()
 
     def sample(reader: _Reader) -> VideoClip:
@@ -106,6 +110,32 @@ def read_frame(path: str | Path, time_s: float, backend: str = "auto") -> Image.
     return _with_reader(path, VideoOptions(backend=backend).backend, pick)
 
 
+def stream_video(path: str | Path, start_s: float = 0.0) -> Iterator[tuple[float, np.ndarray]]:
+    """Every frame from the one shown at `start_s` on: its time in seconds and its pixels, uint8 RGB [H, W, 3].
+
+    Frames are decoded one after another by PyAV, so that a long video takes no more memory than a short one. Raises
+    `MediaError` where the file cannot be read, ends before `start_s`, or changes its frame size.
+    """
+    listed = str(path).endswith(".ffconcat")
+    with _reading(path, "a list of frames" if listed else "a video by pyav"):
+        reader = _FrameList(str(path)) if listed else _PyAV(str(path))
+        try:
+            if not 0 <= start_s <= reader.duration_s + _TOLERANCE_S:
+                raise MediaError(f"has no frame at {start_s} s; it lasts {reader.duration_s:.3f} s")
+            first = bisect_right(reader.times_s, start_s + 1e-6) - 1
+            shape: tuple[int, ...] | None = None
+            for time_s, frame in zip(reader.times_s[first:].tolist(), reader.stream(first), strict=True):
+                if shape is not None and shape != frame.shape:
+                    raise MediaError(
+                        f"its frame at {time_s:.3f} s is {frame.shape[1]} x {frame.shape[0]}, those before are "
+                        f"{shape[1]} x {shape[0]}; expected one size in the whole video"
+                    )
+                shape = frame.shape
+                yield time_s, frame
+        finally:
+            reader.close()
+
+
 # -- readers -----------------------------------------------------------------------------------------------------------
 
 
@@ -122,6 +152,10 @@ class _Reader:
 
     def frame_at(self, time_s: float) -> np.ndarray:
         return self.frames([bisect_right(self.times_s, time_s + 1e-6) - 1])[0][0]
+
+    def stream(self, first: int) -> Iterator[np.ndarray]:
+        """Each frame [H, W, 3] from index `first` on."""
+        return (self.frames([index])[0][0] for index in range(first, len(self.times_s)))
 
     def close(self) -> None:
         """Lets go of the file."""
@@ -192,6 +226,9 @@ class _PyAV(_Reader):
         decoded = dict(self._decode(sorted(set(wanted))))
         return np.stack([decoded[start] for start in wanted]), self.times_s[indices]
 
+    def stream(self, first: int) -> Iterator[np.ndarray]:
+        return (frame for _, frame in self._decode(self._starts[first:]))
+
     def _decode(self, wanted: list[int]) -> Iterator[tuple[int, np.ndarray]]:
         """Each wanted start and its frame; seeks where a key frame lies between the last decoded frame and the next."""
         frames: Iterator[Any] = iter(())
@@ -243,10 +280,46 @@ class _TorchCodec(_Reader):
         return self._decoder.get_frames_played_at([min(self._begin + time_s, last)]).data[0].numpy()
 
 
+class _FrameList(_Reader):
+    """A video whose frames are image files: a list of them, with how long each is shown, as FFmpeg's concat reads it.
+
+    ffconcat version 1.0
+    file 'frames/00000.jpg'
+    duration 0.041667
+    """
+
+    def __init__(self, path: str) -> None:
+        self._files: list[str] = []
+        durations: list[float] = []
+        for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+            words = shlex.split(line, comments=True)
+            if len(words) == 2 and words[0] == "file" and len(self._files) == len(durations):
+                self._files.append(os.path.join(os.path.dirname(path), words[1]))
+            elif len(words) == 2 and words[0] == "duration" and len(self._files) == len(durations) + 1:
+                durations.append(float(words[1]))
+            elif words and words != ["ffconcat", "version", "1.0"]:
+                raise MediaError(f"line {number} is {line!r}; expected a frame's file '...', then its duration")
+        if not durations or len(durations) < len(self._files) or not min(durations) > 0:
+            raise MediaError("expected at least one frame, and a duration above 0 s behind each")
+        ends_s = np.cumsum(durations).round(6)
+        self.times_s = np.concatenate([[0.0], ends_s[:-1]])
+        self.duration_s = float(ends_s[-1])
+
+    def frames(self, indices: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        frames = {index: np.asarray(read_image(self._files[index])) for index in sorted(set(indices))}
+        sizes = {frame.shape[1::-1] for frame in frames.values()}
+        if len(sizes) > 1:
+            raise MediaError(f"its frames have different sizes: {', '.join(f'{w} x {h}' for w, h in sorted(sizes))}")
+        return np.stack([frames[index] for index in indices]), self.times_s[indices]
+
+
 _READERS: dict[str, Callable[[str], _Reader]] = {"decord": _Decord, "pyav": _PyAV, "torchcodec": _TorchCodec}
 
 
 def _with_reader(path: str | Path, backend: str, use: Callable[[_Reader], Any]) -> Any:
+    if str(path).endswith(".ffconcat"):
+        with _reading(path, "a list of frames"):
+            return use(_FrameList(str(path)))
     choices = [backend]
     if backend == "auto":
         choices = [name for name in ("decord", "pyav") if importlib.util.find_spec(BACKENDS[name])]

@@ -123,6 +123,13 @@ class Records(Sequence[Record]):
             data, line, prefix = self._read(index), self._lines[index], ""
         return parse_record(data, self._tpo, media_root=self.media_root, file=self.name, line=line, prefix=prefix)
 
+    def checked(self, sample: Any) -> Any:
+        """The sample, if its media can serve its tasks. Raises `MediaError`."""
+        tasks = [task for turn in sample.record.turns for task in turn.tasks]
+        for name in dict.fromkeys(task["head"] for task in tasks):
+            self._tpo.heads[name].check_sample([task for task in tasks if task["head"] == name], sample)
+        return sample
+
     def _read(self, index: int) -> Any:
         assert self.path is not None
         line = self._lines[index]
@@ -155,9 +162,9 @@ def parse_record(
     place = ":".join(str(part) for part in (file or "record", line) if part is not None) + prefix
     texts = _conversation(data, wrong, open_ended)
     texts, images, videos = _media(data, texts, wrong)
-    tasks = _tasks(data, tpo, wrong)
-    turns = _expand(texts, tasks, tpo, wrong)
     root = Path(media_root)
+    tasks = check_tasks(data, tpo, root, wrong)
+    turns = expand_turns(texts, tasks, tpo, wrong)
     return Record(
         id=str(data.get("id", place)),
         place=place,
@@ -244,7 +251,8 @@ def _media(
     return named, paths["image"], paths["video"]
 
 
-def _tasks(data: Mapping[str, Any], tpo: Any, wrong: _Wrong) -> list[dict[str, Any]]:
+def check_tasks(data: Mapping[str, Any], tpo: Any, root: Path, wrong: _Wrong) -> list[dict[str, Any]]:
+    """The tasks of a record, each checked by its head, paths in it made absolute."""
     tasks = data.get("tasks") or []
     if not isinstance(tasks, Sequence) or isinstance(tasks, str):
         raise wrong("tasks", f"is {_kind(tasks)}, expected a list")
@@ -270,11 +278,11 @@ def _tasks(data: Mapping[str, Any], tpo: Any, wrong: _Wrong) -> list[dict[str, A
             match = _FIELD.fullmatch(message)
             field, message = (f".{match[1]}", match[2]) if match else ("", message)
             raise wrong(f"tasks[{i}]{field}", message) from error
-        checked.append(task)
+        checked.append(tpo.heads[name].resolve(task, root))
     return checked
 
 
-def _expand(texts: list[tuple[str, str]], tasks: list[dict[str, Any]], tpo: Any, wrong: _Wrong) -> list[Turn]:
+def expand_turns(texts: list[tuple[str, str]], tasks: list[dict[str, Any]], tpo: Any, wrong: _Wrong) -> list[Turn]:
     """The turns with each placeholder replaced by its tokens, once for each token that its task takes."""
     names = list(tpo.heads)
     # A token may be spelled like its head's placeholder, as <point> of a head "point" may; then it is a placeholder.

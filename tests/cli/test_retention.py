@@ -1,0 +1,61 @@
+"""`tpo retention`: what a run kept of its host."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+import tpo_plugin.cli
+from tpo_plugin import TPOError
+
+
+@pytest.fixture(scope="module")
+def run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished run, with an adapter that has learned something."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    shutil.copytree(world / "run", folder)
+    file, draw = folder / "adapter_model.safetensors", torch.Generator().manual_seed(0)
+    weights = {name: torch.randn(w.shape, generator=draw) * 0.2 for name, w in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
+    return folder
+
+
+def retention(world: Path, run: Path, *arguments: object) -> str:
+    command = ["retention", str(run), "--data", str(world / "records.jsonl"), *map(str, arguments)]
+    result = CliRunner().invoke(tpo_plugin.cli.app, command, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_a_run_is_compared_with_its_host(world: Path, run: Path) -> None:
+    found: dict[str, Any] = json.loads(retention(world, run, "--json"))
+    assert found["conversations"] == 2
+    assert found["with_tasks"] == 2
+    assert found["tokens"] >= 2
+    assert found["applied"] == {"exactly_equal": True, "largest_difference": 0.0}
+    assert found["lora_off"]["agreement"] == 1.0
+    assert found["lora_off"]["perplexity"] == pytest.approx(found["host"]["perplexity"], rel=1e-6)
+    assert 0 <= found["lora_on"]["agreement"] <= 1
+    assert found["lora_on"]["perplexity"] != found["host"]["perplexity"]
+
+
+def test_it_reads_as_text_and_stops_at_the_limit(world: Path, run: Path) -> None:
+    text = retention(world, run, "--limit", 1)
+    assert text.startswith("1 conversations")
+    assert "right after applying: equal bit for bit" in text
+    assert "run, LoRA off: perplexity" in text
+
+
+def test_records_with_nothing_but_tasks_are_refused(world: Path, tmp_path: Path) -> None:
+    first = (world / "records.jsonl").read_text().splitlines()[0]
+    (tmp_path / "tasks.jsonl").write_text(first + "\n")
+    command = ["retention", str(world / "run"), "--data", str(tmp_path / "tasks.jsonl"), "--media", str(world)]
+    with pytest.raises(TPOError, match="has no conversation without tasks"):
+        CliRunner().invoke(tpo_plugin.cli.app, command, catch_exceptions=False)

@@ -1,0 +1,58 @@
+"""`tpo run`: a training script as it is, with TPO applied to the model that its trainer is made with."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tpo_plugin.autorun import AutoRun, read_config
+from tpo_plugin.errors import TPOError
+from tpo_plugin.plugins import registry
+
+
+def run(
+    command: Annotated[list[str], typer.Argument(help="The script with its launcher and arguments, after `--`.")],
+    heads: Annotated[str, typer.Option(help="Names of heads, with commas between them.")],
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file with loss_weights and heads, the fields of TPOConfig.")
+    ] = None,
+) -> None:
+    """Run a training script unchanged, with TPO on the model that it trains.
+
+    For example: tpo run --heads region -- torchrun --nproc_per_node 8 train.py --output_dir out
+    """
+    names = [name.strip() for name in heads.split(",") if name.strip()]
+    if not names:
+        raise TPOError(f"--heads {heads!r} names no head; expected for example --heads region,temporal")
+    for name in names:
+        registry().head(name)
+    settings = AutoRun(heads=names, config={} if config is None else read_config(config))
+    with tempfile.TemporaryDirectory(prefix="tpo-run-") as folder:
+        marker = Path(folder) / "trainers"
+        settings.marker = str(marker)
+        code = _run(command, {**os.environ, **settings.environment()})
+        if code == 0 and not marker.exists():
+            raise TPOError(
+                f"{command[0]} ended without making a transformers Trainer, so nothing was trained with TPO; tpo run "
+                "finds the model when the script makes a Trainer, in a Python that reads PYTHONPATH"
+            )
+    sys.exit(code)
+
+
+def _run(command: list[str], environment: dict[str, str]) -> int:
+    """The command's exit status; signals that would end this process go to the command, which ends on its own."""
+    try:
+        process = subprocess.Popen(command, env=environment)
+    except OSError as error:
+        raise TPOError(f"{command[0]} cannot be started: {error.strerror or error}") from error
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, frame: process.send_signal(received))
+    code = process.wait()
+    return code if code >= 0 else 128 - code

@@ -1,0 +1,278 @@
+"""What heads may see of a host's forward: states of the prompt's text, and features of the video's frames.
+
+Suffixes: B batch, T sequence, N task tokens, D hidden size, L text tokens, F frames, C width of the vision tower, P
+patches, n frames that the tower saw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from itertools import accumulate, groupby
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tpo_plugin.errors import HostError, TPOError
+
+MAX_TEXT = 64
+"""So many text tokens at the most, the last ones, belong to a task token."""
+
+TextGroups = list[tuple[int, list[int]]]
+"""(batch row, columns of the text tokens) of each question, in order."""
+
+
+class HostFeatures:
+    """What the host computed of the samples of N task tokens, in the very forward that fed them; with its gradient.
+
+    Computed when it is asked for, so that a head which looks at the frames does not pay for the text.
+    """
+
+    def __init__(self, places: Sequence[tuple[int, int]], captured: Captured) -> None:
+        self._places, self._captured = places, captured
+
+    @property
+    def text(self) -> Tensor:
+        """Last hidden states of the question's ordinary tokens, float32 [N, L, D], zero where `text_mask` is False.
+
+        A question is the text before the task token's answer: neither labelled nor special tokens, nor media.
+        """
+        return self._texts[0]
+
+    @property
+    def text_mask(self) -> Tensor:
+        """bool [N, L]"""
+        return self._texts[1]
+
+    @property
+    def vision(self) -> Tensor:
+        """The vision tower's last hidden state of each frame, its mean over patches, float32 [N, F, C]; zero where
+        `vision_mask` is False. A tower that merges pairs of frames gives half as many. Only frames of videos.
+
+        Raises `HostError` where what the tower gave cannot be told apart by frames, and `TPOError` where the batch
+        does not say how many frames each row has (`task_frames`, as `TPOCollator` gives it).
+        """
+        return self._visions[0]
+
+    @property
+    def vision_mask(self) -> Tensor:
+        """bool [N, F]"""
+        return self._visions[1]
+
+    @cached_property
+    def _texts(self) -> tuple[Tensor, Tensor]:
+        rows, groups = self._captured.text_rows, self._captured.text_groups
+        if rows is None:
+            raise HostError(
+                "the states of the prompt's text were not seen: a head that looks at them needs input_ids, and a host "
+                "whose last hidden state covers the whole prompt"
+            )
+        starts = [0, *accumulate(len(columns) for _, columns in groups)]
+        chosen: list[list[int]] = []
+        for row, column in self._places:
+            before = [i for i, (r, columns) in enumerate(groups) if r == row and columns[0] < column]
+            last = before[-1] if before else None
+            indices = [] if last is None else list(range(starts[last], starts[last + 1]))
+            inside = [] if last is None else [i for i, c in zip(indices, groups[last][1], strict=True) if c < column]
+            chosen.append(inside[-MAX_TEXT:])
+        return _padded([rows.index_select(0, _on(rows.device, indices)) for indices in chosen], rows)
+
+    @cached_property
+    def _visions(self) -> tuple[Tensor, Tensor]:
+        frames = self._captured.frame_features()
+        if not frames:
+            raise TPOError(
+                "a head looks at the frames that the host's vision tower saw, and there are none: give a batch with "
+                "videos, as TPOCollator makes it (task_frames says how many frames each row has)"
+            )
+        return _padded([frames[row] for row, _ in self._places], frames[0])
+
+
+class Captured:
+    """What the hooks keep of one forward, or of the prompt of a generation, for `HostFeatures`."""
+
+    def __init__(self, groups: TextGroups, frames: Sequence[Sequence[int]] | None) -> None:
+        self.text_groups = groups
+        self.text_rows: Tensor | None = None
+        """States of all tokens of `text_groups`, [sum of their lengths, D]."""
+        self.frames = frames
+        """For each batch row the number of frames of each of its videos; None where the batch does not say."""
+        self.spans: list[list[tuple[int, int]]] | None = None
+        """For each batch row [start, stop) of each of its videos among all that the tower saw in its last call, where
+        the host says so; then `frames` is not needed."""
+        self.tower_calls: list[tuple[Tensor, Tensor | None]] = []
+        """What the vision tower gave, and the grid that it got, for each of its calls in the last forward with any."""
+        self._stale = False
+
+    def start_forward(self) -> None:
+        """A new forward begins: if the tower runs in it, what it gave before is out of date."""
+        self._stale = True
+
+    def keep_tower(self, states: Tensor, grid: Tensor | None = None) -> None:
+        """Adds what the tower gave; `grid` [videos, 3] are frames, height and width where it packs all patches."""
+        if self._stale:
+            self.tower_calls, self._stale = [], False
+        self.tower_calls.append((states, grid))
+
+    def keep_prompt(self, hidden_BTD: Tensor, copies: int) -> None:
+        """As `keep_text`, of the first forward of a generation, if that covers the prompt."""
+        last = max((columns[-1] for _, columns in self.text_groups), default=0)
+        if self.text_rows is None and last < hidden_BTD.shape[1]:
+            self.keep_text(hidden_BTD, copies)
+
+    def keep_text(self, hidden_BTD: Tensor, copies: int = 1) -> None:
+        """Takes the text's rows out of the last hidden state, in which each sample stands `copies` times."""
+        length = hidden_BTD.shape[1]
+        flat = [row * copies * length + column for row, columns in self.text_groups for column in columns]
+        self.text_rows = hidden_BTD.flatten(0, 1).index_select(0, _on(hidden_BTD.device, flat))
+
+    def frame_features(self) -> list[Tensor]:
+        """For each batch row [F, C]: the mean over patches of each frame of its videos, one video after another."""
+        if self.spans is not None and self.tower_calls and any(self.spans):
+            seen = _means(*self.tower_calls[-1])
+            return [torch.cat([seen[:0], *(seen[start:stop] for start, stop in row)]) for row in self.spans]
+        if self.frames is None or not self.tower_calls or not any(map(sum, self.frames)):
+            return []
+        counts, total = [count for row in self.frames for count in row], sum(map(sum, self.frames))
+        calls = [_means(states, grid) for states, grid in self.tower_calls]
+        # Images come before videos, which are one call, or one call each.
+        seen = calls[-1] if len(calls[-1]) % total == 0 else torch.cat(calls)
+        if len(seen) and len(seen) % total == 0:
+            copies, merged = len(seen) // total, 1
+        elif len(seen) and total % len(seen) == 0 and all(count % (total // len(seen)) == 0 for count in counts):
+            copies, merged = 1, total // len(seen)
+        else:
+            raise HostError(
+                f"the vision tower gave {[tuple(states.shape) for states, _ in self.tower_calls]} for videos of "
+                f"{counts} frames, so its features cannot be told apart by frames"
+            )
+        # Beam search repeats each prompt: with all its videos where they are packed, else each of its videos.
+        packed = self.tower_calls[-1][1] is not None
+        rows = [[sum(row)] if packed else list(row) for row in self.frames]
+        parts = iter(seen.split([count // merged for row in rows for count in row for _ in range(copies)])[::copies])
+        return [torch.cat([seen[:0], *(next(parts) for _ in row)]) for row in rows]
+
+
+def _means(states: Tensor, grid: Tensor | None) -> Tensor:
+    """[n, C], the mean over patches of each frame that a tower saw, from [n, P, C] or from packed patches [P, C]."""
+    if grid is None:
+        return states.flatten(0, -3).mean(1) if states.dim() > 2 else states
+    sizes = [(t, t * h * w) for t, h, w in grid.tolist()]
+    patches, states = sum(size for _, size in sizes), states.flatten(0, -2)
+    if not len(states) or patches % len(states):
+        raise HostError(f"the vision tower gave {len(states)} patches for videos of {sizes} (frames, patches)")
+    merged = patches // len(states)
+    parts = states.split([size // merged for _, size in sizes])
+    return torch.cat([part.unflatten(0, (t, -1)).mean(1) for part, (t, _) in zip(parts, sizes, strict=True)])
+
+
+def _padded(parts: Sequence[Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
+    """[N, longest, width] and its mask, from N tensors [length, width]."""
+    if not parts:
+        return like.new_zeros(0, 0, like.shape[-1]).float(), torch.zeros(0, 0, dtype=torch.bool, device=like.device)
+    lengths = _on(like.device, [len(part) for part in parts])
+    padded = nn.utils.rnn.pad_sequence([part.float() for part in parts], batch_first=True)
+    return padded, torch.arange(padded.shape[1], device=like.device) < lengths[:, None]
+
+
+def _on(device: torch.device, numbers: list[int]) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.int64).to(device, non_blocking=True)
+
+
+# -- text --------------------------------------------------------------------------------------------------------------
+
+
+def special_ids(tokenizer: Any, config: Any) -> list[int]:
+    """Ids that are no text: the tokenizer's special tokens, and the placeholders of media that a config names."""
+    ids = {*tokenizer.all_special_ids, *(i for i, t in tokenizer.added_tokens_decoder.items() if t.special)}
+    for kind in ("image", "video", "audio"):
+        for name in (f"{kind}_token_id", f"{kind}_token_index"):
+            value = getattr(config, name, None)
+            ids |= {value} if isinstance(value, int) else set()
+    return sorted(ids)
+
+
+def text_groups(input_ids: Tensor, labels: Tensor | None, special: Iterable[int]) -> TextGroups:
+    """The questions of a batch [B, T]: ordinary tokens without a label, a group for each stretch between answers.
+
+    Without labels all ordinary tokens of a row are one group. Called at collation, on the CPU.
+    """
+    ids = input_ids.cpu().numpy()
+    labelled = np.zeros(ids.shape, dtype=bool) if labels is None else (labels != -100).cpu().numpy()
+    rows, columns = np.nonzero(~np.isin(ids, list(special)) & (ids >= 0) & ~labelled)
+    answers = labelled.cumsum(-1)[rows, columns]
+    tokens = zip(rows.tolist(), answers.tolist(), columns.tolist(), strict=True)
+    return [(row, [c for _, _, c in group]) for (row, _), group in groupby(tokens, key=lambda t: t[:2])]
+
+
+# -- vision ------------------------------------------------------------------------------------------------------------
+
+
+def vision_towers(model: nn.Module) -> list[nn.Module]:
+    """The outermost modules that are configured by the host's vision config: by what the model says of itself."""
+    config = getattr(model, "config", None)
+    parts = [config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", ()))]
+    visions = [getattr(part, "vision_config", None) for part in parts]
+    kinds = tuple({type(c) for c in visions if c is not None and not isinstance(c, dict)})
+    found: list[tuple[str, nn.Module]] = []
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer, _ in found)
+        if kinds and name and not inside and isinstance(getattr(module, "config", None), kinds):
+            found.append((name, module))
+    return [module for _, module in found]
+
+
+def tower_grid(args: tuple, kwargs: dict[str, Any]) -> Tensor | None:
+    """The argument [videos, 3] by which a tower that packs patches knows their frames, heights and widths."""
+    for value in (kwargs.get("grid_thw"), *args[1:]):
+        if isinstance(value, Tensor) and value.dim() == 2 and value.shape[1] == 3 and not value.is_floating_point():
+            return value
+    return None
+
+
+def tower_states(output: Any) -> Tensor:
+    """The last hidden state in what a vision tower returned."""
+    if isinstance(output, Tensor):
+        return output
+    states = getattr(output, "last_hidden_state", None)
+    return states if isinstance(states, Tensor) else output[0]
+
+
+class _Seen(Exception):
+    pass
+
+
+@torch.no_grad()
+def tower_width(model: nn.Module, towers: Sequence[nn.Module], processor: Any) -> int | None:
+    """C, by one run of the vision tower on a black image; None where the host has no tower, or no processor is given.
+
+    Raises `HostError` where the processor and the host do not get as far as the tower.
+    """
+    if not towers or processor is None:
+        return None
+    from PIL import Image
+
+    def stop(module: nn.Module, args: Any, output: Any) -> None:
+        raise _Seen(tower_states(output).shape[-1])
+
+    handles = [tower.register_forward_hook(stop) for tower in towers]
+    try:
+        token = getattr(processor, "image_token", None) or "<image>"
+        inputs = processor(text=[token], images=[Image.new("RGB", (64, 64))], return_tensors="pt")
+        like = next(towers[0].parameters())
+        tensors = {name: value.to(like.device) for name, value in inputs.items() if isinstance(value, Tensor)}
+        model(**{k: v.to(like.dtype) if v.is_floating_point() else v for k, v in tensors.items()})
+        reason = "the tower did not run"
+    except _Seen as seen:
+        return int(seen.args[0])
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+    finally:
+        for handle in handles:
+            handle.remove()
+    raise HostError(
+        f"the width of the vision tower of {type(model).__name__} could not be found ({reason}); a head that looks at "
+        "the host's frames needs it: a host adapter can set Host.vision_size (patches/README.md)"
+    )
