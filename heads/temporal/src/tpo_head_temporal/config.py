@@ -1,0 +1,101 @@
+"""The temporal head's configuration. No torch in here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import tpo_plugin as tpo
+
+Features = Literal["host", "clip", "files"]
+
+
+@dataclass(kw_only=True)
+class TemporalConfig(tpo.HeadConfig):
+    """Defaults are those published for QVHighlights (CG-DETR, arXiv 2311.08835)."""
+
+    features: Features = "host"
+    """Where the clips' and the words' features come from: "host", its own vision tower and token states; "clip", a
+    frozen CLIP or SigLIP; "files", computed before."""
+    clip: str | None = None
+    """Folder or hub name of the CLIP or SigLIP, for features "clip"."""
+    clip_sha256: str | None = None
+    """Hash of its weights and of how it prepares images; filled in when it is first loaded, checked from then on."""
+    video_features: list[str] = field(default_factory=list)
+    """For features "files": one folder for each kind of feature, with a file <video's name>.npz or .safetensors."""
+    text_features: str | None = None
+    """For features "files": folder with <record's id> or qid<record's id> .npz or .safetensors; None takes the host's
+    token states."""
+    clip_s: float | None = None
+    """For features "files" that do not store their video's length: seconds of a clip, to check the length by."""
+    video_size: int | None = None
+    """Width of the clips' features; None takes that of the vision tower or CLIP. Needed for features "files"."""
+    text_size: int | None = None
+    """Width of the words' features; None takes the host's hidden size, or that of the CLIP."""
+    normalise: bool = True
+    """Whether each clip's and each word's features (of files, each kind of them) are divided by their length."""
+
+    hidden: int = 256
+    num_heads: int = 8
+    feed_forward: int = 1024
+    input_layers: int = 2
+    cross_layers: int = 2
+    encoder_layers: int = 3
+    decoder_layers: int = 3
+    dummy_layers: int = 2
+    moment_layers: int = 1
+    sentence_layers: int = 1
+    num_dummies: int = 45
+    num_queries: int = 10
+    """The most spans of one answer, in training too."""
+    total_prompts: int = 10
+    num_prompts: int = 1
+    dropout: float = 0.1
+    """In attention, feed-forward and, for whole branches, stochastic depth."""
+    input_dropout: float = 0.5
+    """Before each linear layer of the input projections."""
+    reference_masks: bool = False
+    """Reproduces the public code's defect in the cross attention, by which a sample's result depends on what else is in
+    its batch: to repeat published numbers."""
+    reference_losses: bool = True
+    """Whether losses are reduced as published: means over what a batch holds, padding included in some, with the
+    oddities that `losses` names. Off, each is a sum over samples, which does not depend on padding or accumulation."""
+
+    span_weight: float = 10.0
+    giou_weight: float = 1.0
+    label_weight: float = 4.0
+    saliency_weight: float = 1.0
+    align_weight: float = 1.0
+    distill_weight: float = 1.0
+    orthogonal_weight: float = 1.0
+    """Weights of the losses. Those of span, GIoU and label are the matcher's costs too, as published."""
+    background_weight: float = 0.1
+    """Weight of a query without a moment in the label loss."""
+    margin: float = 0.2
+    """By how much a relevant clip's saliency shall exceed another's."""
+
+    nms: float | None = None
+    """Overlap, 0 to 1, above which a span is dropped beside one of higher score; None keeps all, as published."""
+
+    init_from: str | None = None
+    """File that `tpo import cg-detr` wrote, to start from. Forgotten once loaded: a checkpoint has the weights."""
+
+    def __post_init__(self) -> None:
+        if self.features not in get_args(Features):
+            choices = ", ".join(map(repr, get_args(Features)))
+            raise tpo.TPOError(f"temporal: features is {self.features!r}; expected one of {choices}")
+        if self.features == "clip" and self.clip is None:
+            raise tpo.TPOError("temporal: features is 'clip' and clip is None; expected the folder or name of a model")
+        if self.features == "files" and self.video_size is None:
+            raise tpo.TPOError("temporal: features is 'files' and video_size is None; expected the features' width")
+        if self.features == "files" and self.text_features is not None and self.text_size is None:
+            raise tpo.TPOError("temporal: text_features is set and text_size is None; expected the features' width")
+        for name in ("dropout", "input_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise tpo.TPOError(f"temporal: {name} is {getattr(self, name)}; expected 0 up to below 1")
+        if self.hidden % self.num_heads or self.hidden % 8:
+            raise tpo.TPOError(f"temporal: hidden is {self.hidden}; expected a multiple of num_heads and of 8")
+        if self.num_prompts > self.total_prompts:
+            raise tpo.TPOError(f"temporal: num_prompts is {self.num_prompts}; expected at most {self.total_prompts}")
+        if self.nms is not None and not 0 <= self.nms <= 1:
+            raise tpo.TPOError(f"temporal: nms is {self.nms}; expected 0 to 1, or None")

@@ -1,0 +1,35 @@
+"""What evaluation reports of the temporal head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+import tpo_plugin as tpo
+from tpo_head_temporal.span_metrics import best_iou, pad, recall_at_one
+
+
+class TemporalMetrics(tpo.HeadMetrics):
+    """`R1@0.3`, `R1@0.5`, `R1@0.7`: the share of queries whose best-scored span has at least that IoU with a true one.
+
+    `mIoU` is the mean of that IoU. Each in 0 to 1; of several true spans the one that fits best counts.
+    """
+
+    def __init__(self, head: tpo.TaskHead) -> None:
+        super().__init__(head)
+        self.ious: list[np.ndarray] = []
+
+    def update(self, outputs: dict[str, Tensor], targets: dict[str, Any]) -> None:
+        """`outputs["spans_s"]` [N, Q, 2], the best first; `targets["spans_s"]` N lists or tensors [M_n, 2]."""
+        true, mask = pad([_array(spans) for spans in targets["spans_s"]], 2)
+        if len(true):
+            self.ious.append(best_iou(_array(outputs["spans_s"])[:, 0], true, mask))
+
+    def compute(self) -> dict[str, float]:
+        return recall_at_one(np.concatenate(self.ious)) if self.ious else {}
+
+
+def _array(spans: Any) -> np.ndarray:
+    return np.asarray(spans.detach().float().cpu() if isinstance(spans, Tensor) else spans, dtype=float)

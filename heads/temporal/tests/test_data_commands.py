@@ -1,0 +1,182 @@
+"""`tpo evaluate-moments`, `tpo convert-moments` and `tpo cache-features`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+from tpo_head_temporal import caching
+from tpo_head_temporal.commands import register
+from tpo_head_temporal.convert import convert
+from typer.testing import CliRunner
+
+import tpo_plugin as tpo
+
+
+def run(*arguments: object) -> str:
+    app = typer.Typer()
+    register(app)
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def write_video(path: Path, num: int) -> None:
+    """So many frames, 10 a second."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 32, 24, "yuv420p"
+        for i in range(num):
+            frame = av.VideoFrame.from_ndarray(np.full((24, 32, 3), i, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    folder = tmp_path / "videos"
+    (folder / "part").mkdir(parents=True)
+    write_video(folder / "part/A.mp4", 60)
+    write_video(folder / "v_1.0_3.0.mkv", 20)
+    (folder / "broken.mp4").write_bytes(b"no video")
+    return folder
+
+
+def test_no_torch_before_a_command_runs() -> None:
+    code = (
+        "import sys, typer, tpo_head_temporal.commands as c\n"
+        "app = typer.Typer(); c.register(app)\n"
+        "import tpo_head_temporal.qvhighlights, tpo_head_temporal.formats, tpo_head_temporal.convert\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_commands_are_found(tmp_path: Path) -> None:
+    code = "import sys; from tpo_plugin.cli import main; sys.argv[1:] = ['--help']; main()"
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path).stdout
+    assert all(name in found for name in ("evaluate-moments", "convert-moments", "cache-features"))
+
+
+def test_evaluate(tmp_path: Path) -> None:
+    truth = {"qid": 1, "duration": 20, "relevant_windows": [[0, 12]]}
+    truth |= {"relevant_clip_ids": [0, 1], "saliency_scores": [[2, 3, 4], [0, 0, 0]]}
+    prediction = {"qid": 1, "pred_relevant_windows": [[0, 9, 0.5]], "pred_saliency_scores": [9, 1]}
+    for name, line in (("p", prediction), ("t", truth)):
+        (tmp_path / name).write_text(json.dumps(line))
+    printed = run("evaluate-moments", tmp_path / "p", tmp_path / "t", "-o", tmp_path / "out.json")
+    assert [line.split() for line in printed.splitlines()[:3]] == [
+        ["MR-full-R1@0.3", "100.00"],
+        ["MR-full-R1@0.5", "100.00"],
+        ["MR-full-R1@0.7", "100.00"],
+    ]
+    results = json.loads((tmp_path / "out.json").read_text())
+    assert results["brief"]["MR-full-mIoU"] == 75.0
+    assert results["HL-min-VeryGood"] == {"HL-mAP": 33.33, "HL-Hit1": 100.0}
+    assert json.loads(run("evaluate-moments", tmp_path / "p", tmp_path / "t", "--json")) == results
+
+
+def test_convert_charades_sta(tmp_path: Path, videos: Path) -> None:
+    lines = [
+        "A 0.0 2.5##first",
+        "A 1 8.0##second",
+        "A 7 8##third",
+        "B 1 2##fourth",
+        "broken 1 2##fifth",
+        "A 3 2##sixth",
+    ]
+    (tmp_path / "train.txt").write_text("\n".join(lines))
+    output = tmp_path / "deep/records.jsonl"
+    printed = run("convert-moments", "charades-sta", tmp_path / "train.txt", "--videos", videos, "-o", output)
+    assert "2 records written, 4 queries skipped" in printed
+    assert "spans that ended behind their video and were cut to its end: 1" in printed
+    for reason in (
+        r"train.txt:6: start, end: is [3, 2], expected an end behind the start",
+        r"train.txt:3: A_3: span 0: is [7, 8], but A lasts 6.00 s",
+        r"train.txt:4:B_1: video 'B' is not in",
+        r"train.txt:5:broken_1: ",
+    ):
+        assert reason in printed
+    records = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [record["id"] for record in records] == ["A_1", "A_2"]
+    assert records[0]["video"] == "../videos/part/A.mp4"
+    assert (output.parent / records[0]["video"]).is_file()
+    assert records[1]["tasks"] == [{"head": "temporal", "spans": [[1.0, 6.0]], "query": "second", "duration": 6.0}]
+
+
+def test_convert_qvhighlights_with_dots_in_names(tmp_path: Path, videos: Path) -> None:
+    line = {"qid": 3, "query": "x", "vid": "v_1.0_3.0", "duration": 2, "relevant_windows": [[0, 2]]}
+    (tmp_path / "val.jsonl").write_text(json.dumps(line))
+    report = convert("qvhighlights", tmp_path / "val.jsonl", videos, tmp_path / "records.jsonl")
+    assert (report.written, report.skipped, report.cut) == (1, [], 0)
+    assert json.loads((tmp_path / "records.jsonl").read_text())["video"] == "videos/v_1.0_3.0.mkv"
+
+
+def test_convert_refuses_what_gives_nothing(tmp_path: Path, videos: Path) -> None:
+    (tmp_path / "a.txt").write_text("C 0 1##x")
+    with pytest.raises(tpo.TPOError, match=r"a\.txt: no query can be used\n(.*\n)*.*video 'C' is not in"):
+        convert("charades-sta", tmp_path / "a.txt", videos, tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()
+    with pytest.raises(tpo.TPOError, match="no such folder of videos"):
+        convert("charades-sta", tmp_path / "a.txt", tmp_path / "nowhere", tmp_path / "out.jsonl")
+    (tmp_path / "a.txt").write_text("A 0 1##x")
+    write_video(videos / "A.mkv", 3)
+    with pytest.raises(tpo.TPOError, match="video 'A' is there 2 times: .*; keep one"):
+        convert("charades-sta", tmp_path / "a.txt", videos, tmp_path / "out.jsonl")
+
+
+def test_converted_records_are_records(tmp_path: Path, videos: Path) -> None:
+    """The temporal head takes what the converter writes."""
+    from types import SimpleNamespace
+
+    from tpo_head_temporal.config import TemporalConfig
+    from tpo_head_temporal.head import TemporalHead
+
+    from tpo_plugin.data import Records
+
+    line = {"qid": 3, "query": "x", "vid": "v_1.0_3.0", "duration": 2, "relevant_windows": [[0, 2]]}
+    line |= {"relevant_clip_ids": [0], "saliency_scores": [[1, 2, 3]]}
+    (tmp_path / "val.jsonl").write_text(json.dumps(line))
+    convert("qvhighlights", tmp_path / "val.jsonl", videos, tmp_path / "records.jsonl")
+    (tmp_path / "a.txt").write_text("A 0 1##x")
+    convert("charades-sta", tmp_path / "a.txt", videos, tmp_path / "others.jsonl")
+    head: Any = TemporalHead(TemporalConfig(hidden=16, num_heads=2), 16, 16)
+    tokens = SimpleNamespace(trigger="<time_begin>", task_token="<temp>", input_token=None)
+    stand_in = SimpleNamespace(heads={"temporal": head}, tokens={"temporal": tokens})
+    for name in ("records", "others"):
+        (record,) = Records(tmp_path / f"{name}.jsonl", stand_in)
+        assert record.videos[0].is_file()
+        assert record.turns[1].text == "It happens at <time_begin><temp>."
+        assert record.turns[1].tasks[0]["query"] == "x"
+
+
+def test_cache_features_hands_on_its_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given: dict[str, Any] = {}
+
+    def stand_in(*arguments: Any, **options: Any) -> caching.CacheReport:
+        given.update(options, arguments=arguments)
+        return caching.CacheReport(computed=3)
+
+    monkeypatch.setattr(caching, "cache_features", stand_in)
+    options = ["--clip-s", "1", "--workers", "4", "--batch-size", "8", "--device", "meta", "--media-root", "m"]
+    printed = run("cache-features", "r.jsonl", "--model", "clip", "-o", tmp_path, *options)
+    assert "videos: 3 (3 computed, 0 were there, 0 cannot be read)" in printed
+    assert given == {
+        "arguments": (Path("r.jsonl"), "clip", tmp_path),
+        "media_root": Path("m"),
+        "clip_s": 1.0,
+        "num_workers": 4,
+        "batch_size": 8,
+        "device": "meta",
+    }
