@@ -1,0 +1,26 @@
+"""The mask head: SAM 2, prompted by the `<tracking>` token, and `<track_box>` for a box that the user gives."""
+
+from collections.abc import Callable
+from typing import Any
+
+import tpo_plugin as tpo
+
+
+@tpo.hookimpl
+def register_heads(register: Callable[..., None]) -> None:
+    register(
+        "mask",
+        head="tpo_head_mask.head:MaskHead",
+        config="tpo_head_mask.config:MaskConfig",
+        trigger="<track_begin>",
+        task_token="<tracking>",
+        input_token="<track_box>",
+    )
+
+
+@tpo.hookimpl
+def register_commands(app: Any) -> None:
+    """Adds `tpo convert-masks` and `tpo score-masks`."""
+    from tpo_head_mask.commands import add_commands
+
+    add_commands(app)

@@ -1,0 +1,81 @@
+"""Image embeddings on disk, so that a frozen image encoder sees each frame once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from tpo_head_mask.backends.base import Backend, Features
+
+MAPS = ("fine", "middle", "coarse")
+
+
+class EmbeddingCache:
+    """Features of frames by key, in float16, one file a frame, in a folder of its own for each image encoder.
+
+    Several processes may use it at once: a file is written under a temporary name and renamed.
+    """
+
+    def __init__(self, folder: str, backend: Backend, checkpoint_sha256: str | None) -> None:
+        self._root, self._backend, self._sha256 = Path(folder), backend, checkpoint_sha256
+        self._own: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where this encoder's files are: named after its checkpoint's hash, or that of its weights, and the size."""
+        if self._own is None:
+            sha256 = self._sha256 or _hash_of_weights(self._backend)
+            side = self._backend.architecture.image_size
+            self._own = self._root / f"{sha256[:16]}-{side}"
+        return self._own
+
+    def load(self, key: str) -> Features | None:
+        """The features of one frame (F = 1), or None where they are not there."""
+        path = self._path(key)
+        if not path.is_file():
+            return None
+        maps = load_file(path)
+        return Features(*(maps[name].float()[None] for name in MAPS))
+
+    def save(self, key: str, features: Features) -> None:
+        """Keeps the features of one frame (F = 1)."""
+        path = self._path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+        maps = (m[0].detach().half().cpu().contiguous() for m in features.maps)
+        save_file(dict(zip(MAPS, maps, strict=True)), temporary)
+        os.replace(temporary, path)
+
+    def _path(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}.safetensors"
+
+
+def rounded(features: Features) -> Features:
+    """As they come back from the disk: a frame gives the same numbers the first time and later."""
+    return Features(*(m.half().float() for m in features.maps))
+
+
+def frame_key(path: str, time_s: float) -> str:
+    """Names a frame by its file, the file's date and size, and its time."""
+    stat = os.stat(path)
+    text = f"{os.path.abspath(path)}|{stat.st_mtime_ns}|{stat.st_size}|{time_s:.6f}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _hash_of_weights(backend: Backend) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(backend.model.state_dict().items()):
+        if name.startswith(("image_encoder.", "vision_encoder.")) or ".conv_s" in name:
+            digest.update(name.encode())
+            digest.update(value.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def concatenated(parts: list[Features]) -> Features:
+    """Frames one behind another."""
+    return Features(*(torch.cat(maps) for maps in zip(*(p.maps for p in parts), strict=True)))

@@ -1,0 +1,246 @@
+"""Masks and boxes over pictures and videos. H height, W width in pixels; frames are uint8 RGB [H, W, 3]."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+import tpo_plugin as tpo
+from tpo_head_mask.masks import Box, as_mask, box_of
+
+COLOURS = ("#ff8c00", "#00c2a8", "#d64fc8", "#f2d400", "#8f6bff", "#5fd35f", "#ff5a5a", "#35b6ff")
+"""Of the first object, the second, ...; they repeat."""
+TRUE_COLOUR = "#1e90ff"
+_OPACITY = 0.5
+_TRAIL = 48
+"""Centres that a trajectory shows behind a box."""
+_SAME_TIME_S = 1e-3
+_TICKS = 90_000
+"""Of a second: the clock of MPEG video, in which common frame rates are whole numbers."""
+
+
+def draw_masks(image: Image.Image, masks: Sequence[Any], targets: Sequence[Any] = ()) -> Image.Image:
+    """A copy of `image`, RGB, with each mask [H, W] filled in its colour, and the true ones outlined in blue.
+
+    A mask is an array or RLE; None stands for an object that is not there. Raises `TPOError` for one of another size.
+    """
+    pixels = np.array(image.convert("RGB"))
+    paint_masks(pixels, *([None if mask is None else as_mask(mask) for mask in given] for given in (masks, targets)))
+    return Image.fromarray(pixels)
+
+
+def draw_boxes(image: Image.Image, trails: Sequence[Sequence[Any]], targets: Sequence[Any] = ()) -> Image.Image:
+    """A copy of `image`, RGB, with each object's box, and behind it the line that its centre came along.
+
+    A trail is an object's boxes [x1, y1, x2, y2] (0 to 1), or None, up to this frame. `targets` are the true boxes of
+    this frame, drawn in blue.
+    """
+    drawn = image.convert("RGB")
+    drawn = drawn.copy() if drawn is image else drawn
+    pen = ImageDraw.Draw(drawn)
+    for box in targets:
+        _draw_box(pen, box, image.size, TRUE_COLOUR)
+    for number, trail in enumerate(trails):
+        colour = COLOURS[number % len(COLOURS)]
+        _draw_way(pen, trail, image.size, colour)
+        if trail:
+            _draw_box(pen, trail[-1], image.size, colour)
+    return drawn
+
+
+def paint_masks(pixels: np.ndarray, masks: Sequence[Any], targets: Sequence[Any] = ()) -> None:
+    """As `draw_masks`, in place on a frame [H, W, 3]."""
+    line = max(1, min(pixels.shape[:2]) // 240)
+    for number, mask in enumerate(masks):
+        if mask is not None:
+            _paint(pixels, mask, _rgb(COLOURS[number % len(COLOURS)]), line, fill=True)
+    for mask in targets:
+        if mask is not None:
+            _paint(pixels, mask, _rgb(TRUE_COLOUR), line, fill=False)
+
+
+def write_video(path: Path, frames: Iterable[tuple[float, np.ndarray]], end_s: float | None = None) -> Path:
+    """Encodes (second, frame [H, W, 3]) pairs, in their order, as an MP4 with H.264, and returns its path.
+
+    The last frame is shown until `end_s`, by default as long as the one before it. A width or height that is odd, which
+    the codec cannot hold, loses its last column or row. Raises `TPOError` for frames of different sizes, times that do
+    not ascend, or no frame; then no file is left.
+    """
+    import av
+
+    unfinished = path.with_name(f".{path.stem}.unfinished.mp4")
+    size: tuple[int, ...] | None = None
+    try:
+        with av.open(str(unfinished), "w", options={"movflags": "faststart"}) as container:
+            stream = container.add_stream("libx264", options={"crf": "18", "preset": "veryfast"})
+            stream.pix_fmt = "yuv420p"
+            stream.codec_context.max_b_frames = 0  # of a file whose last packet is not its last frame, the end is lost
+            stream.codec_context.time_base = Fraction(1, _TICKS)
+            durations: dict[int, int] = {}
+            for number, (start, end, pixels) in enumerate(_with_ends(frames, end_s)):
+                size = size or pixels.shape
+                if pixels.shape != size:
+                    raise tpo.TPOError(
+                        f"{path}: frame {number} is of shape {list(pixels.shape)}, those before {list(size)}"
+                    )
+                height, width = (length // 2 * 2 for length in size[:2])
+                if not number:
+                    stream.height, stream.width = height, width
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels[:height, :width]), format="rgb24")
+                frame.pts, frame.time_base = start, Fraction(1, _TICKS)
+                durations[start] = end - start
+                _mux(container, stream.encode(frame), durations)
+            if size is None:
+                raise tpo.TPOError(f"{path}: no frame was given to encode")
+            _mux(container, stream.encode(), durations)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
+def _mux(container: Any, packets: Iterable[Any], durations: dict[int, int]) -> None:
+    for packet in packets:  # the encoder knows a frame rate alone
+        packet.duration = durations.pop(packet.pts)
+        container.mux(packet)
+
+
+def draw_video(
+    path: Path,
+    frames: Iterable[tuple[float, np.ndarray]],
+    objects: Sequence[Mapping[str, Any]],
+    targets: Sequence[Mapping[str, Any]] = (),
+    *,
+    end_s: float | None = None,
+) -> Path:
+    """An MP4 of (second, frame) pairs with objects over them; one frame is held at a time. See `write_video`.
+
+    An object has "times", seconds, and for each of them, under "masks", RLE, an array [H, W] or None, and under
+    "boxes", [x1, y1, x2, y2] (0 to 1) or None; one of both suffices. A line shows the way that its centre came. What
+    belongs to a time is shown until the object's next one. True ones, `targets`, are outlined in blue.
+    """
+    return write_video(path, _drawn(frames, objects, targets), end_s)
+
+
+def _drawn(
+    frames: Iterable[tuple[float, np.ndarray]],
+    objects: Sequence[Mapping[str, Any]],
+    targets: Sequence[Mapping[str, Any]],
+) -> Iterator[tuple[float, np.ndarray]]:
+    ways: list[deque[Box | None]] = [deque(maxlen=_TRAIL) for _ in objects]
+    for second, frame in frames:
+        pixels = frame.copy()
+        masks = [_at(o, "masks", second) for o in objects]
+        paint_masks(pixels, masks, [_at(o, "masks", second) for o in targets])
+        picture = Image.fromarray(pixels)
+        pen = ImageDraw.Draw(picture)
+        for item in targets:
+            _draw_box(pen, _at(item, "boxes", second), picture.size, TRUE_COLOUR)
+        for number, (item, mask, way) in enumerate(zip(objects, masks, ways, strict=True)):
+            colour = COLOURS[number % len(COLOURS)]
+            box = _at(item, "boxes", second)
+            way.append(box if "boxes" in item or mask is None else box_of(mask))
+            _draw_way(pen, way, picture.size, colour)
+            _draw_box(pen, box, picture.size, colour)
+        yield second, np.asarray(picture)
+
+
+def _at(item: Mapping[str, Any], name: str, second: float) -> Any:
+    """The object's mask or box that is shown at a second, or None."""
+    index = bisect_right(item["times"], second + _SAME_TIME_S) - 1
+    found = item[name][index] if name in item and index >= 0 else None
+    return as_mask(found) if name == "masks" and found is not None else found
+
+
+def _with_ends(
+    frames: Iterable[tuple[float, np.ndarray]], end_s: float | None
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Each frame with its start and end in ticks."""
+    held: tuple[int, np.ndarray] | None = None
+    duration = _TICKS // 25
+    for second, pixels in frames:
+        start = round(second * _TICKS)
+        if held is not None:
+            duration = start - held[0]
+            if duration <= 0:
+                raise tpo.TPOError(
+                    f"a frame at {second} s comes behind one at {held[0] / _TICKS} s; expected ascending times"
+                )
+            yield held[0], start, held[1]
+        held = start, pixels
+    if held is not None:
+        end = held[0] + duration if end_s is None else max(held[0] + 1, round(end_s * _TICKS))
+        yield held[0], end, held[1]
+
+
+def _paint(pixels: np.ndarray, mask: Any, rgb: np.ndarray, line: int, *, fill: bool) -> None:
+    mask = np.asarray(mask, dtype=bool)
+    if mask.shape != pixels.shape[:2]:
+        raise tpo.TPOError(f"a mask of shape {list(mask.shape)} does not fit a picture of {list(pixels.shape[:2])}")
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return
+    reach = line + 1
+    window = (
+        slice(max(0, rows[0] - reach), rows[-1] + 1 + reach),
+        slice(max(0, columns[0] - reach), columns[-1] + 1 + reach),
+    )
+    part, inside = pixels[window], mask[window]
+    if fill:
+        part[inside] = (part[inside] * (1 - _OPACITY) + rgb * _OPACITY).astype(np.uint8)
+    outline = _grown(inside, line) & ~inside
+    rim = _grown(inside, line + 1) & ~inside & ~outline
+    part[outline] = rgb
+    part[rim] = part[rim] // 3  # a dark rim: legible on any background
+
+
+def _grown(mask: np.ndarray, by: int) -> np.ndarray:
+    """The mask and what lies within `by` pixels of it, along rows and columns in turn."""
+    for _ in range(by):
+        wider = mask.copy()
+        wider[1:] |= mask[:-1]
+        wider[:-1] |= mask[1:]
+        wider[:, 1:] |= mask[:, :-1]
+        wider[:, :-1] |= mask[:, 1:]
+        mask = wider
+    return mask
+
+
+def _rgb(colour: str) -> np.ndarray:
+    return np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
+
+
+def _draw_way(pen: ImageDraw.ImageDraw, trail: Iterable[Any], size: tuple[int, int], colour: str) -> None:
+    """The line along which the centres of the last boxes came; broken where the object was not there."""
+    centres = [None if box is None else _pixel((box[0] + box[2]) / 2, (box[1] + box[3]) / 2, size) for box in trail]
+    steps = [[before, after] for before, after in pairwise(centres[-_TRAIL:]) if before and after]
+    line = _line(size)
+    for fill, width in (("black", line + 2), (colour, line)):
+        for step in steps:
+            pen.line(step, fill=fill, width=width)
+
+
+def _draw_box(pen: ImageDraw.ImageDraw, box: Any, size: tuple[int, int], colour: str) -> None:
+    if box is None:
+        return
+    (left, top), (right, bottom) = _pixel(box[0], box[1], size), _pixel(box[2], box[3], size)
+    line = _line(size)
+    pen.rectangle([left - 1, top - 1, right + 1, bottom + 1], outline="black", width=line + 2)
+    pen.rectangle([left, top, right, bottom], outline=colour, width=line)
+
+
+def _line(size: tuple[int, int]) -> int:
+    return max(1, min(size) // 160)
+
+
+def _pixel(x: Any, y: Any, size: tuple[int, int]) -> tuple[int, int]:
+    """From shares of the picture's (width, height)."""
+    return round(float(x) * (size[0] - 1)), round(float(y) * (size[1] - 1))

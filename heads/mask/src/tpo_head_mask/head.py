@@ -1,0 +1,288 @@
+"""Masks from task embeddings, by SAM 2. N task tokens, M boxes that users give, D the host's width, C SAM 2's,
+T frames of a target, S side of SAM 2's input, G = S / 16."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import tpo_plugin as tpo
+from tpo_head_mask import masks, rle
+from tpo_head_mask.backends.base import PROMPT_VECTORS, Decoded, Features
+from tpo_head_mask.cache import EmbeddingCache, concatenated, rounded
+from tpo_head_mask.checkpoints import build_backend
+from tpo_head_mask.config import MaskConfig
+from tpo_head_mask.decoding import decode_clips
+from tpo_head_mask.inputs import FrameLoader, media_of, target_box, target_masks
+from tpo_head_mask.losses import box_loss, pixel_losses, prompt_loss
+from tpo_head_mask.streaming import track, visible_masks
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+logger = logging.getLogger(__name__)
+
+NAME = "mask"
+CENTRED_BOX = (0.25, 0.25, 0.75, 0.75)
+
+
+class MaskMLP(nn.Module):
+    """Two layers with a ReLU between them and a linear output, as in the authors' code."""
+
+    def __init__(self, in_features: int, hidden_features: int, out_features: int) -> None:
+        super().__init__()
+        self.fc1 = tpo.Linear(in_features, hidden_features)
+        self.fc2 = tpo.Linear(hidden_features, out_features)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.fc2(F.relu(self.fc1(input)))
+
+    def start_at(self, output: Tensor) -> None:
+        """Makes it give nearly `output`, whatever it gets."""
+        with torch.no_grad():
+            self.fc2.weight.mul_(0.1)
+            self.fc2.bias.copy_(output.flatten())
+
+
+class MaskHead(tpo.TaskHead):
+    """A task embedding becomes a prompt of SAM 2, in place of the embedding of a box."""
+
+    def __init__(self, config: MaskConfig, hidden_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.sam = build_backend(config)
+        width = self.sam.architecture.hidden_size
+        self.adapter = MaskMLP(hidden_size, hidden_size, PROMPT_VECTORS * width)
+        self.encoder = MaskMLP(4, hidden_size // 2, hidden_size)
+        self.box_decoder = MaskMLP(hidden_size, hidden_size, 4) if "prompt" in config.losses else None
+        centred = torch.tensor([CENTRED_BOX])
+        with torch.no_grad():
+            self.adapter.start_at(self.sam.embed_boxes(centred))
+        if self.box_decoder is not None:
+            self.box_decoder.start_at(centred)
+        self.trained: Tensor
+        self.register_buffer("trained", torch.tensor(config.checkpoint is not None))
+        """Whether SAM 2's weights mean anything: they were loaded, or have been trained."""
+        self._freeze()
+        self.cache = None
+        if config.cache_dir is not None:
+            self.cache = EmbeddingCache(config.cache_dir, self.sam, config.checkpoint_sha256)
+        self._warned = False
+
+    def _freeze(self) -> None:
+        """Leaves trainable what the config says; what a checkpoint's file holds and nothing trains is not saved."""
+        train = self.config.train
+        self.sam.requires_grad_(train == "all")
+        for parameter in self.sam.decoder_parameters():
+            parameter.requires_grad_(train != "nothing")
+        if self.config.checkpoint is not None:
+            learns = {name for name, p in self.sam.named_parameters() if p.requires_grad}
+            self.external = tuple(f"sam.{name}" for name in self.sam.state_dict() if name not in learns)
+
+    # -- computing -----------------------------------------------------------------------------------------------------
+
+    def forward(self, e_ND: Tensor, inputs: dict[str, Any] | None = None, batch_rows: Tensor | None = None) -> Any:
+        """`prompt_embeddings` [N, 3, C], and with the prompt loss `boxes_xyxy` [N, 4], both unbounded.
+
+        With `inputs` for training (see `inputs.FrameLoader`) also `mask_logits` [N, T, 4 G, 4 G], `iou` [N, T],
+        `object_score_logits` [N, T], 0 behind a target's last frame; `num_frames` [N] and `sizes` [N, 2]. With `inputs`
+        for generation (`media`) instead `tracks`: N values as `postprocess` gives them.
+        """
+        prompts = self.adapter(e_ND).unflatten(-1, (PROMPT_VECTORS, -1))
+        outputs = {"prompt_embeddings": prompts}
+        if self.box_decoder is not None:
+            outputs["boxes_xyxy"] = self.box_decoder(e_ND)
+        return outputs | self._masks(prompts, inputs or {}, batch_rows)
+
+    def from_boxes(
+        self, boxes_xyxy: Tensor, inputs: dict[str, Any], batch_rows: Tensor | None = None
+    ) -> dict[str, Any]:
+        """As `forward`, with boxes [N, 4] (0 to 1), embedded by SAM 2 itself, in place of task embeddings: the upper
+        bound of what they can reach, and how a SAM 2 without a checkpoint is trained first."""
+        prompts = self.sam.embed_boxes(boxes_xyxy)
+        own = {"prompt_embeddings": prompts, "boxes_xyxy": boxes_xyxy}
+        return own | self._masks(prompts, inputs, batch_rows)
+
+    def _masks(self, prompts: Tensor, inputs: dict[str, Any], batch_rows: Tensor | None) -> dict[str, Any]:
+        if "frame_index" in inputs:
+            return self._decode(prompts, inputs)
+        if len(prompts) and inputs.get("media"):
+            assert batch_rows is not None
+            return {"tracks": self._track(prompts, inputs["media"], batch_rows.tolist())}
+        if "pixel" not in self.config.losses:
+            return {}
+        if len(prompts):
+            raise tpo.TPOError(
+                f"mask: the batch has {len(prompts)} task token(s) and task_inputs['mask'] has no frames; expected "
+                "what collate_inputs makes of the samples (TPOCollator), 'media' in generation"
+            )
+        return self._decode(prompts, {"frame_index": [], "sizes": torch.zeros(0, 2)})
+
+    def _decode(self, prompts: Tensor, inputs: dict[str, Any]) -> dict[str, Tensor]:
+        index = inputs["frame_index"]
+        if len(index) != len(prompts):
+            raise tpo.TPOError(
+                f"mask: the batch has {len(prompts)} task token(s), task_inputs['mask'] the frames of {len(index)} "
+                "target(s); expected one for each, in their order"
+            )
+        features = self._features(inputs, prompts) if len(prompts) else None
+        outputs = decode_clips(self.sam, features, prompts, index, dynamic=not self.training)
+        if self.training and self.config.train == "all" and len(prompts):
+            self.trained.fill_(True)
+        # Weights that took no part in this step get a gradient of zero, not none: other ranks may use them.
+        learning = [p for p in self.sam.parameters() if p.requires_grad]
+        if learning and torch.is_grad_enabled():
+            outputs["mask_logits"] = outputs["mask_logits"] + 0 * sum(p.sum() for p in learning)
+        return outputs | {
+            "num_frames": prompts.new_tensor([len(frames) for frames in index]),
+            "sizes": inputs["sizes"].to(prompts),
+        }
+
+    def _features(self, inputs: dict[str, Any], like: Tensor) -> Features:
+        parts = []
+        if inputs.get("features") is not None:
+            parts.append(Features(*(m.to(like) for m in inputs["features"])))
+        if len(inputs["frames"]):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.train == "all"):
+                encoded = self.sam.encode(inputs["frames"].to(like.device))
+            if self.cache is not None:
+                encoded = rounded(encoded)
+                for number, key in enumerate(inputs["keys"]):
+                    self.cache.save(key, encoded[number : number + 1])
+            parts.append(encoded)
+        return concatenated(parts)
+
+    def _track(self, prompts: Tensor, media: Sequence[Any], rows: list[int]) -> list[dict[str, Any]]:
+        if not self.trained and not self._warned:
+            self._warned = True
+            logger.warning(
+                "mask: the weights of SAM 2 are untrained (no checkpoint, and train is %r), so the masks mean nothing",
+                self.config.train,
+            )
+        values: list[dict[str, Any]] = [{} for _ in rows]
+        for row in sorted(set(rows)):
+            tokens = [number for number, own in enumerate(rows) if own == row]
+            for number, value in zip(tokens, track(self.sam, media[row], prompts[tokens]), strict=True):
+                values[number] = value
+        return values
+
+    def encode(self, inputs: dict[str, Any]) -> Tensor:
+        """From `boxes_xyxy` [M, 4], 0 to 1, to embeddings [M, D]."""
+        return self.encoder(inputs["boxes_xyxy"])
+
+    def loss(self, outputs: dict[str, Tensor], targets: dict[str, Any], num_targets: Tensor | int) -> dict[str, Tensor]:
+        """`targets`: `masks`, a list of N, each T bool masks [H, W] (or RLE; none for a target of boxes alone), and for
+        the prompt loss `boxes_xyxy` [N, 4] of the prompted frame. Each loss is weighted; their sum is the head's."""
+        losses: dict[str, Tensor] = {}
+        if "pixel" in self.config.losses:
+            side = self.sam.architecture.image_size
+            learns = self.config.train != "nothing"
+            losses |= pixel_losses(self.config.pixel_loss, outputs, targets["masks"], side, with_iou=learns)
+        if "prompt" in self.config.losses:
+            boxes = targets["boxes_xyxy"]
+            with torch.no_grad():
+                wanted = self.sam.embed_boxes(boxes)
+            losses["loss_mask_prompt"] = prompt_loss(outputs["prompt_embeddings"], wanted)
+            losses["loss_mask_box"] = box_loss(outputs["boxes_xyxy"], boxes)
+        return {name: value / num_targets for name, value in losses.items()}
+
+    # -- records -------------------------------------------------------------------------------------------------------
+
+    def check_task(self, task: dict[str, Any]) -> None:
+        masks.check_task(task)
+        if "boxes" in task and "prompt" not in self.config.losses:
+            raise ValueError(
+                f"boxes is given, which losses {self.config.losses} cannot learn from; add 'prompt', or give masks"
+            )
+
+    def resolve(self, task: dict[str, Any], folder: Path) -> dict[str, Any]:
+        return masks.resolve(task, folder)
+
+    def collate_targets(self, tasks: list[dict[str, Any]]) -> dict[str, Any]:
+        """`masks`: for each target its T bool masks [H, W]; `boxes_xyxy` [N, 4] of its first frame, float32."""
+        read = [target_masks(task, self.config.clip_frames) for task in tasks]
+        boxes = [target_box(task, own[0] if own else None) for task, own in zip(tasks, read, strict=True)]
+        return {"masks": read, "boxes_xyxy": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)}
+
+    def collate_inputs(
+        self, tasks: list[dict[str, Any]], given: list[dict[str, Any]], samples: Sequence[Any] = ()
+    ) -> dict[str, Any]:
+        """`boxes_xyxy` [M, 4] that the users give; with targets and the pixel loss what `inputs.FrameLoader` reads;
+        without targets `media`, one `inputs.Medium` for each row."""
+        for task in tasks:
+            if "box" in task:
+                raise tpo.TPOError("mask: a task of the answer has 'box'; expected 'masks' or 'boxes' ('box' is given)")
+        for task in given:
+            if "box" not in task:
+                raise tpo.TPOError(f"mask: a task of the question has {sorted(task)}; expected 'box'")
+        boxes = torch.tensor([task["box"] for task in given], dtype=torch.float32).reshape(-1, 4)
+        inputs: dict[str, Any] = {"boxes_xyxy": boxes}
+        if not tasks:
+            return inputs | {"media": media_of(samples, NAME)}
+        if "pixel" in self.config.losses:
+            side = self.sam.architecture.image_size
+            inputs |= FrameLoader(side, self.config.clip_frames, NAME, self.cache)(samples)
+        return inputs
+
+    # -- results -------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def postprocess(self, outputs: dict[str, Any]) -> list[dict[str, Any]]:
+        """For each task token what `streaming.track` describes; of training outputs without `times` and `source`, and
+        where no frame was given without masks."""
+        if "tracks" in outputs:
+            return outputs["tracks"]
+        if "mask_logits" not in outputs:
+            return [{"masks": [], "scores": [], "score": 0.0} for _ in outputs["prompt_embeddings"]]
+        values = []
+        scores = self.score(outputs)
+        assert scores is not None
+        shapes = torch.cat([outputs["num_frames"][:, None], outputs["sizes"]], 1).int().tolist()
+        for number, (frames, height, width) in enumerate(shapes):
+            logits = outputs["mask_logits"][number, :frames, None]
+            present = outputs["object_score_logits"][number, :frames]
+            shown = visible_masks(Decoded(logits, present[:, None], present, logits), height, width)
+            values.append(
+                {
+                    "masks": [rle.encode(mask.numpy()) for mask in shown],
+                    "scores": present.sigmoid().tolist(),
+                    "score": scores[number].item(),
+                }
+            )
+        return values
+
+    @torch.no_grad()
+    def score(self, outputs: dict[str, Any]) -> Tensor | None:
+        """[N]: probability that the object is in the prompted frame, times the overlap that SAM 2 expects there."""
+        if "tracks" in outputs:
+            return torch.tensor([value["score"] for value in outputs["tracks"]])
+        if "mask_logits" not in outputs:
+            return None
+        return outputs["object_score_logits"][:, 0].sigmoid() * outputs["iou"][:, 0].clamp(0, 1)
+
+    def metrics(self) -> tpo.HeadMetrics:
+        from tpo_head_mask.metrics import MaskMetrics
+
+        return MaskMetrics(self) if "pixel" in self.config.losses else tpo.HeadMetrics(self)
+
+    def draw(self, image: Image, value: Any, target: Any = None) -> Image:
+        """A copy of `image` with the value's first mask, and the outline of the true one."""
+        from tpo_head_mask.drawing import draw_masks
+
+        return draw_masks(image, value["masks"][:1], [target["masks"][0]] if target else ())
+
+    def draw_video(self, video: tpo.VideoClip, values: list[Any], path: Path) -> Path | None:
+        """The whole video with the masks of all objects, as MP4."""
+        from tpo_head_mask.drawing import draw_video
+
+        first = values[0]
+        if first.get("source") is None or not first["masks"]:
+            return None
+        frames = tpo.stream_video(first["source"], first["times"][0])
+        return draw_video(path.with_suffix(".mp4"), frames, values, end_s=video.duration_s)

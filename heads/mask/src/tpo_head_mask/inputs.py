@@ -1,0 +1,198 @@
+"""From records and their media to what SAM 2 looks at: in training chosen frames, in generation whole videos.
+
+N targets, F distinct frames of a batch, T frames of a target, S side of SAM 2's square input, M boxes that users give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+import tpo_plugin as tpo
+from tpo_head_mask import masks
+from tpo_head_mask.backends.base import Features
+from tpo_head_mask.cache import EmbeddingCache, concatenated, frame_key
+
+
+@dataclass(frozen=True)
+class Medium:
+    """What one row of the batch is about: an image, a video, or nothing."""
+
+    image: np.ndarray | None = None
+    """uint8 RGB [H, W, 3]."""
+    video: str | None = None
+    """Path."""
+    start_s: float = 0.0
+    """Second of a video where tracking begins."""
+
+    def frames(self) -> Iterator[tuple[float, np.ndarray]]:
+        """Second and pixels of each frame, one after another."""
+        if self.video is not None:
+            return tpo.stream_video(self.video, self.start_s)
+        return iter([] if self.image is None else [(0.0, self.image)])
+
+
+def media_of(samples: Sequence[Any], head: str) -> list[Medium]:
+    """The medium of each row: its first video, or else its first image. A user's box says where tracking begins."""
+    found = []
+    for sample in samples:
+        times = [task.get("time", 0.0) for task in _tasks(sample, "user", head)]
+        if sample.videos:
+            found.append(Medium(video=str(sample.record.videos[0]), start_s=min(times, default=0.0)))
+        else:
+            found.append(Medium(image=np.asarray(sample.images[0]) if sample.images else None))
+    return found
+
+
+def _tasks(sample: Any, role: str, head: str) -> list[dict[str, Any]]:
+    return [task for turn in sample.record.turns if turn.role == role for task in turn.tasks if task["head"] == head]
+
+
+def chosen_entries(task: dict[str, Any], clip_frames: int) -> slice:
+    """Which of a target's masks or boxes are learned from: the first frame with the object, and those after it."""
+    entries = task.get("masks") or task["boxes"]
+    first = next(index for index, entry in enumerate(entries) if entry is not None)
+    return slice(first, first + clip_frames)
+
+
+def target_masks(task: dict[str, Any], clip_frames: int) -> list[Tensor]:
+    """The chosen masks, each bool [H, W]; a frame without the object is empty. None for a task of boxes."""
+    if "masks" not in task:
+        return []
+    read = [None if m is None else masks.read_mask(m) for m in task["masks"][chosen_entries(task, clip_frames)]]
+    assert read[0] is not None
+    for mask in read:
+        if mask is not None:
+            masks.check_size("a mask", mask, read[0].shape)
+    return [torch.from_numpy(np.zeros_like(read[0]) if mask is None else np.ascontiguousarray(mask)) for mask in read]
+
+
+def target_box(task: dict[str, Any], first_mask: Tensor | None) -> list[float]:
+    """The box of the first chosen frame, 0 to 1. Raises `MediaError` where its mask is empty."""
+    if first_mask is None:
+        return list(task["boxes"][chosen_entries(task, 1)][0])
+    box = masks.box_of(first_mask.numpy())
+    if box is None:
+        raise tpo.MediaError(
+            f"{task['masks'][chosen_entries(task, 1)][0]!r:.200}: is an empty mask; write null for a frame without the "
+            "object"
+        )
+    return box
+
+
+class FrameLoader:
+    """Reads the frames that a batch's targets are learned from, each once; or their embeddings, where they are kept."""
+
+    def __init__(self, side: int, clip_frames: int, head: str, cache: EmbeddingCache | None) -> None:
+        self.side, self.clip_frames, self.head, self.cache = side, clip_frames, head, cache
+
+    def __call__(self, samples: Sequence[Any]) -> dict[str, Any]:
+        """`frame_index`, a list of N: which of the F frames each target has; `sizes` float32 [N, 2], height and width
+        of its medium. The F frames are `features` (where they are kept) and behind them `frames`, uint8 [., 3, S, S];
+        `keys` names those to keep.
+        """
+        kept: dict[str, Features] = {}
+        read: dict[str, Tensor] = {}
+        rows: list[list[str]] = []
+        sizes: list[tuple[int, int]] = []
+        for sample in samples:
+            targets = _tasks(sample, "assistant", self.head)
+            wanted = [self._times(task, sample) for task in targets]
+            times = sorted({time_s for each in wanted for time_s in each})
+            names = {time_s: self._name(sample, time_s) for time_s in times}
+            kept |= {name: found for name in names.values() if (found := self._kept(name)) is not None}
+            missing = [time_s for time_s in times if names[time_s] not in kept and names[time_s] not in read]
+            for time_s, pixels in self._read(sample, missing):
+                read[names[time_s]] = to_square(pixels, self.side)
+            height, width = _size(sample)
+            for task, each in zip(targets, wanted, strict=True):
+                self._check(task, (height, width), sample)
+                rows.append([names[time_s] for time_s in each])
+                sizes.append((height, width))
+        order = {name: index for index, name in enumerate([*kept, *read])}
+        features = concatenated(list(kept.values())) if kept else None
+        return {
+            "frame_index": [[order[name] for name in row] for row in rows],
+            "sizes": torch.tensor(sizes, dtype=torch.float32).reshape(-1, 2),
+            "features": None if features is None else list(features.maps),
+            "frames": torch.stack(list(read.values())) if read else torch.zeros(0, 3, self.side, self.side).byte(),
+            "keys": list(read),
+        }
+
+    def _times(self, task: dict[str, Any], sample: Any) -> list[float]:
+        entries = chosen_entries(task, self.clip_frames)
+        if not sample.videos:
+            if len(task.get("masks") or task["boxes"]) > 1 or not sample.images:
+                raise tpo.MediaError(f"{sample.record.place}: masks at several times need a video; the record has none")
+            return [0.0]
+        times = task.get("times") or [task.get("time", 0.0)]
+        return [float(time_s) for time_s in times[entries]]
+
+    def _name(self, sample: Any, time_s: float) -> str:
+        paths = sample.record.videos or sample.record.images
+        return frame_key(str(paths[0]), time_s)
+
+    def _kept(self, name: str) -> Features | None:
+        return None if self.cache is None else self.cache.load(name)
+
+    def _read(self, sample: Any, times: list[float]) -> Iterator[tuple[float, np.ndarray]]:
+        if sample.videos:
+            return frames_at(str(sample.record.videos[0]), times)
+        return ((time_s, np.asarray(sample.images[0])) for time_s in times)
+
+    def _check(self, task: dict[str, Any], size: tuple[int, int], sample: Any) -> None:
+        """Raises `MediaError` for a mask of another size than its image."""
+        for entry in task.get("masks", [])[chosen_entries(task, self.clip_frames)]:
+            if entry is None:
+                continue
+            if isinstance(entry, dict) and "counts" in entry:
+                name, found = "a mask", tuple(entry["size"])
+            else:
+                name = entry["png"] if isinstance(entry, dict) else entry
+                with Image.open(name) as image:
+                    found = (image.height, image.width)
+            if found != size:
+                raise tpo.MediaError(
+                    f"{sample.record.place}: {name} is {found[1]} x {found[0]} pixels, its "
+                    f"{'video' if sample.videos else 'image'} {size[1]} x {size[0]}; expected the same size"
+                )
+
+
+def _size(sample: Any) -> tuple[int, int]:
+    if sample.videos:
+        return sample.videos[0].height, sample.videos[0].width
+    return sample.images[0].height, sample.images[0].width
+
+
+def frames_at(path: str, times_s: Sequence[float]) -> Iterator[tuple[float, np.ndarray]]:
+    """The frame that a video shows at each of ascending times. Raises `MediaError` where it ends before."""
+    if not times_s:
+        return
+    shown: np.ndarray | None = None
+    wanted = iter(times_s)
+    time_s: float | None = next(wanted)
+    assert time_s is not None
+    for start_s, frame in tpo.stream_video(path, time_s):
+        while time_s is not None and shown is not None and start_s > time_s + 1e-3:
+            yield time_s, shown
+            time_s = next(wanted, None)
+        if time_s is None:
+            return
+        shown = frame
+    while time_s is not None and shown is not None:  # its last frame is shown to the end
+        if time_s > start_s + 1:
+            raise tpo.MediaError(f"{path}: has no frame at {time_s} s; its last begins at {start_s:.3f} s")
+        yield time_s, shown
+        time_s = next(wanted, None)
+
+
+def to_square(pixels: np.ndarray, side: int) -> Tensor:
+    """A frame uint8 [H, W, 3] as SAM 2 takes it: resized to a square, its aspect not kept; uint8 [3, S, S]."""
+    resized = Image.fromarray(pixels).resize((side, side))  # Pillow's bicubic, as the sam2 package reads videos
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)

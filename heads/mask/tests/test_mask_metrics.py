@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tpo_head_mask import rle
+from tpo_head_mask.metrics import IoUScores, MaskMetrics
+
+import tpo_plugin as tpo
+
+
+def square(*corners: int) -> np.ndarray:
+    mask = np.zeros((40, 60), dtype=bool)
+    y1, x1, y2, x2 = corners
+    mask[y1:y2, x1:x2] = True
+    return mask
+
+
+EMPTY = square(0, 0, 0, 0)
+
+
+def test_image_scores() -> None:
+    scores = IoUScores()
+    assert scores.mean() == {}
+    scores.add(square(0, 0, 10, 10), square(0, 0, 10, 20))  # 100 of 200
+    scores.add(square(0, 0, 30, 40), square(0, 0, 30, 40))  # 1200 of 1200
+    scores.add(EMPTY, EMPTY)
+    assert scores.mean() == pytest.approx({"gIoU": (0.5 + 1 + 1) / 3, "cIoU": 1300 / 1400})
+    scores.add(EMPTY, square(0, 0, 10, 10))
+    assert scores.mean() == pytest.approx({"gIoU": 2.5 / 4, "cIoU": 1300 / 1500})
+    with pytest.raises(tpo.TPOError, match=r"is of shape \(2, 2\), the true one of \(3, 3\)"):
+        scores.add(np.ones((2, 2)), np.ones((3, 3)))
+
+
+class Head(tpo.TaskHead):
+    """Its outputs are its values."""
+
+    def postprocess(self, outputs: dict[str, Any]) -> Any:
+        return outputs["values"]
+
+
+def test_a_heads_metrics() -> None:
+    truth = square(10, 10, 20, 30)
+    metrics = MaskMetrics(Head())
+    assert metrics.compute() == {}
+    values = [
+        {"masks": [rle.encode(truth), rle.encode(EMPTY)]},
+        {"masks": [square(10, 10, 20, 20)]},
+        {"masks": [rle.encode(truth)]},
+    ]
+    targets = {
+        "masks": [[rle.encode(truth), rle.encode(truth)], torch.tensor(truth)[None], []],
+        "boxes_xyxy": torch.tensor([[0.0, 0, 1, 1], [0, 0, 1, 1], [10 / 60, 10 / 40, 50 / 60, 20 / 40]]),
+    }
+    metrics.update({"values": values}, targets)
+    result = metrics.compute()
+    assert metrics.num_targets == 3
+    assert result["J"] == pytest.approx((0.5 + 0.5) / 2)
+    assert result["gIoU"] == pytest.approx((1 + 0 + 0.5) / 3)
+    assert result["cIoU"] == pytest.approx((200 + 0 + 100) / 600)
+    assert result["box_iou"] == pytest.approx(0.5)
+    # Of the second object one side of four agrees not: boundary pixels within 1 of each other.
+    assert 0.5 < result["F"] < 1
+    assert result["J&F"] == pytest.approx((result["J"] + result["F"]) / 2)
+
+
+def test_another_number_of_frames_is_refused() -> None:
+    with pytest.raises(tpo.TPOError, match="1 masks were predicted for 2 frames"):
+        MaskMetrics(Head()).add([EMPTY], [EMPTY, EMPTY])
