@@ -1,0 +1,36 @@
+"""The real classes of the original LLaVA as tiny random hosts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_llava
+import torch
+
+if tiny_llava.package_of("original") is None:
+    collect_ignore_glob = ["test_*.py"]
+
+
+@pytest.fixture
+def echo() -> Iterator[str]:
+    with tiny_llava.registered_echo() as name:
+        yield name
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llava.make_tower(tmp_path_factory.mktemp("llava") / "tower")
+
+
+@pytest.fixture
+def build(tower: Path) -> Callable[..., Any]:
+    """build(**config) -> the host."""
+    return lambda **more: tiny_llava.build("original", tower, **more)
