@@ -85,13 +85,12 @@ def write_report(
     given = [pair for pair in asked if pair[0].kind in GIVEN and not pair[0].clip]
     chat = [pair for pair in asked if pair[0].kind not in GIVEN and pair[0].box is None and not pair[0].clip]
     quick = "<p class=warn>A quick run: it shows the path, not the quality.</p>" if results["quick"] else ""
-    minutes = (results["seconds"]["data"] + results["seconds"]["training and answers"]) / 60
     body = [
         "<h1>tpo demo</h1>",
         quick,
         _html_table(["", *(title for title, _, _ in COLUMNS)], [[k, *v] for k, v in cells(results).items()]),
         f"<p>{html.escape(NOTE)}</p>",
-        f"<p>Seed {results['seed']}, {minutes:.1f} minutes in all.</p>",
+        f"<p>Seed {results['seed']}, {_spent(results['seconds'])}</p>",
         "<h2>Where is it?</h2><p><b class=true>Blue</b>: the true box. <b class=found>Orange</b>: the head's. "
         "<b class=text>Violet</b>: coordinates as text.</p>",
         _gallery(_spread([pair for pair in boxes if not pair[0].clip], 15)),
@@ -109,6 +108,11 @@ def write_report(
     path = directory / "report.html"
     path.write_text(_PAGE.replace("BODY", "\n".join(body)), encoding="utf-8")
     return path
+
+
+def _spent(seconds: dict[str, Any]) -> str:
+    calls = "" if seconds["calls"] == 1 else f", over {seconds['calls']} calls"
+    return f"{seconds['wall'] / 60:.1f} minutes in all{calls}."
 
 
 def _spread(pairs: list[Any], number: int) -> list[Any]:
