@@ -154,9 +154,10 @@ def test_commands_name_what_is_there() -> None:
     for name, entry in (("demo", "tpo demo"), ("tests", "pytest")):
         line = command(name)
         assert f".venv/bin/{entry}" in line
-        folders = [folder for folder in re.findall(r"-e (\S+)", line) if folder not in (".", "'.[test]'")]
-        assert sorted(folders) == sorted([*(f"heads/{p.parent.name}" for p in ROOT.glob("heads/*/pyproject.toml")),
-                                          "examples/shapes"])  # fmt: skip
+        assert "-r requirements.txt" in line
+    members = [path.parent for folder in ("heads", "patches") for path in ROOT.glob(f"{folder}/*/pyproject.toml")]
+    installed = re.findall(r"^-e ([\w./]+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    assert sorted(installed) == sorted([".", "examples/shapes", *(str(path.relative_to(ROOT)) for path in members)])
 
 
 def test_links_lead_somewhere() -> None:
