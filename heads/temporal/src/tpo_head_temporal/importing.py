@@ -76,8 +76,8 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], TemporalConfig
         else:
             import argparse
 
-            with torch.serialization.safe_globals([argparse.Namespace]):
-                saved = torch.load(path, map_location="cpu", weights_only=True)
+            torch.serialization.add_safe_globals([argparse.Namespace])  # plain options, which the public code saves
+            saved = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise tpo.TPOError(f"{path}: cannot be read as a checkpoint without executing code: {reason}") from error
