@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from tpo_plugin.apply import apply_tpo, remove_tpo
 from tpo_plugin.config import FORMAT_VERSION, TPOConfig, config_from_dict
@@ -28,7 +28,12 @@ def save_tpo(tpo: TaskPreferenceModel, directory: str | os.PathLike[str]) -> Non
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     own = {key: value for key, value in tpo.state_dict().items() if not key.startswith(_external(tpo))}
-    weights = {key: value.detach().contiguous().cpu() for key, value in own.items()}
+    weights: dict[str, Tensor] = {}
+    for key, value in own.items():
+        tensor = value.detach().contiguous().cpu()
+        # A head may tie two of its tensors, which safetensors does not write twice.
+        tied = any(tensor.data_ptr() == other.data_ptr() for other in weights.values())
+        weights[key] = tensor.clone() if tied else tensor
     replace_file(directory / WEIGHTS_FILE, lambda path: save_file(weights, path, metadata={"format": "pt"}))
     text = json.dumps(_config_to_json(tpo), indent=2)
     replace_file(directory / CONFIG_FILE, lambda path: Path(path).write_text(text + "\n", encoding="utf-8"))

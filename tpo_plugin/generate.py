@@ -384,11 +384,22 @@ def _replay_inputs(
     return inputs | {"inputs_embeds": torch.cat([embeds, embedded], 1)}, embeds.shape[1]
 
 
+@dataclass
+class _Nothing(ModelOutput):
+    """The output of no forward: whatever a host wants to take from it for the next step is None."""
+
+    logits: None = None
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("_"):
+            raise AttributeError(name)
+
+
 def _with_columns(model: Any, inputs: dict[str, Any], length: int, num_new: int) -> dict[str, Any]:
     """The inputs of a prompt for `num_new` more tokens, each grown as the host grows it at a decoding step."""
     state = inputs | {"use_cache": True, "cache_position": torch.arange(length, device=model.device)}
     for _ in range(num_new):
-        state = model._update_model_kwargs_for_generation(ModelOutput(), state, is_encoder_decoder=False)
+        state = model._update_model_kwargs_for_generation(_Nothing(), state, is_encoder_decoder=False)
     return {name: state[name] for name in inputs}
 
 

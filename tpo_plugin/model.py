@@ -260,6 +260,14 @@ class TaskPreferenceModel(nn.Module):
                 f"task_inputs[{head!r}] encodes {len(encoded)} given value(s), the batch has {len(places)} input "
                 f"token(s) {token!r}; expected one for each, in their order"
             )
+        if encoded.shape[-1] != output.shape[-1]:
+            if places:
+                raise HostError(
+                    f"head {head!r} encodes given values to {encoded.shape[-1]} numbers, the width of the last "
+                    f"hidden state; the embeddings of {type(self.model).__name__} have {output.shape[-1]}, so it takes "
+                    f"no input tokens {token!r}"
+                )
+            return output.new_zeros(0, output.shape[-1]) + encoded.sum().to(output)
         return encoded.to(output)
 
     def _empty_inputs(self, head: str, device: torch.device) -> dict[str, Any] | None:

@@ -180,17 +180,19 @@ def grow_vocabulary(model: nn.Module, tokens: Iterable[HeadTokens]) -> tuple[Gro
     matrices = [(module, name, matrix, len(matrix)) for module, name, matrix in _matrices(model)]
     children = [(module, name, child) for module in model.modules() for name, child in module._modules.items()]
     replaced: list[tuple[nn.Module, str, nn.Module | None]] = []
-    attributes = _size_attributes(model)
+    vocabulary_names = _vocabulary_names(model)
+    attributes = _size_attributes(model, vocabulary_names)
     undo = partial(_shrink_vocabulary, model, embeddings, matrices, replaced, attributes)
     try:
         try:
-            _resize(model, -(-needed // 64) * 64)
+            # Never below a table that is larger already: its rows would be lost.
+            _resize(model, max(-(-needed // 64) * 64, *(len(module.weight) for module in embeddings)))
         finally:
             replaced += [
                 (module, name, child) for module, name, child in children if module._modules[name] is not child
             ]
         for owner, name, value in attributes:
-            if name == "vocab_size" and value == size:  # mllama's inner model keeps its own, which its loss uses
+            if name in vocabulary_names and value == size:  # mllama's inner model keeps its own, which its loss uses
                 setattr(owner, name, _vocabulary_size(model))
         fresh: dict[nn.Parameter, nn.Parameter] = {}  # one for two tied matrices
         for module, name, _, num_rows in matrices:
@@ -225,13 +227,19 @@ def _vocabulary_size(model: Any) -> int:
     return min(len(module.weight) for module in modules if module is not None)
 
 
-def _size_attributes(model: nn.Module) -> list[tuple[Any, str, int | None]]:
+def _vocabulary_names(model: nn.Module) -> set[str]:
+    """What the host's configurations call the size of the vocabulary."""
+    maps = [getattr(getattr(module, "config", None), "attribute_map", {}) for module in model.modules()]
+    return {"vocab_size"} | {old for names in maps for old, new in names.items() if new == "vocab_size"}
+
+
+def _size_attributes(model: nn.Module, vocabulary_names: set[str]) -> list[tuple[Any, str, int | None]]:
     """Every attribute that may hold the size of the vocabulary, and its value; None where it is not there."""
     owners: list[Any] = list(model.modules())
     for config in [getattr(module, "config", None) for module in model.modules()]:  # an inner model may have a copy
         parts = [getattr(config, name, None) for name in ("text_config", "llm_config", "language_config")]
         owners += [part for part in (config, *parts) if part is not None]
-    names = [(owner, name) for owner in owners for name in ("vocab_size", "vocab_size_per_layer_input")]
+    names = [(owner, name) for owner in owners for name in (*vocabulary_names, "vocab_size_per_layer_input")]
     names += [(module, name) for module in model.modules() for name in ("num_embeddings", "out_features")]
     return [(owner, name, getattr(owner, name, None)) for owner, name in names]
 
