@@ -419,6 +419,8 @@ class TaskPreferenceModel(nn.Module):
         has_tasks = any(positions["task"].values())
         if call.labels is None and call.task_targets is None and (not has_tasks or self.session is not None):
             return output
+        if not call.rows and not has_tasks and not positions.get("labels") and not self.training:
+            return output  # ordinary text, of which we need to see nothing
         if not call.rows:
             raise HostError(
                 f"the last hidden state of {type(self.model).__name__} was not seen in this forward, so task tokens "
