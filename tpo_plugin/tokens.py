@@ -197,7 +197,7 @@ def grow_vocabulary(model: nn.Module, tokens: Iterable[HeadTokens]) -> tuple[Gro
         fresh: dict[nn.Parameter, nn.Parameter] = {}  # one for two tied matrices
         for module, name, _, num_rows in matrices:
             old = getattr(module, name)
-            if len(old) == num_rows:
+            if old is None or len(old) == num_rows:  # None: a bias that the host dropped when it grew
                 continue
             # A new object: a graph that is still alive remembers the old one with its old shape.
             new = fresh.setdefault(old, nn.Parameter(old.data, requires_grad=old.requires_grad))
@@ -282,7 +282,8 @@ def _shrink_vocabulary(
     for module, name, original, num_rows in matrices:
         if getattr(module, name) is original and len(original) == num_rows:
             continue
-        original.data = getattr(module, name).data[:num_rows].clone()
+        if getattr(module, name) is not None:
+            original.data = getattr(module, name).data[:num_rows].clone()
         setattr(module, name, original)
     for owner, name, value in attributes:
         if value is None:
