@@ -27,7 +27,10 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 ORDERS = ("adapter first", "tpo first")
 
-pytestmark = pytest.mark.filterwarnings("ignore:Could not find a config file:UserWarning")  # the host was never saved
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Could not find a config file:UserWarning"),  # the host was never saved
+    pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning"),  # peft 0.18, of any head
+]
 
 
 def adapter(kind: str) -> LoraConfig:
