@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from types import ModuleType
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from registered import registered
 from torch import Tensor
 
 import tpo_plugin as tpo
@@ -29,16 +29,8 @@ class EchoHead(tpo.TaskHead):
 @pytest.fixture
 def echo() -> Iterator[str]:
     """The name of the echo head, registered during the test."""
-    plugin = ModuleType("echo_plugin")
-
-    @tpo.hookimpl
-    def register_heads(register: Callable[..., None]) -> None:
-        register("echo", head=EchoHead, trigger="<echo_begin>", task_token="<echo>")
-
-    plugin.register_heads = register_heads  # type: ignore[attr-defined]
-    tpo.register_plugin(plugin, "echo")
-    yield "echo"
-    tpo.unregister_plugin("echo")
+    with registered("echo", EchoHead) as name:
+        yield name
 
 
 @pytest.fixture(autouse=True)

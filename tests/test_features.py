@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from types import ModuleType
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 import transformers
 import zoo
+from registered import registered
 from torch import Tensor
 
 import tpo_plugin as tpo
@@ -17,6 +17,9 @@ from tpo_plugin.features import Captured, HostFeatures, text_groups
 
 VIDEO_HOSTS = {"qwen2_vl_video": 2, "video_llava": 8, "llava_onevision": 3}
 """Frames that the vision tower of each sees of a row's video."""
+
+
+NOTHING = torch.zeros(0, 1)
 
 
 class SeerHead(tpo.TaskHead):
@@ -35,16 +38,8 @@ class SeerHead(tpo.TaskHead):
 
 @pytest.fixture
 def seer() -> Iterator[str]:
-    plugin = ModuleType("seer_plugin")
-
-    @tpo.hookimpl
-    def register_heads(register: Callable[..., None]) -> None:
-        register("seer", head=SeerHead, trigger="<seer_begin>", task_token="<seer>")
-
-    plugin.register_heads = register_heads  # type: ignore[attr-defined]
-    tpo.register_plugin(plugin, "seer")
-    yield "seer"
-    tpo.unregister_plugin("seer")
+    with registered("seer", SeerHead) as name:
+        yield name
 
 
 def video_host(name: str) -> tuple[zoo.TinyHost, Any, dict[str, Any]]:
@@ -129,9 +124,9 @@ def test_questions_of_a_conversation() -> None:
     assert text_groups(ids, None, special=[0, 1, 2, 30, 31]) == [(0, [1, 2, 5, 6]), (1, [2, 3, 7])]
     captured = Captured(groups, None)
     captured.keep_text(torch.arange(18.0).view(2, 9, 1))
-    seen = HostFeatures([(0, 4), (0, 7), (1, 5)], captured)
+    seen = HostFeatures([(0, 4), (0, 7), (1, 5)], captured, NOTHING)
     assert seen.text[..., 0].tolist() == [[1, 2], [5, 6], [11, 12]]
-    none = HostFeatures([], captured)
+    none = HostFeatures([], captured, NOTHING)
     assert none.text.shape == (0, 0, 1)
 
 
@@ -139,16 +134,29 @@ def test_frames_that_cannot_be_told_apart(seer: str) -> None:
     captured = Captured([], frames=[[4], [4]])
     captured.keep_tower(torch.zeros(5, 2, 3))
     with pytest.raises(tpo.HostError, match=r"\(5, 2, 3\).*\[4, 4\] frames"):
-        _ = HostFeatures([(0, 1)], captured).vision
+        _ = HostFeatures([(0, 1)], captured, NOTHING).vision
     with pytest.raises(tpo.TPOError, match="task_frames"):
-        _ = HostFeatures([(0, 1)], Captured([], None)).vision
+        _ = HostFeatures([(0, 1)], Captured([], None), NOTHING).vision
     with pytest.raises(tpo.HostError, match="the prompt's text"):
-        _ = HostFeatures([(0, 1)], Captured([], None)).text
+        _ = HostFeatures([(0, 1)], Captured([], None), NOTHING).text
 
 
 def test_several_videos_and_merged_frames() -> None:
     captured = Captured([], frames=[[2, 4], [], [2]])
     captured.keep_tower(torch.arange(4.0)[:, None, None].expand(4, 3, 1))
-    seen = HostFeatures([(0, 0), (2, 0)], captured)
+    seen = HostFeatures([(0, 0), (2, 0)], captured, NOTHING)
     assert seen.vision[..., 0].tolist() == [[0, 1, 2], [3, 0, 0]]
     assert seen.vision_mask.tolist() == [[True, True, True], [True, False, False]]
+
+
+def test_a_head_runs_where_nothing_is_to_be_seen(seer: str) -> None:
+    """In a training step without its tasks and without a video, as on another rank of a distributed run."""
+    host = zoo.host("llava_onevision")
+    model = host.build()
+    tpo.apply_tpo(model, zoo.tokenizer(), heads=[seer])
+    model.tpo.host.vision_size = 32
+    batch = zoo.example(host, model)
+    out = model.train()(**batch, labels=batch["input_ids"])
+    assert out.tpo.outputs[seer]["frames"].shape == (0, 0, 32)
+    assert out.tpo.losses[seer] == 0
+    out.loss.backward()

@@ -9,10 +9,8 @@ import copy
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -196,23 +194,6 @@ class EchoHead(tpo.TaskHead):
 
     def loss(self, outputs: dict[str, Tensor], targets: dict[str, Any], num_targets: Tensor | int) -> dict[str, Tensor]:
         return {"loss_echo": (outputs["state"].mean(-1) - targets["value"]).pow(2).sum() / num_targets}
-
-
-@contextmanager
-def registered_echo(name: str = "echo", head: type[tpo.TaskHead] = EchoHead) -> Iterator[str]:
-    """The echo head, or another, as an installed plugin."""
-    plugin = ModuleType(f"{name}_plugin")
-
-    @tpo.hookimpl
-    def register_heads(register: Callable[..., None]) -> None:
-        register(name, head=head, trigger=f"<{name}_begin>", task_token=f"<{name}_task>")
-
-    plugin.register_heads = register_heads  # type: ignore[attr-defined]
-    tpo.register_plugin(plugin, name)
-    try:
-        yield name
-    finally:
-        tpo.unregister_plugin(name)
 
 
 def with_tasks(model: Any, numbers: list[int]) -> list[list[int]]:

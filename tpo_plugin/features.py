@@ -30,8 +30,10 @@ class HostFeatures:
     Computed when it is asked for, so that a head which looks at the frames does not pay for the text.
     """
 
-    def __init__(self, places: Sequence[tuple[int, int]], captured: Captured) -> None:
+    def __init__(self, places: Sequence[tuple[int, int]], captured: Captured, nothing: Tensor) -> None:
         self._places, self._captured = places, captured
+        self._nothing = nothing
+        """What is seen of the frames where there is no task token: [0, C]."""
 
     @property
     def text(self) -> Tensor:
@@ -81,6 +83,8 @@ class HostFeatures:
 
     @cached_property
     def _visions(self) -> tuple[Tensor, Tensor]:
+        if not self._places:  # a head runs in every training step, also where no row has a video
+            return _padded([], self._nothing)
         frames = self._captured.frame_features()
         if not frames:
             raise TPOError(

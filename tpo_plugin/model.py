@@ -457,7 +457,8 @@ class TaskPreferenceModel(nn.Module):
             options["batch_rows"] = batch_rows.to(rows_ND.device, non_blocking=True)
         if "seen" in self._options_of_head[name]:
             assert captured is not None
-            options["seen"] = HostFeatures([(row // copies, column) for row, column in places], captured)
+            nothing = rows_ND.new_zeros(0, self.host.vision_size or 0)
+            options["seen"] = HostFeatures([(row // copies, column) for row, column in places], captured, nothing)
         with float32(rows_ND.device):
             return head(rows_ND.float(), **options)
 

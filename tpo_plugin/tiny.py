@@ -74,7 +74,8 @@ def tiny_features(batch_rows: Tensor) -> HostFeatures:
     captured = Captured([(row, [2, 3, 4]) for row in range(2)], frames=[[4], [4]])
     captured.keep_text(torch.randn(2, PROMPT_LENGTH, HIDDEN_SIZE, generator=generator))
     captured.keep_tower(torch.randn(8, 5, VISION_SIZE, generator=generator))
-    return HostFeatures([(row, PROMPT_LENGTH) for row in batch_rows.tolist()], captured)
+    nothing = torch.zeros(0, VISION_SIZE)
+    return HostFeatures([(row, PROMPT_LENGTH) for row in batch_rows.tolist()], captured, nothing)
 
 
 def logits_of(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import tiny_llava
 import torch
+from registered import registered
 
 if tiny_llava.package_of("original") is None:
     collect_ignore_glob = ["test_*.py"]
@@ -16,7 +17,7 @@ if tiny_llava.package_of("original") is None:
 
 @pytest.fixture
 def echo() -> Iterator[str]:
-    with tiny_llava.registered_echo() as name:
+    with registered("echo", tiny_llava.EchoHead) as name:
         yield name
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from registered import registered
 from tiny_llava import (
     KINDS,
     METHOD,
@@ -14,7 +15,6 @@ from tiny_llava import (
     WORDS,
     batch,
     labelled,
-    registered_echo,
     slow_states,
     spliced,
     targets,
@@ -192,7 +192,7 @@ class SeeingHead(tpo.TaskHead):
 
 
 def test_heads_see_the_questions_text_and_the_frames_of_their_own_video(build):
-    with registered_echo("seeing", SeeingHead):
+    with registered("seeing", SeeingHead):
         model = tpo.apply_tpo(build(), tokenizer(), heads=["seeing"])
     pair = list(model.tpo.token_ids["seeing"])
     kinds = ("wide", "video", "text", "two", "video")
