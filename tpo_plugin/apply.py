@@ -142,13 +142,13 @@ def _forward_with_tpo(original: Callable[..., Any]) -> Callable[..., Any]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         call = partial(inner, self) if bound else inner
         tpo = self.tpo
-        if tpo._call is not None:  # the hooks are at work
+        if tpo.call is not None:  # the hooks are at work
             return call(*args, **kwargs)
         args, kwargs = tpo.begin(args, kwargs)
         try:
             output = call(*args, **kwargs)
         except BaseException:
-            tpo._call = None
+            tpo.call = None
             raise
         return tpo.finish(output)
 

@@ -19,10 +19,10 @@ from torch.nn import functional as F
 from tpo_plugin.config import TPOConfig
 from tpo_plugin.errors import HostError, TPOError
 from tpo_plugin.features import Captured, HostFeatures, special_ids, text_groups, tower_grid, tower_states
-from tpo_plugin.head import TaskHead, collate_inputs
+from tpo_plugin.head import TaskHead
 from tpo_plugin.host import Host
+from tpo_plugin.insert import empty_inputs, insert_rows
 from tpo_plugin.losses import Call, TPOOutput, add_losses, flat_index, float32, split_labels, with_result
-from tpo_plugin.splice import spliced_groups, spliced_positions, spliced_values
 from tpo_plugin.tokens import (
     Growth,
     HeadTokens,
@@ -33,8 +33,6 @@ from tpo_plugin.tokens import (
     output_embedding,
     token_positions,
 )
-
-KINDS = ("trigger", "task", "input")
 
 FORWARD_ARGUMENTS = ("task_inputs", "task_targets", "task_positions", "task_frames", "task_counts")
 """Keyword arguments that the plugin takes out of the host's forward."""
@@ -66,14 +64,16 @@ class TaskPreferenceModel(nn.Module):
         """Names of the parameters that may train at all; a head's frozen encoder is not among them."""
         self.last_output: TPOOutput | None = None
         self.session: Any = None
-        """The generation in progress (`tpo_plugin.generate`), or None."""
+        """The generation in progress (`tpo_plugin.session`), or None."""
         self.host = host
         """Its hook points."""
         self._model = (model,)  # in a tuple, so that the host does not become a submodule of its own submodule
-        self._call: Call | None = None
+        self.call: Call | None = None
+        """The forward in progress, or None."""
         self._hooks: list[Any] = []
         self._undo: list[Undo] = []
-        self._splicing = False
+        self.splicing = False
+        """Whether the host is embedding pieces of rows, into which nothing is put yet."""
         self._warned: set[str] = set()
         triggers = [tokens[name].trigger_id for name in heads]
         self.register_buffer("_triggers", torch.tensor(triggers), persistent=False)
@@ -123,7 +123,7 @@ class TaskPreferenceModel(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # What a step left behind holds its graph, which cannot be copied.
-        return self.__dict__ | {"last_output": None, "session": None, "_call": None}
+        return self.__dict__ | {"last_output": None, "session": None, "call": None}
 
     # -- hooks ---------------------------------------------------------------------------------------------------------
 
@@ -158,7 +158,7 @@ class TaskPreferenceModel(nn.Module):
     @torch.compiler.disable
     def _after_forward(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
         if output is None:  # the host raised: this hook runs all the same, so that no state stays behind
-            self._call = None
+            self.call = None
             return None
         return self.finish(output)
 
@@ -168,9 +168,9 @@ class TaskPreferenceModel(nn.Module):
         ids = args[0] if args else kwargs.get("input")
         if not isinstance(ids, Tensor) or ids.dim() == 0 or ids.is_floating_point() or ids.numel() == 0:
             return None
-        if self._splicing:  # these ids are pieces of rows; `splice` puts the rows in when they are whole
+        if self.splicing:  # `insert_into_spliced` puts the rows in when the pieces are together
             return None
-        call = self._call
+        call = self.call
         ids_BT = ids.reshape(-1, ids.shape[-1])
         positions = call.positions if call is not None and not call.inserted else None
         if positions is None or positions["shape"] != list(ids_BT.shape) or self.host.ids != "input_ids":
@@ -180,104 +180,7 @@ class TaskPreferenceModel(nn.Module):
             call.inserted = True
         if self.session is not None and self.session.capturing and self.session.positions is None:
             self.session.positions = positions
-        return self._insert(output, positions)
-
-    def _insert(self, output: Tensor, positions: Positions) -> Tensor | None:
-        """The embeddings [..., T, E] with our rows at `positions`, or None where there is nothing to put in."""
-        learns = self._call is not None and torch.is_grad_enabled() and self.training
-        parts = [(kind, head, places) for kind in KINDS for head, places in positions[kind].items() if places or learns]
-        if not parts:
-            return None
-        # While training, every row takes part in every step, if with no position: see design section 6.
-        source = torch.cat([self._values(kind, head, places, output) for kind, head, places in parts])
-        index = flat_index([p for _, _, places in parts for p in places], output.shape[-2], output.device)
-        if (output.requires_grad and output.is_leaf) or not output.is_contiguous():
-            # enable_input_require_grads made it a leaf, where writing in place is forbidden
-            return output.flatten(0, -2).index_put((index,), source).view_as(output)
-        output.view(-1, output.shape[-1]).index_put_((index,), source)
-        return output
-
-    def splice(
-        self,
-        input_ids_BT: Tensor,
-        labels_BT: Tensor | None,
-        run: Callable[[Tensor], tuple[Tensor | None, Tensor | None]],
-        spans: list[list[tuple[int, int]]] | None = None,
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Follows a host that makes embeddings of another length, with media features between those of its text.
-
-        `run(payload_BT)` makes them: it passes `payload` in the place of labels and gives the embeddings [B, S, E],
-        None where the host does not splice, and the spliced payload [B, S], negative where no text token stands.
-        `spans` are those of `Captured`.
-        Returns the embeddings with task tokens, triggers and inputs put in, and the spliced labels. Raises `TPOError`
-        where the host cut off a token of a head.
-        """
-        payload = torch.arange(input_ids_BT.numel(), device=input_ids_BT.device).view(input_ids_BT.shape)
-        self._splicing = True
-        try:
-            embeds_BSE, source_BS = run(payload)
-        finally:
-            self._splicing = False
-        if embeds_BSE is None or source_BS is None:
-            return embeds_BSE, labels_BT
-        call, spliced_labels = self._call, None
-        positions = call.positions if call is not None else None
-        if positions is None or positions["shape"] != list(input_ids_BT.shape):
-            positions = token_positions(input_ids_BT, None, self.tokens)
-        positions = spliced_positions(positions, source_BS, self.tokens)
-        if labels_BT is not None:
-            spliced_labels = spliced_values(labels_BT, source_BS)
-        if call is not None and call.positions is not None:
-            call.positions, call.inserted = positions, True
-            if call.labels is not None:
-                call.labels = spliced_values(call.labels, source_BS)
-        captured = self._captured()
-        if captured is not None:
-            captured.spans = spans
-            captured.text_groups = spliced_groups(captured.text_groups, list(input_ids_BT.shape), source_BS)
-        with_rows = self._insert(embeds_BSE, positions)
-        return embeds_BSE if with_rows is None else with_rows, spliced_labels
-
-    def _values(self, kind: str, head: str, places: list[list[int]], output: Tensor) -> Tensor:
-        if kind != "input":
-            return self.embeddings[head](kind).to(output).expand(len(places), -1)
-        token, inputs = self.tokens[head].input_token, self._inputs_of(head)
-        if inputs is None and not places:
-            inputs = self._empty_inputs(head, output.device)
-        if not places and self.host.ids != "input_ids":
-            inputs = None  # they stand in the other of encoder and decoder
-        if token is None or (inputs is None and not places):
-            return output.new_zeros(0, output.shape[-1])
-        if inputs is None:
-            raise TPOError(
-                f"the batch has {len(places)} input token(s) {token!r} of head {head!r}, and task_inputs[{head!r}] is "
-                "missing; expected what the head's collate_inputs makes of the given values"
-            )
-        with float32(output.device):
-            encoded = self.heads[head].encode(inputs)
-        if len(encoded) != len(places):
-            raise TPOError(
-                f"task_inputs[{head!r}] encodes {len(encoded)} given value(s), the batch has {len(places)} input "
-                f"token(s) {token!r}; expected one for each, in their order"
-            )
-        if encoded.shape[-1] != output.shape[-1]:
-            if places:
-                raise HostError(
-                    f"head {head!r} encodes given values to {encoded.shape[-1]} numbers, the width of the last "
-                    f"hidden state; the embeddings of {type(self.model).__name__} have {output.shape[-1]}, so it takes "
-                    f"no input tokens {token!r}"
-                )
-            return output.new_zeros(0, output.shape[-1]) + encoded.sum().to(output)
-        return encoded.to(output)
-
-    def _empty_inputs(self, head: str, device: torch.device) -> dict[str, Any] | None:
-        """What the head makes of no tasks, if it takes inputs at all."""
-        inputs = collate_inputs(self.heads[head], [], [], [])
-        return inputs and {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
-
-    def _inputs_of(self, head: str) -> dict[str, Any] | None:
-        source = self._call if self._call is not None and self._call.task_inputs else self.session
-        return (source.task_inputs or {}).get(head) if source is not None else None
+        return insert_rows(self, output, positions)
 
     @torch.compiler.disable
     def _capture_output(self, module: nn.Module, args: tuple, output: Tensor) -> None:
@@ -289,13 +192,21 @@ class TaskPreferenceModel(nn.Module):
 
     @torch.compiler.disable
     def _capture_tower(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        captured = self._captured()
+        captured = self.captured
         if captured is not None:
             captured.keep_tower(tower_states(output), tower_grid(args, kwargs))
 
-    def _captured(self) -> Captured | None:
-        source = self.session if self.session is not None else self._call
+    @property
+    def captured(self) -> Captured | None:
+        """What is kept, for heads that look at it, of the forward or generation in progress."""
+        source = self.session if self.session is not None else self.call
         return None if source is None else source.captured
+
+    @property
+    def task_inputs(self) -> dict[str, Any] | None:
+        """Those of the forward in progress, or else of the generation."""
+        source = self.call if self.call is not None and self.call.task_inputs else self.session
+        return None if source is None else source.task_inputs
 
     def capture(
         self,
@@ -318,7 +229,7 @@ class TaskPreferenceModel(nn.Module):
             hidden_BTD = hidden_BTD[:, 0]
         if self.session is not None and self.session.capturing:
             self.session.capture(hidden_BTD)
-        call = self._call
+        call = self.call
         if call is None or call.positions is None or call.positions["shape"] != list(hidden_BTD.shape[:2]):
             return
         groups = {name: call.positions["task"][name] for name in self.heads}
@@ -333,8 +244,8 @@ class TaskPreferenceModel(nn.Module):
     @torch.compiler.disable
     def _add_trigger_logits(self, module: nn.Module, args: tuple, logits: Tensor) -> None:
         """Adds the trained part of the trigger's output rows, in place: a Linear saves nothing of its output."""
-        if self._call is not None:
-            self._call.head_ran = True
+        if self.call is not None:
+            self.call.head_ran = True
         if len(self._unused):  # rows that belong to no token must not take probability
             logits.index_fill_(-1, self._unused.to(logits.device), torch.finfo(logits.dtype).min)
         rows = torch.stack([self.embeddings[name]("output") for name in self.heads])
@@ -363,7 +274,7 @@ class TaskPreferenceModel(nn.Module):
                 self.session.captured.start_forward()
         else:
             captured = self.capture(input_ids, labels, taken["task_frames"], positions)
-        self._call = Call(
+        self.call = Call(
             task_inputs=taken["task_inputs"] or {},
             task_targets=taken["task_targets"],
             counts=counts or {},
@@ -400,7 +311,7 @@ class TaskPreferenceModel(nn.Module):
             self.host.unseen = reason
             return
         self.detach()
-        self._call = Call({}, None, {}, None, None)  # our forward wrapper stands aside
+        self.call = Call({}, None, {}, None, None)  # our forward wrapper stands aside
         try:
             found = type(self.host).locate(self.model, inputs)
             self.host = dataclasses.replace(found, vision_size=self.host.vision_size)
@@ -408,12 +319,12 @@ class TaskPreferenceModel(nn.Module):
             self.host.unseen = reason
             raise
         finally:
-            self._call = None
+            self.call = None
             self.attach()
 
     def finish(self, output: Any) -> Any:
         """Runs the heads on the captured rows and adds the losses to the host's output."""
-        call, self._call = self._call, None
+        call, self.call = self.call, None
         assert call is not None
         positions = call.positions or {"task": {}}
         has_tasks = any(positions["task"].values())
@@ -451,7 +362,7 @@ class TaskPreferenceModel(nn.Module):
         head, options = self.heads[name], {}
         if "inputs" in self._options_of_head[name]:
             given = task_inputs.get(name)
-            options["inputs"] = self._empty_inputs(name, rows_ND.device) if given is None else given
+            options["inputs"] = empty_inputs(self, name, rows_ND.device) if given is None else given
         if "batch_rows" in self._options_of_head[name]:
             batch_rows = torch.tensor([row // copies for row, _ in places], dtype=torch.int64)
             options["batch_rows"] = batch_rows.to(rows_ND.device, non_blocking=True)
