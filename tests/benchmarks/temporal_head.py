@@ -1,7 +1,7 @@
 """CG-DETR at QVHighlights' size: forward, losses and backward of a batch of 32, 75 clips, 32 words, and their phases.
 
 With `--reference FOLDER`, a checkout of github.com/wjun0830/CGDETR (commit 212b2e49), its training step runs beside
-ours, in turn, in the same process.
+ours, in turn, in the same process. The last row is the least that ours can take: its matrix products and nothing else.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from common import interleaved, print_ratios
 from rich.console import Console
 from rich.table import Table
+from torch.utils._python_dispatch import TorchDispatchMode
 from tpo_head_temporal.config import TemporalConfig
 from tpo_head_temporal.head import TemporalHead
 
@@ -137,6 +138,28 @@ def reference_step(folder: Path) -> Callable[[], None]:
     return step
 
 
+class Products(TorchDispatchMode):
+    """Records the operands' shapes and strides of every matrix product of a step, backward included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pairs: list[tuple[tuple[torch.Size, tuple[int, ...]], ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        aten = torch.ops.aten
+        if func in (aten.mm.default, aten.bmm.default, aten.addmm.default):
+            self.pairs.append(tuple((x.shape, x.stride()) for x in args[-2:]))
+        return func(*args, **(kwargs or {}))
+
+    def gigaflops(self) -> float:
+        return sum(2 * a.numel() * b[-1] / 1e9 for (a, _), (b, _) in self.pairs)
+
+    def replay(self) -> Callable[[], None]:
+        """Computes the same products of random numbers."""
+        operands = {key: torch.empty_strided(*key).normal_() for pair in self.pairs for key in pair}
+        return lambda: [torch.matmul(operands[a], operands[b]) for a, b in self.pairs] and None
+
+
 def print_phases(head: TemporalHead, batch: dict[str, Any], rounds: int) -> None:
     """One table of phases: where a step's time goes."""
     from tpo_head_temporal import losses
@@ -169,6 +192,9 @@ def main() -> None:
     if arguments.reference:
         variants["the public code"] = reference_step(arguments.reference)
     variants["ours"] = lambda: our_step(head, batch)
+    with Products() as products:
+        our_step(head, batch)
+    variants[f"our matrix products alone, {products.gigaflops():.0f} GFLOP"] = products.replay()
     count = sum(p.numel() for p in head.parameters()) / 1e6
     size = f"batch {BATCH}, {CLIPS} clips, {WORDS} words, {count:.1f} M parameters, {torch.get_num_threads()} thread(s)"
     print_ratios(f"Training step of CG-DETR, {size}", interleaved(variants, arguments.rounds))

@@ -12,8 +12,10 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from tpo_head_temporal.caching import cache_features
+from tpo_head_temporal.config import TemporalConfig
 from tpo_head_temporal.encoder import FrozenEncoder
 from tpo_head_temporal.features import load_features, load_times
+from tpo_head_temporal.head import TemporalHead
 from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
@@ -25,6 +27,7 @@ from transformers import (
 )
 
 import tpo_plugin as tpo
+from tpo_plugin.data import Record, Sample, Turn
 
 TEXT = {"vocab_size": 9, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 VISION = {
@@ -128,6 +131,32 @@ def test_features_are_those_of_the_frames(records: Path, clip: str, tmp_path: Pa
     words = load_features([tmp_path / "out/text/1.safetensors"], normalise=False)
     assert torch.allclose(words, encoder.words("a dog jumps"), atol=1e-6)
     assert words.shape == (5, 16)
+
+
+def test_files_hold_what_the_head_computes_online(records: Path, clip: str, tmp_path: Path) -> None:
+    """Features "files" of this command and features "clip", of one question about a video of varying frame rate."""
+    cache_features(records, clip, tmp_path / "out", clip_s=1.0, num_workers=0)
+    path = tmp_path / "videos/uneven.mp4"
+    video = tpo.read_video(path, tpo.VideoOptions(sampling="fps", fps=1.0, num_frames=100))
+    sample = Sample(Record("1", "here", (Turn("user", "<video>\na dog jumps"),), (), (path,)), (), (video,))
+    sizes = {"hidden": 16, "num_heads": 2, "feed_forward": 16, "video_size": 12, "text_size": 16}
+    folders = {"video_features": [str(tmp_path / "out/video")], "text_features": str(tmp_path / "out/text")}
+    files = TemporalHead(TemporalConfig(features="files", **folders, **sizes), 8)
+    online = TemporalHead(TemporalConfig(features="clip", clip=clip, **sizes), 8)
+    expected, _ = online._given(torch.zeros(1, 8), online.collate_inputs([], [], [sample]), torch.tensor([0]))
+    found = files.collate_inputs([], [], [sample])
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_a_query_longer_than_the_encoder_takes_is_cut_and_counted(clip: str, tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", [0, 500])
+    task = {"head": "temporal", "spans": [[0, 1]], "query": "a dog jumps a dog jumps a dog"}
+    (tmp_path / "records.jsonl").write_text(json.dumps({"id": "1", "video": "a.mp4", "tasks": [task]}))
+    report = cache_features(tmp_path / "records.jsonl", clip, tmp_path / "out", num_workers=0)
+    assert "1 queries have more than 8 tokens and were cut to as many" in str(report)
+    assert load_features([tmp_path / "out/text/1.safetensors"]).shape == (8, 16)
 
 
 def test_unreadable_videos_are_counted_and_named(records: Path, clip: str, tmp_path: Path) -> None:

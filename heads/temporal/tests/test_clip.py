@@ -79,8 +79,12 @@ def test_it_trains_and_the_encoder_stays(clip):
 
 
 def test_a_question_that_is_too_long(clip):
-    with pytest.raises(tpo.TPOError, match="records.jsonl:3: the question has 9 tokens of the CLIP, which takes 8"):
-        build(clip).collate_inputs([], [], [sample(2, "when does it jump when does it")])
+    """In a prompt an error, in training a counted skip, as of every `MediaError`."""
+    head, task = build(clip), {"head": "temporal", "spans": [[0, 1]]}
+    long = sample(2, "when does it jump when does it", task)
+    for call in (lambda: head.collate_inputs([], [], [long]), lambda: head.check_sample([task], long)):
+        with pytest.raises(tpo.MediaError, match="jsonl:3: the question has 9 tokens of the CLIP, which takes 8"):
+            call()
 
 
 def test_questions_of_two_answers_are_refused(clip):

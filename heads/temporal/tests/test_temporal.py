@@ -15,11 +15,10 @@ from safetensors.torch import load_file
 from tpo_head_temporal.config import TemporalConfig
 from tpo_head_temporal.head import TemporalHead
 from tpo_head_temporal.inputs import append_word, clip_bounds, merged_clips
-from tpo_head_temporal.layers import Attention, Dropout
 from tpo_head_temporal.matcher import giou, match
 from tpo_head_temporal.positions import to_centre_width, to_start_end
 from tpo_head_temporal.postprocess import suppress
-from tpo_head_temporal.targets import make_targets
+from tpo_head_temporal.targets import make_targets, mix_videos
 
 import tpo_plugin as tpo
 from tpo_plugin.data import Record, Sample, Turn, VideoClip
@@ -143,6 +142,13 @@ def test_clips_lie_between_true_frame_times():
     assert inputs["duration_s"].tolist() == [10, 3, 0]
     assert inputs["video_group"].tolist() == inputs["question_group"].tolist() == [0, 0, 0]
     assert head.collate_inputs([], [], batch)["num_clips"].tolist() == [3, 1, 2]  # a prompt has no tasks
+
+
+@pytest.mark.parametrize("duration_s", [9.642966, 10.0, 10.291667])
+def test_no_rounding_puts_a_span_behind_the_video(duration_s):
+    head = TemporalHead(TemporalConfig(**SMALL), HIDDEN, vision_size=5)
+    inputs = head.collate_inputs([], [], [sample([0.0], duration_s, [])])
+    assert duration_s - 1e-6 < inputs["duration_s"].item() <= duration_s
 
 
 def test_videos_are_told_apart_by_their_file():
@@ -429,27 +435,20 @@ def test_published_size():
     assert 12.4e6 < sum(p.numel() for p in head.parameters()) < 12.7e6
 
 
-# -- layers ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("p", [0.1, 0.5])
-def test_dropout_keeps_the_share_that_it_says(p):
-    torch.manual_seed(0)
-    x = torch.ones(1001, 203, requires_grad=True)
-    dropped = Dropout(p).train()(x)
-    kept = dropped > 0
-    assert kept.float().mean().item() == pytest.approx(1 - p, abs=4e-3)
-    torch.testing.assert_close(dropped[kept], torch.full((int(kept.sum()),), 1 / (1 - p)))
-    assert kept.float().mean(0).std() < 0.02  # no column is favoured
-    dropped.sum().backward()
-    assert torch.equal(x.grad > 0, kept)
-    assert Dropout(p).eval()(x) is x
-
-
-def test_attention_is_the_same_by_either_way():
-    """Without dropout torch's kernel computes it, with dropout on the CPU we do: with next to none they agree."""
-    torch.manual_seed(0)
-    q, k, v = torch.randn(3, 2, 5, 16).unbind(0)
-    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]).bool()[:, None, None]
-    kernel, ours = Attention(4, 0.0)(q, k, v, mask), Attention(4, 1e-9).train()(q, k, v, mask)
-    torch.testing.assert_close(kernel, ours)
+def test_questions_about_one_video_are_mixed_with_those_about_others():
+    head = build()
+    inputs = inputs_of([3] * 5)
+    groups = torch.tensor([0, 0, 0, 1, 1])
+    inputs |= {"video_group": groups, "question_group": groups, "num_words": torch.ones(5)}
+    outputs = head(torch.randn(5, HIDDEN), inputs, torch.arange(5))
+    spans_s = [torch.tensor([[float(i), i + 1.0]]) for i in range(5)]
+    truth = make_targets(outputs, {"spans_s": spans_s})
+    assert truth.real.tolist() == [False, False, True, False, True]
+    mixed, targets = mix_videos(outputs, truth)
+    order = [0, 3, 1, 4, 2]
+    assert mixed["video_group"].tolist() == [0, 1, 0, 1, 0]
+    assert targets.real.tolist() == [True, True, True, True, False]
+    for name in outputs:
+        assert torch.equal(mixed[name], outputs[name][order])
+    for name in ("spans_cw", "span_mask", "saliency", "pairs"):
+        assert torch.equal(getattr(targets, name), getattr(truth, name)[order])

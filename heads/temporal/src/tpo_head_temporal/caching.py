@@ -89,6 +89,9 @@ def cache_features(
     if waiting:
         _compute(waiting, targets, encoder, about, clip_s, num_workers, batch_size, report)
     if encoder.has_text:
+        cut = sum(len(encoder.token_ids(query)) > encoder.max_words for query in queries.values())
+        if cut:
+            report.notes.append(f"  {cut} queries have more than {encoder.max_words} tokens and were cut to as many")
         for record_id, query in queries.items():
             target = folder / "text" / f"{record_id}.safetensors"
             if not _is_there(target, about | {"text": query}):

@@ -43,10 +43,10 @@ class Clip(nn.Module):
         return self.encoder.preparer(frames)["pixel_values"]
 
     def word_ids(self, question: str, place: str) -> tuple[Tensor, int]:
-        """A question's tokens [T] and how many are its own. Raises `TPOError` for one that the model cannot take."""
+        """A question's tokens [T] and how many are its own. Raises `MediaError` for one that the model cannot take."""
         ids = self.encoder.token_ids(question)
         if len(ids) > self.encoder.max_words:
-            raise tpo.TPOError(
+            raise tpo.MediaError(
                 f"{place}: the question has {len(ids)} tokens of the CLIP, which takes {self.encoder.max_words}; "
                 "expected a shorter one"
             )

@@ -59,7 +59,8 @@ class TemporalConfig(tpo.HeadConfig):
     its batch: to repeat published numbers."""
     reference_losses: bool = True
     """Whether losses are reduced as published: means over what a batch holds, padding included in some, with the
-    oddities that `losses` names. Off, each is a sum over samples, which does not depend on padding or accumulation."""
+    oddities that `losses` names. Off, each is a sum over samples, which does not depend on padding or accumulation, and
+    a question's negative is one about another video, also where questions about one video stand together."""
 
     span_weight: float = 10.0
     giou_weight: float = 1.0

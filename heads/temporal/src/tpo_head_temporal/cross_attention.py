@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tpo_head_temporal.layers import Dropout, DropPath, FeedForward, LayerNorm, merge_heads, split_heads
+from tpo_head_temporal.dropout import Dropout, DropPath
+from tpo_head_temporal.layers import FeedForward, LayerNorm, merge_heads, split_heads
 from tpo_plugin import Linear
 
 
@@ -54,8 +55,8 @@ class CrossLayer(nn.Module):
 
     def update(self, x: Tensor, attended: Tensor) -> Tensor:
         """The rest of the layer. As in the public code the feed-forward reads LN1(x) and is added to x itself."""
-        x = x + self.drop_path(self.out_proj(attended))
-        return self.norm2(x + self.drop_path(self.feed_forward(self.norm1(x))))
+        x = self.drop_path(x, self.out_proj, attended)
+        return self.norm2(self.drop_path(x, lambda kept: self.feed_forward(self.norm1(kept)), x))
 
 
 class TextToVideo(nn.Module):

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tpo_head_temporal.layers import MLP, Attention, DropPath, FeedForward, LayerNorm, Tokens, key_mask, split_heads
+from tpo_head_temporal.dropout import DropPath
+from tpo_head_temporal.layers import MLP, Attention, FeedForward, LayerNorm, Tokens, key_mask, split_heads
 from tpo_head_temporal.positions import sine_code
 from tpo_plugin import Linear
 
@@ -44,13 +45,22 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x: Tensor, query_pos: Tensor, sine: Tensor, memory: Tensor, pos: Tensor, mask: Tensor) -> Tensor:
         """`x`, `query_pos`, `sine` [N, Q, d]; `memory`, `pos` [N, L, d]; `mask` [N, 1, 1, L]."""
+        x = self.norm1(self.drop_path(x, self._among_queries, x, query_pos))
+        x = self.norm2(self.drop_path(x, self._to_clips, x, query_pos, sine, memory, pos, mask))
+        return self.norm3(self.drop_path(x, self.feed_forward, x))
+
+    def _among_queries(self, x: Tensor, query_pos: Tensor) -> Tensor:
         attended = self.self_attention(
             self.self_q_content(x) + self.self_q_pos(query_pos),
             self.self_k_content(x) + self.self_k_pos(query_pos),
             self.self_v(x),
             None,
         )
-        x = self.norm1(x + self.drop_path(self.self_out(attended)))
+        return self.self_out(attended)
+
+    def _to_clips(
+        self, x: Tensor, query_pos: Tensor, sine: Tensor, memory: Tensor, pos: Tensor, mask: Tensor
+    ) -> Tensor:
         query, key, key_pos = self.cross_q_content(x), self.cross_k_content(memory), self.cross_k_pos(pos)
         if self.cross_q_pos is not None:
             query, key = query + self.cross_q_pos(query_pos), key + key_pos
@@ -60,8 +70,7 @@ class DecoderLayer(nn.Module):
             self.cross_v(memory),
             mask,
         )
-        x = self.norm2(x + self.drop_path(self.cross_out(attended)))
-        return self.norm3(x + self.drop_path(self.feed_forward(x)))
+        return self.cross_out(attended)
 
     def _beside(self, content: Tensor, place: Tensor) -> Tensor:
         """Each head's slice of both, one behind the other: [N, S, 2 d]."""

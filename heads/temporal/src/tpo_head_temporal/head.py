@@ -22,7 +22,7 @@ from tpo_head_temporal.metrics import TemporalMetrics
 from tpo_head_temporal.network import CGDETR
 from tpo_head_temporal.positions import to_start_end
 from tpo_head_temporal.postprocess import suppress
-from tpo_head_temporal.targets import make_targets
+from tpo_head_temporal.targets import make_targets, mix_videos
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -167,6 +167,8 @@ class TemporalHead(tpo.TaskHead):
             zero = torch.stack([value.sum() for value in outputs.values()]).sum()
             return dict.fromkeys(weights, zero)
         truth = make_targets(outputs, targets)
+        if not config.reference_losses:
+            outputs, truth = mix_videos(outputs, truth)
         negatives = self.network.negatives(outputs, truth.real)
         aligned = self.network.alignment(outputs, (truth.saliency > 0).float())
         losses = criterion(
@@ -222,7 +224,7 @@ class TemporalHead(tpo.TaskHead):
             raise ValueError(f"clip_s is {clip_s!r}; expected the seconds that each value of saliency covers")
 
     def check_sample(self, tasks: list[dict[str, Any]], sample: tpo.Sample) -> None:
-        check_sample(self.config, tasks, sample)
+        check_sample(self.config, self.clip, tasks, sample)
 
     def collate_targets(self, tasks: list[dict[str, Any]]) -> dict[str, Any]:
         """As `loss` takes them."""

@@ -52,6 +52,12 @@ def even_times(num: int, duration_s: float) -> np.ndarray:
     return (np.arange(num) + 0.5) * duration_s / max(num, 1)
 
 
+def rounded_down(seconds: float) -> Tensor:
+    """The greatest float32 that is not above: the nearest one may lie behind the end of a video, and a span with it."""
+    nearest = torch.tensor(seconds, dtype=torch.float32)
+    return nearest if nearest.item() <= seconds else torch.nextafter(nearest, torch.zeros(()))
+
+
 def collate(
     config: TemporalConfig, clip: Clip | None, tasks: list[dict[str, Any]], samples: Sequence[tpo.Sample]
 ) -> dict[str, Any]:
@@ -61,7 +67,7 @@ def collate(
     and `question_group` int64 [B], equal for the same video and for the same words of the user. For features "files"
     `video` [B, L, C], and `words` [B, T, C] with `num_words` [B] where the text's are files too; for "clip" `pixels`
     [B, L, 3, H, W] and `word_ids` [B, T] with `num_words`.
-    Raises `MediaError` as `check_sample` does, and `TPOError` for a question that the CLIP cannot take.
+    Raises `MediaError` as `check_sample` does.
     """
     wanted = {id(task) for task in tasks}
     rows: list[dict[str, Tensor]] = []
@@ -88,11 +94,15 @@ def collate(
     return {name: pad_sequence(c, batch_first=True) if c[0].dim() else torch.stack(c) for name, c in columns.items()}
 
 
-def check_sample(config: TemporalConfig, tasks: list[dict[str, Any]], sample: tpo.Sample) -> None:
-    """Raises `MediaError` for tasks that do not fit their video, and for feature files that are missing or do not."""
+def check_sample(config: TemporalConfig, clip: Clip | None, tasks: list[dict[str, Any]], sample: tpo.Sample) -> None:
+    """Raises `MediaError` for tasks that do not fit their video, for feature files that are missing or do not, and for
+    a question that the CLIP cannot take.
+    """
     check_spans(tasks, sample)
     if config.features == "files":
         _files_row(config, sample)
+    if clip is not None:
+        clip.word_ids(question_of(sample, tasks), sample.record.place)
 
 
 def check_spans(tasks: list[dict[str, Any]], sample: tpo.Sample) -> None:
@@ -139,7 +149,7 @@ def _row(
     clips = np.concatenate((times_s[:, None], clip_bounds(times_s, clip.duration_s)), -1)
     row["clips_s"] = torch.tensor(clips, dtype=torch.float32)
     row["num_clips"] = torch.tensor(float(len(times_s)))
-    row["duration_s"] = torch.tensor(float(clip.duration_s))
+    row["duration_s"] = rounded_down(clip.duration_s)
     return row
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tpo_head_temporal.dropout import Dropout, DropPath, DroppedPReLU
 from tpo_plugin import Linear
 
 
@@ -33,43 +34,6 @@ class Tokens(nn.Module):
         return self.weight.float()
 
 
-class PReLU(nn.PReLU):
-    """One learned slope, initially 0.25."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return F.prelu(input, self.weight.float())
-
-
-class Dropout(nn.Dropout):
-    """On the CPU, where a draw for each number takes as long as a matrix product, masks are cut from random words.
-
-    Each number takes 16 bits, so that `p` is rounded to 1 / 65536.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        if not self.training or self.p == 0 or input.device.type != "cpu":
-            return super().forward(input)
-        limits = torch.iinfo(torch.int64)
-        words = torch.randint(limits.min, limits.max, (input.numel() // 4 + 1,))
-        draws = words.view(torch.int16)[: input.numel()].view(input.shape)
-        kept = (draws >= round(self.p * 65536) - 32768).to(input.dtype)
-        return input * kept.mul_(1 / (1 - self.p))
-
-
-class DropPath(nn.Module):
-    """Stochastic depth: in training a sample's whole branch is dropped with probability `p`, the others scaled up."""
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p = p
-
-    def forward(self, branch: Tensor) -> Tensor:
-        if not self.training or self.p == 0:
-            return branch
-        kept = branch.new_empty(len(branch), *(1,) * (branch.dim() - 1)).bernoulli_(1 - self.p)
-        return branch * kept.div_(1 - self.p)
-
-
 class MLP(nn.Module):
     """Linear layers with a ReLU between them."""
 
@@ -89,10 +53,10 @@ class FeedForward(nn.Module):
     def __init__(self, width: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.fc1, self.fc2 = Linear(width, hidden), Linear(hidden, width)
-        self.activation, self.dropout = PReLU(), Dropout(dropout)
+        self.activation = DroppedPReLU(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.dropout(self.activation(self.fc1(x))))
+        return self.fc2(self.activation(self.fc1(x)))
 
 
 def split_heads(x_NSd: Tensor, num_heads: int) -> Tensor:
@@ -154,8 +118,8 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x: Tensor, pos: Tensor, mask: Tensor, first: int | None = None) -> Tensor:
         """`mask` bool [N, 1, 1 or S, S], True where attention is allowed. Gives the first `first` rows, or all."""
-        x = self.norm1(x[:, :first] + self.drop_path(self.attention(x, pos, mask, first)))
-        return self.norm2(x + self.drop_path(self.feed_forward(x)))
+        x = self.norm1(self.drop_path(x[:, :first], lambda *kept: self.attention(*kept, first), x, pos, mask))
+        return self.norm2(self.drop_path(x, self.feed_forward, x))
 
 
 class Encoder(nn.Module):

@@ -47,8 +47,10 @@ class SaliencyScore(nn.Module):
 
     def forward(self, clips_NLd: Tensor, whole_Nd: Tensor) -> Tensor:
         """[N, L], unbounded; of padded clips too."""
-        product = (self.clip_proj(clips_NLd) @ self.whole_proj(whole_Nd)[..., None])[..., 0]
-        return product / whole_Nd.shape[-1] ** 0.5
+        whole = self.whole_proj(whole_Nd) / whole_Nd.shape[-1] ** 0.5
+        # (W clip + b) . whole = clip . (W^T whole) + b . whole: one projection a sample in place of one a clip
+        weight, bias = self.clip_proj.weight.float(), self.clip_proj.bias.float()
+        return (clips_NLd @ (whole @ weight)[..., None])[..., 0] + (whole @ bias)[:, None]
 
 
 def overlap(vectors: Tensor) -> Tensor:

@@ -33,10 +33,25 @@ def make_targets(outputs: dict[str, Tensor], targets: dict[str, Any]) -> Targets
         given = _resampled(targets, outputs)
         annotated = (given > 0).any(-1)
         saliency = torch.where(annotated[:, None], given, inside)
-    # A question about another video is a negative, but not where it has the same words.
+    return Targets(to_centre_width(fractions), there, saliency, _pairs(saliency, annotated, mask), _real(outputs))
+
+
+def mix_videos(outputs: dict[str, Tensor], targets: Targets) -> tuple[dict[str, Tensor], Targets]:
+    """The same samples, neighbours of different videos as far as there are: a question of each video, a second, ...
+
+    Questions about one video stand together in a batch of records; in that order few have a negative.
+    """
+    video = outputs["video_group"]
+    order = (video[:, None] == video).tril(-1).sum(1).argsort(stable=True)
+    mixed = {name: value[order] for name, value in outputs.items()}
+    parts = {name: getattr(targets, name)[order] for name in ("spans_cw", "span_mask", "saliency", "pairs")}
+    return mixed, Targets(**parts, real=_real(mixed))
+
+
+def _real(outputs: dict[str, Tensor]) -> Tensor:
+    """A question about another video is a negative, but not where it has the same words."""
     video, question = outputs["video_group"], outputs["question_group"]
-    real = (video != video.roll(-1)) & (question != question.roll(-1))
-    return Targets(to_centre_width(fractions), there, saliency, _pairs(saliency, annotated, mask), real)
+    return (video != video.roll(-1)) & (question != question.roll(-1))
 
 
 def _padded(values: list[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
