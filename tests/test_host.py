@@ -44,9 +44,11 @@ class Odd(nn.Module):
     def __init__(self, **faults: Any) -> None:
         super().__init__()
         self.embed, self.head, self.faults = nn.Embedding(50, 8), nn.Linear(8, 50), faults
+        if "no_method" in faults:
+            self.second = nn.Embedding(50, 8)
 
     def get_input_embeddings(self) -> nn.Module:
-        if "no_method" in self.faults:
+        if self.faults.keys() & {"no_method", "unsaid"}:
             raise NotImplementedError
         return self.embed
 
@@ -71,7 +73,7 @@ class Odd(nn.Module):
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("no_method", "does not say its input embedding"),
+        ("no_method", "has no input embedding with a weight"),
         ("no_matrix", "has no output embedding .* and no matrix that makes its logits"),
         ("twice", "ran 2 times in one forward, expected once"),
         ("flat", r"got \(4, 8\), expected \[batch, sequence, hidden\]"),
@@ -84,6 +86,11 @@ class Odd(nn.Module):
 def test_a_host_that_cannot_be_hooked_says_why(fault: str, message: str) -> None:
     with pytest.raises(HostError, match=f"(?s){message}.*write a host adapter"):
         Host.locate(Odd(**{fault: True}))
+
+
+def test_a_host_that_does_not_say_its_input_embedding_has_one_table_of_its_vocabulary() -> None:
+    model = Odd(unsaid=True)
+    assert Host.locate(model).embed is model.embed
 
 
 def test_a_host_that_names_no_head_is_searched_for_the_matrix_of_its_logits() -> None:

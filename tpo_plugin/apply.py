@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tpo_plugin import zero
 from tpo_plugin.config import HeadConfig, TPOConfig, config_from_dict
 from tpo_plugin.errors import TPOError, did_you_mean
 from tpo_plugin.head import TaskHead
@@ -59,7 +60,8 @@ def apply_tpo(
     patch = registry().patch_for(host_model)
     host_class = Host if patch is None else patch.host_class()
     names = resolve_tokens(specs, configs)
-    host = host_class.locate(host_model, example_inputs)
+    with zero.shaped(host_model):
+        host = host_class.locate(host_model, example_inputs)
     undo: list[Undo] = []
     try:
         tokens, restore_tokenizer = add_tokens(text_tokenizer, names)
@@ -257,10 +259,10 @@ def _initial_rows(host: Host, tokens: dict[str, HeadTokens], growth: Growth | No
     A trigger in a freshly grown row starts at the mean of the old output rows: an unremarkable logit.
     """
     device = host.embed.weight.device
-    sample_ids = torch.arange(
-        min(1024, host.embed.weight.shape[0] if growth is None else growth.old_size), device=device
-    )
-    sample = host.embed(sample_ids[None])[0].float()
+    num_rows = zero.shape(host.embed.weight)[0] if growth is None else growth.old_size
+    sample_ids = torch.arange(min(1024, num_rows), device=device)
+    with zero.gathered(host.embed.parameters()):
+        sample = host.embed(sample_ids[None])[0].float()
     mean, std = sample.mean(0), sample.std(0)
 
     def output_row(trigger_id: int) -> Tensor:

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tpo_plugin import zero
 from tpo_plugin.apply import apply_tpo, remove_tpo
 from tpo_plugin.config import FORMAT_VERSION, TPOConfig, config_from_dict
 from tpo_plugin.errors import TPOError
@@ -24,16 +26,20 @@ CONFIG_FILE, WEIGHTS_FILE = "tpo_config.json", "tpo_model.safetensors"
 
 
 def save_tpo(tpo: TaskPreferenceModel, directory: str | os.PathLike[str]) -> None:
-    """Writes the files, each under a temporary name first, so that an interrupted save damages nothing."""
+    """Writes the files, each under a temporary name first, so that an interrupted save damages nothing.
+
+    Under ZeRO-3 every rank must call it, and the first one writes.
+    """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    own = {key: value for key, value in tpo.state_dict().items() if not key.startswith(_external(tpo))}
     weights: dict[str, Tensor] = {}
-    for key, value in own.items():
-        tensor = value.detach().contiguous().cpu()
-        # A head may tie two of its tensors, which safetensors does not write twice.
-        tied = any(tensor.data_ptr() == other.data_ptr() for other in weights.values())
-        weights[key] = tensor.clone() if tied else tensor
+    with zero.gathered(tpo.parameters()):
+        for key, value in tpo.state_dict().items():
+            if not key.startswith(_external(tpo)):
+                # A copy, for ZeRO-3 takes the tensor away again, and safetensors does not write tied tensors twice.
+                weights[key] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+    if not zero.writes(tpo.parameters()):
+        return
+    directory.mkdir(parents=True, exist_ok=True)
     replace_file(directory / WEIGHTS_FILE, lambda path: save_file(weights, path, metadata={"format": "pt"}))
     text = json.dumps(_config_to_json(tpo), indent=2)
     replace_file(directory / CONFIG_FILE, lambda path: Path(path).write_text(text + "\n", encoding="utf-8"))
@@ -89,9 +95,10 @@ def load_weights(tpo: TaskPreferenceModel, directory: str | os.PathLike[str]) ->
     path = Path(directory) / WEIGHTS_FILE
     if not path.is_file():
         raise TPOError(f"{path} is missing; expected the weights that model.tpo.save_pretrained writes")
-    external = {key: value for key, value in tpo.state_dict().items() if key.startswith(_external(tpo))}
     try:
-        tpo.load_state_dict(external | load_file(path, device="cpu"))
+        with zero.gathered(tpo.parameters(), changed=True):
+            external = {key: value for key, value in tpo.state_dict().items() if key.startswith(_external(tpo))}
+            tpo.load_state_dict(external | load_file(path, device="cpu"))
     except RuntimeError as error:
         raise TPOError(f"{path} does not fit the applied heads {list(tpo.heads)}: {error}") from error
 

@@ -17,9 +17,6 @@ from torch import Tensor, nn
 
 from tpo_plugin.errors import HostError, TPOError
 
-MAX_TEXT = 64
-"""So many text tokens at the most, the last ones, belong to a task token."""
-
 TextGroups = list[tuple[int, list[int]]]
 """(batch row, columns of the text tokens) of each question, in order."""
 
@@ -39,7 +36,8 @@ class HostFeatures:
     def text(self) -> Tensor:
         """Last hidden states of the question's ordinary tokens, float32 [N, L, D], zero where `text_mask` is False.
 
-        A question is the text before the task token's answer: neither labelled nor special tokens, nor media.
+        A question is the text between the task token's answer and the answer before it, as far as labels, or
+        `TPOCollator`, say where that is: neither labelled nor special tokens, nor media.
         """
         return self._texts[0]
 
@@ -78,7 +76,7 @@ class HostFeatures:
             last = before[-1] if before else None
             indices = [] if last is None else list(range(starts[last], starts[last + 1]))
             inside = [] if last is None else [i for i, c in zip(indices, groups[last][1], strict=True) if c < column]
-            chosen.append(inside[-MAX_TEXT:])
+            chosen.append(inside)
         return _padded([rows.index_select(0, _on(rows.device, indices)) for indices in chosen], rows)
 
     @cached_property
@@ -106,6 +104,8 @@ class Captured:
         self.spans: list[list[tuple[int, int]]] | None = None
         """For each batch row [start, stop) of each of its videos among all that the tower saw in its last call, where
         the host says so; then `frames` is not needed."""
+        self.layer_output: Any = None
+        """What the last layer of the vision tower that is running gave."""
         self.tower_calls: list[tuple[Tensor, Tensor | None]] = []
         """What the vision tower gave, and the grid that it got, for each of its calls in the last forward with any."""
         self._stale = False
@@ -114,11 +114,12 @@ class Captured:
         """A new forward begins: if the tower runs in it, what it gave before is out of date."""
         self._stale = True
 
-    def keep_tower(self, states: Tensor, grid: Tensor | None = None) -> None:
+    def keep_tower(self, output: Any, grid: Tensor | None = None) -> None:
         """Adds what the tower gave; `grid` [videos, 3] are frames, height and width where it packs all patches."""
         if self._stale:
             self.tower_calls, self._stale = [], False
-        self.tower_calls.append((states, grid))
+        layer_output, self.layer_output = self.layer_output, None
+        self.tower_calls.append((tower_states(output, layer_output, packed=grid is not None), grid))
 
     def keep_prompt(self, hidden_BTD: Tensor, copies: int) -> None:
         """As `keep_text`, of the first forward of a generation, if that covers the prompt."""
@@ -236,12 +237,24 @@ def tower_grid(args: tuple, kwargs: dict[str, Any]) -> Tensor | None:
     return None
 
 
-def tower_states(output: Any) -> Tensor:
-    """The last hidden state in what a vision tower returned."""
-    if isinstance(output, Tensor):
-        return output
+def last_layer(tower: nn.Module) -> nn.Module | None:
+    """The last of a tower's own list of layers."""
+    layers = [child for child in tower.children() if isinstance(child, nn.ModuleList) and len(child)]
+    return layers[0][-1] if layers else None
+
+
+def tower_states(output: Any, layer_output: Any, *, packed: bool) -> Tensor:
+    """The last hidden state in what a vision tower returned, before it merges patches.
+
+    transformers 4 returns packed patches already merged, 5 as `last_hidden_state` those before: there what the last
+    layer gave, `layer_output`, is the same.
+    """
     states = getattr(output, "last_hidden_state", None)
-    return states if isinstance(states, Tensor) else output[0]
+    if isinstance(states, Tensor):
+        return states
+    if packed and layer_output is not None:
+        output = layer_output
+    return output if isinstance(output, Tensor) else output[0]
 
 
 class _Seen(Exception):
@@ -258,10 +271,17 @@ def tower_width(model: nn.Module, towers: Sequence[nn.Module], processor: Any) -
         return None
     from PIL import Image
 
-    def stop(module: nn.Module, args: Any, output: Any) -> None:
-        raise _Seen(tower_states(output).shape[-1])
+    captured = Captured([], None)
 
-    handles = [tower.register_forward_hook(stop) for tower in towers]
+    def layer_ran(module: nn.Module, args: Any, output: Any) -> None:
+        captured.layer_output = output
+
+    def stop(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        captured.keep_tower(output, tower_grid(args, kwargs))
+        raise _Seen(captured.tower_calls[-1][0].shape[-1])
+
+    handles = [tower.register_forward_hook(stop, with_kwargs=True) for tower in towers]
+    handles += [layer.register_forward_hook(layer_ran) for layer in map(last_layer, towers) if layer is not None]
     try:
         token = getattr(processor, "image_token", None) or "<image>"
         inputs = processor(text=[token], images=[Image.new("RGB", (64, 64))], return_tensors="pt")

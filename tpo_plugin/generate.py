@@ -19,6 +19,7 @@ from transformers.utils import ModelOutput
 
 from tpo_plugin.errors import HostError, TPOError, did_you_mean
 from tpo_plugin.session import Session, TriggerProcessor
+from tpo_plugin.tokens import Positions
 
 if TYPE_CHECKING:
     from tpo_plugin.head import TaskHead
@@ -82,6 +83,7 @@ def generate(
     *,
     task_inputs: dict[str, Any] | None = None,
     task_frames: list[list[int]] | None = None,
+    task_positions: Positions | None = None,
     route: str | None = None,
     order: Order = "trigger_first",
     **kwargs: Any,
@@ -92,6 +94,8 @@ def generate(
         inputs, kwargs: Everything that the host's `generate` takes.
         task_inputs: What the heads need to see, by head, and what the user gives in the prompt (encoded input tokens).
         task_frames: For each row of the prompt the number of frames of each of its videos, for heads that look at them.
+        task_positions: As `TPOCollator` gives it: what of the prompt is the last question, for heads that look at it;
+            without it all text of the prompt is.
         route: Name of a head that must be called: where the answer would end without its trigger, the trigger is put.
         order: "trigger_first" as in training; "task_first" as in the authors' demo, where the state is computed with
             the task token in the trigger's place and the answer goes on without it (OpenGVLab/TPO, app.py).
@@ -105,9 +109,11 @@ def generate(
         raise TPOError(f"order={order!r}; expected 'trigger_first' or 'task_first'")
     if inputs is not None:
         kwargs["inputs_embeds" if inputs.is_floating_point() else "input_ids"] = inputs
+    if tpo.host.ids not in kwargs and tpo.model.main_input_name != "input_ids" and tpo.host.ids != "input_ids":
+        kwargs |= {tpo.host.ids: kwargs.pop("input_ids")} if "input_ids" in kwargs else {}  # as generate does itself
     if _start(tpo, kwargs) is None:
         raise TPOError("model.tpo.generate got neither input_ids nor inputs_embeds; expected a prompt")
-    captured = tpo.capture(kwargs.get("input_ids"), None, task_frames)
+    captured = tpo.capture(kwargs.get("input_ids"), None, task_frames, task_positions)
     with _session(tpo, Session(0, 1, task_inputs, False, captured)):
         kwargs = tpo.host.start_generation(tpo.model, kwargs)
     prompt_length = _prompt_length(tpo, kwargs)
@@ -278,7 +284,7 @@ def _replay_inputs(
     inputs = _with_columns(model, inputs, start.shape[1], sequences.shape[1] - session.prompt_length)
     if embeds is None:
         return inputs | {"input_ids": sequences}, 0
-    embedded = model.get_input_embeddings()(sequences)
+    embedded = tpo.host.embed(sequences)
     return inputs | {"inputs_embeds": torch.cat([embeds, embedded], 1)}, embeds.shape[1]
 
 

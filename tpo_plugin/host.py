@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tpo_plugin.errors import HostError
 from tpo_plugin.features import tower_width, vision_towers
+from tpo_plugin.tokens import input_embedding, output_embedding
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ class Host:
                 f"{name}: tokens of shape {tuple(run.ids_shape)} reach the output embedding as "
                 f"{tuple(head_input.shape)}, so positions cannot be matched; {ADAPTER_HINT}"
             )
-        if not any(call.module is embed for call in run.calls):
+        if not any(call.module in tables(model, embed) for call in run.calls):
             raise HostError(f"{name}: its input embedding was not called in a forward; {ADAPTER_HINT}")
         same = [call.module for call in run.calls if _same_tensor(call.output, head_input)]
         hidden = same[0] if same and [call.module for call in run.calls].count(same[0]) == 1 else None
@@ -180,20 +181,23 @@ class Host:
 
 
 def _embeddings(model: nn.Module, name: str) -> tuple[nn.Module, nn.Module | None]:
-    found = {}
-    for kind in ("input", "output"):
-        try:
-            found[kind] = getattr(model, f"get_{kind}_embeddings")()
-        except (AttributeError, NotImplementedError) as error:
-            if kind == "input" or not isinstance(error, NotImplementedError):
-                raise HostError(f"{name} does not say its {kind} embedding ({error!r}); {ADAPTER_HINT}") from error
-            found[kind] = None
-    if not isinstance(getattr(found["input"], "weight", None), Tensor):
+    try:
+        embed, head = input_embedding(model), output_embedding(model)
+    except AttributeError as error:
+        raise HostError(f"{name} does not say its embeddings ({error!r}); {ADAPTER_HINT}") from error
+    if not isinstance(getattr(embed, "weight", None), Tensor):
         raise HostError(
-            f"{name} has no input embedding with a weight (get_input_embeddings() is {type(found['input']).__name__}), "
+            f"{name} has no input embedding with a weight (get_input_embeddings() gives {type(embed).__name__}), "
             f"expected one table of token embeddings; {ADAPTER_HINT}"
         )
-    return found["input"], found["output"]
+    return embed, head
+
+
+def tables(model: nn.Module, embed: nn.Module) -> list[nn.Module]:
+    """The input embedding and those tied to it: encoder and decoder may each have a module for one matrix."""
+    inside = set(embed.modules())
+    tied = (m for m in model.modules() if isinstance(m, nn.Embedding) and m.weight is embed.weight)
+    return [embed, *(m for m in tied if m not in inside)]
 
 
 @dataclass
@@ -303,6 +307,8 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
     ]
     for module, *_ in before:
         module.training = False
+        if hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes would pack its weights anew, as fake ones
+            module.support_avx512bf16_for_cpu = False
     try:
         yield
     finally:

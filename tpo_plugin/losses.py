@@ -31,15 +31,20 @@ def split_labels(labels: Tensor, tokens: Mapping[str, HeadTokens]) -> Tensor:
 
 
 def count_targets(
-    input_ids: Tensor, labels: Tensor | None, tokens: Mapping[str, HeadTokens], positions: Positions | None = None
+    input_ids: Tensor,
+    labels: Tensor | None,
+    tokens: Mapping[str, HeadTokens],
+    positions: Positions | None = None,
+    label_shift: int = 1,
 ) -> dict[str, int]:
     """Number of targets of each kind in a micro-batch: "mllm", "assign", and every head's name.
 
-    "mllm" counts the labels that the host scores after its shift: columns 1 and on, neither ignored nor triggers.
+    "mllm" counts the labels that the host scores after its shift: columns `label_shift` and on, neither ignored nor
+    triggers; `input_ids` are an encoder-decoder's `decoder_input_ids`, whose `label_shift` is 0.
     `positions` are what `token_positions` finds in the batch, where the collator gave them.
     """
-    found = positions or token_positions(input_ids, labels, tokens)
-    ordinary = 0 if labels is None else int((split_labels(labels, tokens)[:, 1:] != IGNORE_INDEX).sum())
+    found = positions or token_positions(input_ids, labels, tokens, label_shift)
+    ordinary = 0 if labels is None else int((split_labels(labels, tokens)[:, label_shift:] != IGNORE_INDEX).sum())
     heads = {head: len(places) for head, places in found["task"].items()}
     return {"mllm": ordinary, "assign": len(found["labels"])} | heads
 

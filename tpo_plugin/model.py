@@ -18,9 +18,9 @@ from torch.nn import functional as F
 
 from tpo_plugin.config import TPOConfig
 from tpo_plugin.errors import HostError, TPOError
-from tpo_plugin.features import Captured, HostFeatures, special_ids, text_groups, tower_grid, tower_states
+from tpo_plugin.features import Captured, HostFeatures, last_layer, special_ids, text_groups, tower_grid
 from tpo_plugin.head import TaskHead
-from tpo_plugin.host import Host
+from tpo_plugin.host import Host, tables
 from tpo_plugin.insert import empty_inputs, insert_rows
 from tpo_plugin.losses import Call, TPOOutput, add_losses, flat_index, float32, split_labels, with_result
 from tpo_plugin.tokens import (
@@ -30,6 +30,7 @@ from tpo_plugin.tokens import (
     TokenRows,
     Undo,
     decoder_ids,
+    input_embedding,
     output_embedding,
     token_positions,
 )
@@ -74,6 +75,8 @@ class TaskPreferenceModel(nn.Module):
         self._undo: list[Undo] = []
         self.splicing = False
         """Whether the host is embedding pieces of rows, into which nothing is put yet."""
+        self._taken = False
+        """Whether the last hidden state of the forward in progress was seen."""
         self._warned: set[str] = set()
         triggers = [tokens[name].trigger_id for name in heads]
         self.register_buffer("_triggers", torch.tensor(triggers), persistent=False)
@@ -133,17 +136,21 @@ class TaskPreferenceModel(nn.Module):
         self._hooks = [
             self.model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
             self.model.register_forward_hook(self._after_forward, with_kwargs=True, always_call=True),
-            host.embed.register_forward_hook(self._insert_rows, with_kwargs=True, prepend=True),
+            *(
+                table.register_forward_hook(self._insert_rows, with_kwargs=True, prepend=True)
+                for table in tables(self.model, host.embed)
+            ),
             host.head.register_forward_hook(self._add_trigger_logits),
             *host.attach(self.model),
         ]
         if self.special_ids is not None:
+            layers = [layer for layer in map(last_layer, host.towers) if layer is not None]
+            self._hooks += [layer.register_forward_hook(self._capture_tower_layer) for layer in layers]
             hook = self._capture_tower
             self._hooks += [tower.register_forward_hook(hook, with_kwargs=True) for tower in host.towers]
         if host.hidden is not None:
             self._hooks.append(host.hidden.register_forward_hook(self._capture_output))
-        else:
-            self._hooks.append(host.head.register_forward_pre_hook(self._capture_input))
+        self._hooks.append(host.head.register_forward_pre_hook(self._capture_input))
 
     def detach(self) -> None:
         """Takes the hooks off the host."""
@@ -184,17 +191,24 @@ class TaskPreferenceModel(nn.Module):
 
     @torch.compiler.disable
     def _capture_output(self, module: nn.Module, args: tuple, output: Tensor) -> None:
-        self._capture(output)
+        self._taken = self._capture(output)
 
     @torch.compiler.disable
     def _capture_input(self, module: nn.Module, args: tuple) -> None:
-        self._capture(args[0])
+        if not self._taken:  # of what the module gave, another part may go on (reformer pads to whole chunks)
+            self._capture(args[0])
 
     @torch.compiler.disable
     def _capture_tower(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         captured = self.captured
         if captured is not None:
-            captured.keep_tower(tower_states(output), tower_grid(args, kwargs))
+            captured.keep_tower(output, tower_grid(args, kwargs))
+
+    @torch.compiler.disable
+    def _capture_tower_layer(self, module: nn.Module, args: tuple, output: Any) -> None:
+        captured = self.captured
+        if captured is not None:
+            captured.layer_output = output
 
     @property
     def captured(self) -> Captured | None:
@@ -223,15 +237,14 @@ class TaskPreferenceModel(nn.Module):
             groups = [] if input_ids is None else text_groups(input_ids, labels, self.special_ids)
         return Captured(groups, frames)
 
-    def _capture(self, hidden_BTD: Tensor) -> None:
-        """Keeps the rows of the last hidden state at task tokens and before labelled triggers."""
+    def _capture(self, hidden_BTD: Tensor) -> bool:
+        """Keeps the rows of the last hidden state at task tokens and before labelled triggers, if it fits the ids."""
         if hidden_BTD.dim() == 4:  # several streams, of which the first predicts the next token
             hidden_BTD = hidden_BTD[:, 0]
-        if self.session is not None and self.session.capturing:
-            self.session.capture(hidden_BTD)
+        taken = self.session is not None and self.session.capturing and self.session.capture(hidden_BTD)
         call = self.call
         if call is None or call.positions is None or call.positions["shape"] != list(hidden_BTD.shape[:2]):
-            return
+            return taken
         groups = {name: call.positions["task"][name] for name in self.heads}
         if call.labels is not None:
             groups["assign"] = [[row, column - self.host.label_shift] for row, column in call.positions["labels"]]
@@ -240,6 +253,7 @@ class TaskPreferenceModel(nn.Module):
         call.rows = dict(zip(groups, rows.split([len(places) for places in groups.values()]), strict=True))
         if call.captured is not None:
             call.captured.keep_text(hidden_BTD)
+        return True
 
     @torch.compiler.disable
     def _add_trigger_logits(self, module: nn.Module, args: tuple, logits: Tensor) -> None:
@@ -261,10 +275,11 @@ class TaskPreferenceModel(nn.Module):
             kwargs, args = dict(zip(names, args, strict=False)) | kwargs, ()
         taken = {name: kwargs.pop(name, None) for name in FORWARD_ARGUMENTS}
         self._check_structure(taken)
+        self._taken = False
         labels, counts, positions = kwargs.get("labels"), taken["task_counts"], taken["task_positions"]
         if self.host.unseen:
             self._look_again(kwargs)
-        input_ids = self._ids(kwargs)
+        input_ids = self.ids_of(kwargs)
         if positions is None and input_ids is not None and self.session is None:
             positions = token_positions(input_ids, labels, self.tokens, self.host.label_shift)
         captured = None
@@ -295,18 +310,25 @@ class TaskPreferenceModel(nn.Module):
                 )
         return args, kwargs
 
-    def _ids(self, kwargs: dict[str, Any]) -> Tensor | None:
-        """The tokens that reach the output embedding; an encoder-decoder's are made of its labels where not given."""
+    def ids_of(self, kwargs: dict[str, Any]) -> Tensor | None:
+        """The tokens that reach the output embedding; an encoder-decoder's are made of its labels where not given.
+
+        Where no label is a trigger, the host makes them itself: some take other inputs for it than labels.
+        """
         name, labels = self.host.ids, kwargs.get("labels")
         given = [kwargs.get(key) for key in (name, "decoder_inputs_embeds")]
         if name != "input_ids" and labels is not None and given == [None, None]:
-            kwargs[name] = decoder_ids(self.model, labels, self.tokens)
+            made = decoder_ids(self.model, labels, self.tokens)
+            if torch.isin(labels, self._triggers.to(labels.device)).any():
+                kwargs[name] = made
+            return made
         return kwargs.get(name)
 
     def _look_again(self, kwargs: dict[str, Any]) -> None:
         """Finds the hook points that text alone did not show, with the inputs of the first forward."""
         reason, self.host.unseen = self.host.unseen, ""
-        inputs = {k: v for k, v in kwargs.items() if isinstance(v, Tensor) and k != "labels"}
+        left_out = ("labels", "past_key_values", "return_dict")  # a cache would be filled twice
+        inputs = {k: v for k, v in kwargs.items() if v is not None and k not in left_out}
         if self.host.ids not in inputs and self.host.ids == "input_ids":
             self.host.unseen = reason
             return
@@ -388,7 +410,7 @@ class TaskPreferenceModel(nn.Module):
                 "model.tpo was wrapped by another library (PEFT's modules_to_save=['tpo'] copies it); leave it out: "
                 "tpo saves and trains its own weights"
             )
-        embed, head = model.get_input_embeddings(), output_embedding(model) or host.head
+        embed, head = input_embedding(model), output_embedding(model) or host.head
         if (
             embed is not host.embed or head is not host.head
         ):  # PEFT wrapped it, and its own delta would be added to ours

@@ -44,22 +44,26 @@ class Session:
         self.trigger_logprobs: list[Tensor] = []
         """For each new token, [B, number of heads]."""
 
-    def capture(self, hidden_BTD: Tensor) -> None:
-        """Keeps the states of the task tokens that this forward fed."""
+    def capture(self, hidden_BTD: Tensor) -> bool:
+        """Keeps the states of the task tokens that this forward fed; whether these are the states of its tokens."""
         if self.replayed is not None:
-            if self.replayed["shape"] == list(hidden_BTD.shape[:2]):
+            fits = self.replayed["shape"] == list(hidden_BTD.shape[:2])
+            if fits:
                 replayed = self.replayed
                 self._keep(hidden_BTD, replayed, -replayed["offset"], replayed["copies"], replayed["copy"])
                 if self.captured is not None:
                     self.captured.keep_text(hidden_BTD)
                 self.replayed = None
-            return
-        positions, self.positions = self.positions, None
+            return fits
         if self.length is None and self.captured is not None:
             self.captured.keep_prompt(hidden_BTD, self.copies(hidden_BTD))
-        if self.length is None or positions is None or positions["shape"] != list(hidden_BTD.shape[:2]):
-            return
-        self._keep(hidden_BTD, positions, self.length - hidden_BTD.shape[1])
+        positions = self.positions
+        if positions is None or positions["shape"] != list(hidden_BTD.shape[:2]):
+            return False
+        self.positions = None
+        if self.length is not None:
+            self._keep(hidden_BTD, positions, self.length - hidden_BTD.shape[1])
+        return True
 
     def _keep(self, hidden_BTD: Tensor, positions: Positions, offset: int, copies: int = 1, copy: int = 0) -> None:
         for places in positions["task"].values():

@@ -16,6 +16,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer
 from torch import Tensor, nn
 
+from tpo_plugin import zero
 from tpo_plugin.config import HeadConfig
 from tpo_plugin.errors import HostError, TPOError
 from tpo_plugin.plugins import HeadSpec
@@ -48,7 +49,7 @@ class HeadTokens:
 class TokenRows(nn.Module):
     """Trainable rows of one head's trigger and task token, laid over the host's frozen matrices.
 
-    Read through `forward`, so that ZeRO-3 and FSDP gather them.
+    Read through `forward`, so that ZeRO-3 gathers them.
     """
 
     def __init__(self, inputs_2E: Tensor, output_D: Tensor) -> None:
@@ -61,8 +62,8 @@ class TokenRows(nn.Module):
         """What is added to the trigger's row of the output embedding, [D]: zero changes no logit of the host."""
 
     def forward(self, kind: str) -> Tensor:
-        """The row of `kind` "trigger", "task" or "output", float32."""
-        return getattr(self, kind).float()
+        """A copy of the row of `kind` "trigger", "task" or "output", float32: ZeRO-3 takes the parameter away again."""
+        return getattr(self, kind).to(torch.float32, copy=True)
 
 
 def resolve_tokens(specs: Iterable[HeadSpec], configs: Mapping[str, HeadConfig]) -> dict[str, dict[str, str | None]]:
@@ -171,12 +172,18 @@ def grow_vocabulary(model: nn.Module, tokens: Iterable[HeadTokens]) -> tuple[Gro
     needed = 1 + max(i for t in tokens for i in t.by_kind().values())
     if needed <= size:
         return None, partial(int)
+    if zero.split(model.parameters()):
+        raise HostError(
+            f"{type(model).__name__} has {size} vocabulary rows, the task tokens need {needed}, and ZeRO-3 split it "
+            "when it was loaded; load it before the TrainingArguments are made, or name special tokens that it has: "
+            "TPOConfig(heads={name: {'trigger': …, 'task_token': …}})"
+        )
     if output_embedding(model) is None:
         raise HostError(
             f"{type(model).__name__} has {size} vocabulary rows, the task tokens need {needed}, and it names no output "
             "embedding to grow; name special tokens that it already has: TPOConfig(heads={name: {'trigger': …}})"
         )
-    embeddings = model.get_input_embeddings(), model.get_output_embeddings()
+    embeddings = input_embedding(model), model.get_output_embeddings()
     matrices = [(module, name, matrix, len(matrix)) for module, name, matrix in _matrices(model)]
     children = [(module, name, child) for module in model.modules() for name, child in module._modules.items()]
     replaced: list[tuple[nn.Module, str, nn.Module | None]] = []
@@ -214,6 +221,17 @@ def grow_vocabulary(model: nn.Module, tokens: Iterable[HeadTokens]) -> tuple[Gro
     return Growth(size, _vocabulary_size(model)), undo
 
 
+def input_embedding(model: Any) -> Any:
+    """`model.get_input_embeddings()`; where a model cannot say it, its one table with a row for each logit, or None."""
+    try:
+        return model.get_input_embeddings()
+    except NotImplementedError:
+        head = output_embedding(model)
+        tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m is not head]
+        tables = [m for m in tables if head is not None and len(m.weight) == len(head.weight)]
+        return tables[0] if len(tables) == 1 else None
+
+
 def output_embedding(model: Any) -> Any:
     """`model.get_output_embeddings()`, None also where the model has no such method."""
     try:
@@ -223,8 +241,8 @@ def output_embedding(model: Any) -> Any:
 
 
 def _vocabulary_size(model: Any) -> int:
-    modules = [model.get_input_embeddings(), output_embedding(model)]
-    return min(len(module.weight) for module in modules if module is not None)
+    modules = [input_embedding(model), output_embedding(model)]
+    return min(zero.shape(module.weight)[0] for module in modules if module is not None)
 
 
 def _vocabulary_names(model: nn.Module) -> set[str]:
@@ -275,7 +293,7 @@ def _shrink_vocabulary(
     """Back to the old rows, in the parameters that were there before growing, with what training made of them."""
     if model.get_output_embeddings() is not embeddings[1]:
         model.set_output_embeddings(embeddings[1])
-    if model.get_input_embeddings() is not embeddings[0]:
+    if input_embedding(model) is not embeddings[0]:
         model.set_input_embeddings(embeddings[0])
     for module, name, child in replaced:
         module._modules[name] = child

@@ -21,6 +21,10 @@ def test_train_goes_on_with_a_run_and_says_where_it_is(world: Path) -> None:
     assert run("train", world / "config.yaml") == f"run: {world / 'run'}\n"
 
 
+def test_a_run_may_go_on_with_another_attention(world: Path) -> None:
+    assert run("train", world / "config.yaml", "--attn", "eager") == f"run: {world / 'run'}\n"
+
+
 def test_train_without_resuming_refuses_the_folder_of_a_run(world: Path) -> None:
     with pytest.raises(TPOError, match=r"run has a run already"):
         run("train", world / "config.yaml", "--no-resume")

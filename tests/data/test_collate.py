@@ -365,8 +365,10 @@ def test_missing_template_and_slow_tokenizer(small_tokenizer: Make, make_tpo: Ma
     ):
         TPOCollator(make_tpo(processor.tokenizer, processor))
     slow = SimpleNamespace(is_fast=False, chat_template="x")
+    host = SimpleNamespace(ids="input_ids")
+    tpo = SimpleNamespace(tokenizer=slow, processor=None, special_ids=None, tokens={}, heads={}, host=host)
     with pytest.raises(TPOError, match="slow tokenizer"):
-        TPOCollator(SimpleNamespace(tokenizer=slow, processor=None, special_ids=None, tokens={}, heads={}))
+        TPOCollator(tpo)
 
 
 def test_rows_that_cannot_be_mixed(tpo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -494,3 +496,56 @@ class TinyPointHead(TaskHead):
 
     def loss(self, outputs: Any, targets: Any, num_targets: Any) -> dict[str, torch.Tensor]:
         return {"loss_l1": (outputs["xy"] - targets["xy"]).abs().sum() / num_targets}
+
+
+def test_the_last_question_of_a_prompt(tpo: Any) -> None:
+    """Heads that look at the text see the same of a conversation in training and in generation."""
+    texts = ["Where is it?", "It is here.", "Where is the blue square?", "There <region>"]
+    turns = [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
+    record = parse_record({"id": "1", "conversations": turns, "tasks": [BOX]}, tpo, file="a.jsonl")
+    tpo.special_ids = sorted(tpo.tokenizer.added_tokens_decoder)
+    sample = Sample(record, [], [])
+    training = TPOCollator(tpo)([sample])
+    prompt = TPOCollator(tpo, for_generation=True)([sample])
+    asked = [
+        tpo.tokenizer.decode(batch["input_ids"][row, columns])
+        for batch in (training, prompt)
+        for row, columns in batch["task_positions"]["text"][1:2]
+    ]
+    assert "blue square" in asked[0]
+    assert "It is" not in asked[0]
+    assert asked[0] == asked[1]
+    assert "labels" not in prompt
+
+
+def test_an_encoder_decoder(tpo: Any) -> None:
+    tpo.host = SimpleNamespace(ids="decoder_input_ids")
+    turns = [[("human", "Where is it?"), ("gpt", "Here <region>")], [("human", "Hello"), ("gpt", "It is here.")]]
+    samples = [
+        Sample(
+            parse_record(
+                {"id": "1", "conversations": [{"from": w, "value": t} for w, t in turn], "tasks": tasks},
+                tpo,
+                file="a.jsonl",
+            ),
+            [],
+            [],
+        )
+        for turn, tasks in zip(turns, ([BOX], []), strict=True)
+    ]
+    batch = TPOCollator(tpo)(samples)
+    decode = tpo.tokenizer.decode
+    assert decode(batch["input_ids"][0]) == "<|im_start|>user\nWhere is it?<|im_end|>\n<|im_start|>assistant\n"
+    assert batch["attention_mask"][1, -1] == 0  # padded on the right
+    labels = batch["labels"][0]
+    trigger, eos = tpo.tokens["region"].trigger_id, tpo.tokenizer.eos_token_id
+    assert labels[labels >= 0].tolist()[-2:] == [trigger, eos]
+    assert labels[(labels == trigger).nonzero().item() + 1] == -100
+    assert decode([i for i in batch["labels"][1].tolist() if i >= 0]) == "It is here.</s>"
+    assert "task_positions" not in batch
+    assert torch.equal(TPOCollator(tpo, for_generation=True)(samples)["input_ids"], batch["input_ids"])
+    with pytest.raises(TPOError, match="more than max_length=3"):
+        TPOCollator(tpo, max_length=3)(samples)
+    several = {"id": "1", "conversations": [{"from": w, "value": t} for w, t in turns[0] + turns[1]], "tasks": [BOX]}
+    with pytest.raises(TPOError, match="an answer before the last has tasks"):
+        TPOCollator(tpo)([Sample(parse_record(several, tpo, file="a.jsonl"), [], [])])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 import zoo
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from tpo_plugin import apply_tpo, load_tpo, remove_tpo
 
@@ -157,23 +159,51 @@ def test_the_host_saved_from_under_an_adapter_has_no_tpo(order: str, tmp_path: P
     assert not [key for key in load_file(tmp_path / "model.safetensors") if "tpo" in key.split(".")]
 
 
-@pytest.mark.gpu
-def test_four_bit_host() -> None:
-    """QLoRA: a host in bitsandbytes' 4 bit keeps TPO in float32 and learns."""
-    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
-    from bitsandbytes.nn import Linear4bit
+def four_bit_host(folder: Path) -> Any:
+    """The host saved in `folder`, in bitsandbytes' 4 bit on the CPU, which quantises rows in blocks of 64."""
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    host = LLAMA.build().cuda()
-    for module in list(host.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, torch.nn.Linear) and name != "lm_head":
-                quantised = Linear4bit(child.in_features, child.out_features, bias=False)
-                quantised.load_state_dict(child.state_dict())
-                setattr(module, name, quantised.cuda())
-    model = apply_tpo(get_peft_model(host, adapter("lora")), zoo.tokenizer(), ["region"]).train()
-    batch = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in batch_of(model).items()}
-    batch["task_targets"]["region"]["boxes_xyxy"] = zoo.boxes(4).cuda()
-    out = model(**batch)
-    out.loss.backward()
-    assert out.loss.isfinite()
+    settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    return AutoModelForCausalLM.from_pretrained(folder, quantization_config=settings, device_map="cpu")
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes, which .ci/run installs for this")
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_four_bit_host_is_what_it_was_and_learns(order: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**{**zoo.TEXT, "hidden_size": 128, "intermediate_size": 256})).save_pretrained(
+        tmp_path
+    )
+    ids = torch.arange(zoo.FIRST_WORD, zoo.FIRST_WORD + 6)[None]
+    bare, applied = four_bit_host(tmp_path), apply_tpo(four_bit_host(tmp_path), zoo.tokenizer(), ["region"])
+    with torch.no_grad():
+        assert torch.equal(applied.eval()(input_ids=ids).logits, bare.eval()(input_ids=ids).logits)
+
+    host = four_bit_host(tmp_path)
+    if order == "adapter first":
+        model = apply_tpo(get_peft_model(host, adapter("lora")), zoo.tokenizer(), ["region"])
+    else:
+        model = get_peft_model(apply_tpo(host, zoo.tokenizer(), ["region"]), adapter("lora"))
+        model.tpo.requires_grad_(True)
     assert {p.dtype for p in model.tpo.parameters()} == {torch.float32}
+    assert {type(m).__name__ for m in model.modules() if type(m).__module__.startswith("bitsandbytes")} == {
+        "Linear4bit"
+    }
+    batch = batch_of(model)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-2)
+    losses = []
+    for _ in range(6):
+        loss = model.train()(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+    before = run(model.eval(), batch)
+    model.save_pretrained(tmp_path / "run")
+    model.tpo.save_pretrained(tmp_path / "run")
+    loaded = load_tpo(four_bit_host(tmp_path), tmp_path / "run").eval()
+    for was, now in zip(before, run(loaded, batch), strict=True):
+        assert torch.equal(now, was)

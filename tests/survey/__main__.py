@@ -2,6 +2,8 @@
 
 Each architecture is looked at in a process of its own group, with text, and with images and video where it takes them.
 Results are kept in `results.json`, from which the README's table is made; those that are there are not run again.
+
+Three architectures need `timm` (`pip install timm`); without it they are listed as not tried.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "vq_config.codebook_size": 16,
         "vq_config.embed_dim": 4,
         "vq_config.base_channels": 32,
-        "vq_config.channel_multiplier": [1, 1],
+        "vq_config.channel_multiplier": [1, 1, 1, 1],
     },
     "DiffusionGemmaForBlockDiffusion": {
         "text_config.num_experts": 4,
@@ -69,6 +69,9 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "DbrxForCausalLM": {"attn_config.rope_theta": 10000.0, "attn_config.clip_qkv": 8.0, "ffn_config.hidden_size": 32},
     "DeepseekV2ForCausalLM": {"num_experts_per_tok": 2},
     "DeepseekOcr2ForConditionalGeneration": {
+        "vision_config.sam_config.downsample_channels": [32, 32],
+        "vision_config.sam_config.image_size": 224,
+        "vision_config.sam_config.initializer_range": 0.02,
         "text_config.num_experts_per_tok": 2,
         "text_config.mlp_layer_types": ["dense", "sparse"],
     },
@@ -102,12 +105,14 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "LongcatFlashForCausalLM": {"head_dim": 8, "qk_head_dim": 16},
     "Mamba2ForCausalLM": {"num_heads": 8, "head_dim": 8},
     "Molmo2ForConditionalGeneration": {
+        "vision_config.image_size": [28, 28],
+        "vision_config.num_position_embeddings": 4,
         "adapter_config.vision_feature_layer": VISION_LAYERS,
         "adapter_config.text_hidden_size": 32,
     },
-    "MuseSparkForConditionalGeneration": {"audio_config.num_hidden_layers": 4},
+    "MuseSparkForConditionalGeneration": {"audio_config.num_hidden_layers": 4, "out_hidden_size": 128},
     "NemotronForCausalLM": {"head_dim": 8},
-    "NemotronH_Omni_Reasoning_V3": {"vision_config.video_temporal_patch_size": 2},
+    "NemotronH_Omni_Reasoning_V3": {"vision_config.video_temporal_patch_size": 2, "image_token_id": 5},
     "PaddleOCRVLForConditionalGeneration": {"text_config.rope_parameters": MROPE},
     "Qwen2_5OmniThinkerForConditionalGeneration": {**ROUND_START, "text_config.rope_parameters": MROPE},
     "Qwen2_5_VLForConditionalGeneration": {"text_config.rope_parameters": MROPE},
@@ -146,13 +151,22 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "Gemma3ForConditionalGeneration": {"mm_tokens_per_image": 4},
     "T5Gemma2ForConditionalGeneration": {"encoder.mm_tokens_per_image": 4},
     "Gemma4ForConditionalGeneration": {"vision_config.class": "Gemma4VisionConfig"},
-    "Gemma4UnifiedForConditionalGeneration": {"vision_config.class": "Gemma4UnifiedVisionConfig"},
+    "Gemma4UnifiedForConditionalGeneration": {
+        "vision_config.class": "Gemma4UnifiedVisionConfig",
+        "vision_config.output_proj_dims": 32,
+    },
     "GotOcr2ForConditionalGeneration": {"vision_config.initializer_range": 0.02},
-    "DeepseekVLHybridForConditionalGeneration": {"high_res_vision_config.initializer_range": 0.02},
+    "DeepseekVLHybridForConditionalGeneration": {
+        "high_res_vision_config.initializer_range": 0.02,
+        "high_res_vision_config.global_attn_indexes": [0],
+    },
     "Pix2StructForConditionalGeneration": {"vision_config.patch_embed_hidden_size": 588},
     "Kosmos2_5ForConditionalGeneration": {"vision_config.patch_embed_hidden_size": 588},
     "Qwen3OmniMoeThinkerForConditionalGeneration": {**ROUND_START},
     "MllamaForConditionalGeneration": {
+        "text_config.cross_attention_layers": [1],
+        "vision_config.vision_output_dim": 96,
+        "vision_config.intermediate_layers_indices": [0, 1],
         "vision_config.max_num_tiles": 2,
         "vision_config.supported_aspect_ratios": [[1, 1], [1, 2], [2, 1]],
     },
@@ -174,4 +188,39 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "vision_config.intermediate_size": 128,
     },
     "PPFormulaNetForConditionalGeneration": {"vision_config.initializer_range": 0.02},
+    "GraniteDoclingForConditionalGeneration": {
+        "vision_config.scale_factor": 2,
+    },
+    "Kimi_K25ForConditionalGeneration": {
+        "vision_config.pos_emb_width": 64,
+    },
+    "MiniCPMOcrForConditionalGeneration": {
+        "image_token_id": 5,
+        "video_token_id": 6,
+    },
+    "MiniCPMV4_6ForConditionalGeneration": {
+        "image_token_id": 5,
+        "video_token_id": 6,
+    },
+    "MiniCPMV4_7ForConditionalGeneration": {
+        "image_token_id": 5,
+        "video_token_id": 6,
+    },
+    "MuseGlimmerForConditionalGeneration": {
+        "out_hidden_size": 128,
+    },
+    "UnlimitedOcrForConditionalGeneration": {
+        "vision_config.sam_config.downsample_channels": [32, 32],
+        "vision_config.sam_config.initializer_range": 0.02,
+    },
+    "FastVlmForConditionalGeneration": {
+        "vision_config": {"model_type": "timm_wrapper", "architecture": "test_resnet", "hidden_size": 96},
+    },
+    "PerceptionLMForConditionalGeneration": {
+        "vision_config": {
+            "model_type": "timm_wrapper",
+            "architecture": "test_vit",
+            "model_args": {"embed_dim": 64, "img_size": 28, "patch_size": 14},
+        },
+    },
 }

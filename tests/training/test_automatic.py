@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from ranks import free_port
 from transformers import AutoModelForCausalLM
 
 import tpo_plugin as tpo
@@ -121,6 +122,29 @@ def test_a_script_with_a_collator_of_its_own(host, tmp_path):
     assert (model.tpo.tokens["region"].trigger, model.tpo.config.loss_weights) == ("<where>", {"region": 0.25})
     # The host's own weights were trained by the script, and saved without ours.
     assert not torch.equal(model.lm_head.weight[:12], fresh.lm_head.weight[:12])
+
+
+def test_torchrun_on_two_ranks(host, tmp_path):
+    """Both train the same losses, which are those of one process with their batches together, and one run is saved."""
+    turns = [{"role": "user", "content": "where is the circle"}, {"role": "assistant", "content": "it stands <region>"}]
+    rows = [{"messages": turns, "tasks": [box(0.1 * i, 0.2, 0.6, 0.4)]} for i in range(3)] + [{"messages": turns[:1]}]
+    text = RAW_ROWS.replace("model.save_pretrained(out)", "trainer.save_model(out)")
+    text = "import torch\ntorch.manual_seed(0)\n" + text  # the new rows are random
+    python, *command = [*script(tmp_path, text, rows * 2), host, tmp_path / "rows.jsonl"]
+    launcher = [python, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port()]
+    two = tpo_run("--heads", "region", "--", *launcher, *command, tmp_path / "two")
+    assert two.returncode == 0, two.stderr[-3000:]
+    found = [json.loads(line[4:]) for line in two.stdout.splitlines() if line.startswith("LOG ")]
+    assert len(found) == 2
+    histories = [[log["loss"] for log in history if "loss" in log] for history in found]
+    assert histories[0] == histories[1]
+    model = tpo.load_tpo(AutoModelForCausalLM.from_pretrained(tmp_path / "two"), tmp_path / "two")
+    assert model.tpo.embeddings["region"].output.any()
+    assert not list((tmp_path / "two").glob(".*.tmp"))
+
+    (tmp_path / "train.py").write_text(text.replace("train_batch_size=2", "train_batch_size=4"))
+    one = tpo_run("--heads", "region", "--", python, *command, tmp_path / "one")
+    assert [log["loss"] for log in json.loads(log_of(one)) if "loss" in log] == pytest.approx(histories[0], rel=1e-5)
 
 
 def test_a_script_that_tokenises_before_it_makes_its_trainer(host, tmp_path):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from torch import Tensor
@@ -184,6 +185,22 @@ def train(run: Run, output_dir: Any) -> dict[str, Any]:
         "evaluation": evaluation,
         "parameters": {n: p.detach().clone() for n, p in model.named_parameters()},
     }
+
+
+KEYS = ["loss", "loss_mllm", "loss_assign", "loss_point", "assign_accuracy", "false_trigger_rate", "grad_norm"]
+
+
+def assert_same(result: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Two results of `train` are the same but for rounding."""
+    assert len(result["logs"]) == len(expected["logs"]) == 10
+    for entry, wanted in zip(result["logs"], expected["logs"], strict=True):
+        for key in KEYS:
+            assert entry[key] == pytest.approx(wanted[key], rel=1e-5, abs=1e-9), (key, entry["step"])
+    for key, value in expected["evaluation"].items():
+        if key.startswith(("eval_loss_", "eval_point", "eval_assign", "eval_false")):
+            assert result["evaluation"][key] == pytest.approx(value, rel=1e-5), key
+    for name, parameter in expected["parameters"].items():
+        assert (result["parameters"][name] - parameter).abs().max() <= 1e-6, name
 
 
 CHAT_TEMPLATE = (

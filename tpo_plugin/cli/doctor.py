@@ -43,7 +43,7 @@ def doctor(
 def examine(model: Any) -> dict[str, Any]:
     """What can be said without running the host."""
     tpo = model.tpo
-    embed, head = tpo.model.get_input_embeddings(), tpo.model.get_output_embeddings()
+    embed, head = tpo.host.embed, tpo.host.head
     return {
         "host": type(tpo.model).__name__,
         "tied": embed.weight is head.weight,

@@ -77,6 +77,14 @@ class ChatTemplate:
             )
         return text, spans
 
+    def render_prompt(self, turns: Sequence[Turn]) -> tuple[str, list[Span]]:
+        """The conversation as text that ends where the assistant begins to speak, and its earlier answers in it."""
+        text = self.render(turns, generation=True)
+        if not any(turn.role == "assistant" for turn in turns):
+            return text, []
+        said, spans = self.render_answers(turns)
+        return text, spans if text.startswith(said) else []
+
     def tokenize(self, text: str) -> tuple[list[int], list[Span]]:
         """Ids of a rendered text, its media not expanded, and the characters of each."""
         encoded = self.tokenizer(text, add_special_tokens=self.processor is not None, return_offsets_mapping=True)

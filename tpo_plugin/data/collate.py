@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from tpo_plugin.data.chat import ChatTemplate
 from tpo_plugin.data.dataset import Sample
-from tpo_plugin.data.encode import IGNORED, Row, encode
+from tpo_plugin.data.encode import IGNORED, Row, encode, encode_pair
 from tpo_plugin.errors import TPOError
 from tpo_plugin.features import text_groups
 from tpo_plugin.head import asks_for_samples, collate_inputs
@@ -34,6 +34,9 @@ class TPOCollator:
     With `for_generation` it makes prompts instead: the conversation up to its last answer, padded on the left, without
     labels and targets; for `model.tpo.generate(**batch)`.
 
+    For an encoder-decoder `input_ids` are that prompt too, padded on the right, and `labels` the last answer with the
+    tokenizer's eos_token behind it.
+
     Rows longer than `max_length` tokens are cut at the end. Raises `TPOError` where that would cut off a token of a
     head or a medium, or leave nothing to learn; where the host has no chat template; where the processor refuses a
     sample.
@@ -43,9 +46,12 @@ class TPOCollator:
         # Not model.tpo itself, which holds the host: a worker process may get a copy of this.
         self.heads, self.tokens = dict(tpo.heads.items()), tpo.tokens
         self.special_ids = tpo.special_ids
+        self.decodes = tpo.host.ids != "input_ids"
         self.max_length, self.for_generation = max_length, for_generation
         self.chat = ChatTemplate(tpo.tokenizer, tpo.processor)
-        if self.chat.end_id is None and not for_generation:
+        if self.decodes and self.chat.tokenizer.eos_token_id is None:
+            raise TPOError("the tokenizer has no eos_token, with which the answer of an encoder-decoder ends; set it")
+        if self.chat.end_id is None and not for_generation and not self.decodes:
             logger.warning(
                 "the chat template puts no special token behind an answer, so the host will not learn to stop; "
                 "end the assistant's turn with the tokenizer's eos_token in it"
@@ -54,31 +60,35 @@ class TPOCollator:
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         if self.for_generation:
             samples = [Sample(s.record.prompt(), s.images, s.videos) for s in samples]
-        rows = [
-            encode(s, self.chat, self.tokens, for_generation=self.for_generation, max_length=self.max_length)
-            for s in samples
-        ]
+        if self.decodes and not self.for_generation:
+            rows = [encode_pair(s, self.chat, self.tokens, max_length=self.max_length) for s in samples]
+        else:
+            rows = [
+                encode(s, self.chat, self.tokens, for_generation=self.for_generation, max_length=self.max_length)
+                for s in samples
+            ]
         batch = self._pad(rows)
+        labels = batch.pop("labels") if self.for_generation else batch["labels"]
         targets, inputs = collate_tasks(self.heads, samples, for_generation=self.for_generation)
         if inputs:
             batch["task_inputs"] = inputs
         if not self.for_generation:
             if targets:
                 batch["task_targets"] = targets
-            batch["task_positions"] = token_positions(batch["input_ids"], batch["labels"], self.tokens)
-            if self.special_ids is not None:
-                groups = text_groups(batch["input_ids"], batch["labels"], self.special_ids)
-                batch["task_positions"]["text"] = groups
+            if not self.decodes:  # the host makes its decoder's input, where its tokens stand
+                batch["task_positions"] = token_positions(batch["input_ids"], labels, self.tokens)
+        if self.special_ids is not None and not self.decodes:
+            groups = text_groups(batch["input_ids"], labels, self.special_ids)
+            batch["task_positions"] = batch.get("task_positions", {}) | {"text": groups}
         if self.special_ids is not None:
             batch["task_frames"] = [[len(clip.frames) for clip in sample.videos] for sample in samples]
         return batch
 
     def _pad(self, rows: list[Row]) -> dict[str, Any]:
         """Tensors over the sequence are padded to [B, T, ...]; media are joined along their first dimension."""
-        names = list(dict.fromkeys(name for row in rows for name in row.sequence))
-        if not self.for_generation:
-            names.append("labels")
-        length = max(len(row.labels) for row in rows)
+        names = [*dict.fromkeys(name for row in rows for name in row.sequence), "labels"]
+        lengths = {name: max(len(row.sequence.get(name, ())) for row in rows) for name in names}
+        lengths["labels"] = max(len(row.labels) for row in rows)
         tokenizer = self.chat.tokenizer
         pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
         fill = {"input_ids": pad_id, "labels": IGNORED}
@@ -92,8 +102,8 @@ class TPOCollator:
                         "cannot mix records with and without media; put them into different batches"
                     )
                 values = row.labels if name == "labels" else row.sequence[name]
-                missing = length - len(values)
-                pad = (missing, 0) if self.for_generation else (0, missing)
+                missing = lengths[name] - len(values)
+                pad = (missing, 0) if self.for_generation and not self.decodes else (0, missing)
                 parts.append(F.pad(values, (0, 0) * (values.dim() - 1) + pad, value=fill.get(name, 0)))
             batch[name] = torch.stack(parts)
         for name in dict.fromkeys(name for row in rows for name in row.media):

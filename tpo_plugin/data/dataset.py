@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import count, pairwise
 
 import numpy as np
@@ -135,6 +136,21 @@ class RecordDataset(Dataset[Sample]):
         skipped = self.skipped
         lines = [f"media: {num_read} records read, {len(skipped)} skipped because they cannot be read"]
         return "\n".join(lines + [f"  {s.place} (id {s.id}): {s.reason}" for s in skipped])
+
+    @cached_property
+    def _kinds(self) -> np.ndarray:
+        """For each record of all sources 1 if it has images, plus 2 if it has videos. Reads every record once."""
+        records = (record for source in self.sources for record in source)
+        return np.array([bool(record.images) + 2 * bool(record.videos) for record in records], dtype=np.uint8)
+
+    @property
+    def num_media_kinds(self) -> int:
+        """How many of the four (text alone, images, videos, both) there are."""
+        return len(np.unique(self._kinds))
+
+    def media_kinds(self) -> np.ndarray:
+        """The kind of media at each index in this epoch: 1 for images, 2 for videos, 3 for both, 0 for text alone."""
+        return self._kinds if self.weights is None else self._kinds[self._mix()]
 
     def _mark_bad(self, place: int, record: Record, error: MediaError) -> None:
         self._states[place] = _BAD

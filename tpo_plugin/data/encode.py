@@ -52,7 +52,7 @@ def encode(
     """Encodes one sample; `for_generation` ends it where the assistant begins to speak. Raises `TPOError`."""
     origin, turns = sample.record.place, sample.record.turns
     try:
-        text, spans = (chat.render(turns, generation=True), []) if for_generation else chat.render_answers(turns)
+        text, spans = chat.render_prompt(turns) if for_generation else chat.render_answers(turns)
         plain_ids, offsets = chat.tokenize(text)
         encoded = _run(chat, text, sample)
     except MediaError:
@@ -78,6 +78,34 @@ def encode(
     if for_generation:
         raise TPOError(f"{origin}: the prompt has {len(ids)} tokens, more than max_length={max_length}")
     return _cut(row, max_length, tokens, _media_end(plain_ids, ids))
+
+
+def encode_pair(
+    sample: Sample, chat: ChatTemplate, tokens: Mapping[str, HeadTokens], *, max_length: int | None = None
+) -> Row:
+    """One sample for an encoder-decoder: the prompt up to the last answer, and that answer's tokens as its labels.
+
+    `max_length` bounds each of the two. Raises `TPOError` where the record has no answer, or tasks in an earlier one,
+    which would stand on the encoder's side, where no head reads them.
+    """
+    record = sample.record
+    *earlier, last = record.turns
+    if last.role != "assistant":
+        raise TPOError(f"{record.place}: ends with a turn of the user, expected an answer to learn from")
+    if any(turn.role == "assistant" and turn.tasks for turn in earlier):
+        raise TPOError(
+            f"{record.place}: an answer before the last has tasks, and an encoder-decoder learns the last answer only; "
+            "give it one record for each answer"
+        )
+    prompt = Sample(record.prompt(), sample.images, sample.videos)
+    row = encode(prompt, chat, tokens, for_generation=True, max_length=max_length)
+    answer = chat.tokenizer(last.text, add_special_tokens=False, return_tensors="pt").input_ids[0].long()
+    answer = torch.cat([answer, torch.tensor([chat.tokenizer.eos_token_id])])
+    if max_length is not None and len(answer) > max_length:
+        raise TPOError(f"{record.place}: the answer has {len(answer)} tokens, more than max_length={max_length}")
+    task_ids = torch.tensor([t.task_id for t in tokens.values()])
+    labels = answer.masked_fill(torch.isin(answer, task_ids), IGNORED)
+    return Row(row.place, row.sequence, labels, row.media)
 
 
 def locate(answer: range, plain: Sequence[int], full: Sequence[int]) -> int | None:

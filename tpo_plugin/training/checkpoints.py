@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
+from tpo_plugin import zero
 from tpo_plugin.checkpoint import CONFIG_FILE, WEIGHTS_FILE, replace_file
 from tpo_plugin.errors import TPOError
 from tpo_plugin.training.parts import LORA
@@ -24,9 +25,12 @@ HOST_WEIGHTS_FILE = "tpo_host_weights.safetensors"
 
 
 def save_host_weights(model: nn.Module, directory: str | os.PathLike[str], names: set[str]) -> None:
-    """Writes the host's parameters of these names, if any."""
-    weights = {name: p.detach().contiguous().cpu() for name, p in _own_weights(model).items() if name in names}
-    if weights:
+    """Writes the host's parameters of these names, if any. Under ZeRO-3 every rank must call it."""
+    chosen = {name: parameter for name, parameter in _own_weights(model).items() if name in names}
+    with zero.gathered(chosen.values()):
+        weights = {n: p.detach().cpu().clone(memory_format=torch.contiguous_format) for n, p in chosen.items()}
+    if weights and zero.writes(chosen.values()):
+        Path(directory).mkdir(parents=True, exist_ok=True)
         replace_file(
             Path(directory) / HOST_WEIGHTS_FILE, lambda path: save_file(weights, path, metadata={"format": "pt"})
         )
@@ -39,13 +43,14 @@ def load_host_weights(model: nn.Module, directory: str | os.PathLike[str]) -> No
         return
     own = _own_weights(model)
     weights = load_file(path, device="cpu")
-    strange = [name for name, value in weights.items() if name not in own or own[name].shape != value.shape]
+    strange = [n for n, value in weights.items() if n not in own or zero.shape(own[n]) != value.shape]
     if strange:
         raise TPOError(
             f"{path} has {len(strange)} weight(s) that this host lacks or has in another shape, such as {strange[0]!r}"
         )
-    for name, value in weights.items():
-        own[name].data.copy_(value)
+    with zero.gathered([own[name] for name in weights], changed=True):
+        for name, value in weights.items():
+            own[name].data.copy_(value)
 
 
 def unsaved_by_peft(model: nn.Module) -> set[str]:
@@ -98,7 +103,7 @@ def _is_complete(path: Path, num_ranks: int) -> bool:
     return True
 
 
-def _own_weights(model: nn.Module) -> dict[str, Tensor]:
+def _own_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     """The host's parameters: neither tpo's nor an adapter's."""
     of_tpo = {id(parameter) for parameter in model.tpo.parameters()}
     return {n: p for n, p in model.named_parameters() if id(p) not in of_tpo and not LORA.search(n)}

@@ -100,7 +100,7 @@ class StageConfig:
     logging_steps: int = 10
     """Steps between log lines."""
     trainer: dict[str, Any] = field(default_factory=dict)
-    """Further `transformers.TrainingArguments` of this stage, for example deepspeed, fsdp or gradient_checkpointing."""
+    """Further `transformers.TrainingArguments` of this stage, for example deepspeed or gradient_checkpointing."""
 
     def __post_init__(self) -> None:
         self.data = [_build(DataSource, source, f"data[{i}]") for i, source in enumerate(self.data)]
@@ -157,6 +157,9 @@ class TrainConfig:
     own module names do not show it."""
     dtype: str = "auto"
     """Precision that the host is loaded in: "auto" (as it was saved), "bfloat16", "float32"."""
+    attn: str = "auto"
+    """Attention: "auto" is flash_attention_2 where it can run (a GPU of capability 8.0, half precision, the package
+    flash-attn), else what transformers chooses: SDPA where the host has it. Or a name that transformers has: "sdpa"."""
     bf16: bool | None = None
     """Autocast to bfloat16; None: where the device can and the host is not float32."""
     seed: int = 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import transformers
 from accelerate.data_loader import DataLoaderDispatcher
 
 from tpo_plugin.errors import TPOError
@@ -36,8 +35,8 @@ def check_arguments(trainer: Any) -> None:
         "tensor, context or sequence parallelism, under which targets would be counted more than once": (
             parallel is not None and parallel.non_data_parallel_size > 1
         ),
-        "FSDP and ZeRO-3, which shard model.tpo so that its checkpoints cannot be written yet: use DDP or ZeRO-2": (
-            trainer.is_fsdp_enabled or transformers.integrations.is_deepspeed_zero3_enabled()
+        "FSDP, which shards model.tpo so that its checkpoints cannot be written yet: use DDP or DeepSpeed's ZeRO": (
+            trainer.is_fsdp_enabled
         ),
         "loss_type other than 'nll': the host's own cross entropy is used": (
             trl and getattr(args, "loss_type", "nll") != "nll"

@@ -22,18 +22,22 @@ from packaging.version import Version
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations import is_tensorboard_available
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import IntervalStrategy
 
+from tpo_plugin import zero
 from tpo_plugin.apply import apply_tpo
 from tpo_plugin.checkpoint import load_tpo, load_weights, replace_file, save_tpo
 from tpo_plugin.config import FORMAT_VERSION, config_from_dict
 from tpo_plugin.data import RecordDataset, Records, TPOCollator, VideoOptions
 from tpo_plugin.errors import TPOError, did_you_mean
+from tpo_plugin.training.attention import attention
 from tpo_plugin.training.checkpoints import last_checkpoint, load_host_weights, save_host_weights
 from tpo_plugin.training.config import DataSource, StageConfig, TrainConfig
-from tpo_plugin.training.parts import language_linears, optimizer_groups, set_trainable
+from tpo_plugin.training.parts import LORA, language_linears, optimizer_groups, set_trainable
+from tpo_plugin.training.same_media import SameMedia
 from tpo_plugin.training.trainer import wrap_trainer
 
 logger = logging.getLogger(__name__)
@@ -65,11 +69,18 @@ def train(config: TrainConfig | str | os.PathLike[str], *, resume: bool = True) 
         trained |= set(rates)
         if name in finished:
             continue
-        metrics = _train_stage(model, config, name, rates)
-        if state.is_main_process:
+        trainer, metrics = _train_stage(model, config, name, rates)
+        if state.is_main_process or zero.split(model.parameters()):
             _save_weights(model, directory / name / FINAL, trained)
+        if state.is_main_process:
             _write_json(directory / name / STAGE_FILE, metrics)
         state.wait_for_everyone()
+        if trainer.deepspeed is not None:  # its engine has hooks in the model, and under ZeRO-3 parts of it
+            trainer.deepspeed.destroy()
+            unset_hf_deepspeed_config()
+            del trainer, model
+            model = build_model(config)
+            _load_weights(model, directory / name / FINAL)
     model.tpo.config.loss_weights = dict(config.tpo.loss_weights)
     if state.is_main_process:
         _save_weights(model, directory, trained)
@@ -117,19 +128,30 @@ def read_run(directory: str | os.PathLike[str]) -> dict[str, Any]:
     return saved
 
 
-def load_host(name: str, dtype: str = "auto") -> transformers.PreTrainedModel:
-    """A host as it was saved: a vision-language model or a causal LM, as its config says."""
+def load_host(name: str, dtype: str = "auto", attn: str = "auto") -> transformers.PreTrainedModel:
+    """A host as it was saved: a vision-language model or a causal LM, as its config says.
+
+    `dtype` and `attn` are those of `TrainConfig`. Raises `TPOError` for an attention that cannot run.
+    """
     config = AutoConfig.from_pretrained(name)
     vision = getattr(transformers, "AutoModelForImageTextToText", None) or transformers.AutoModelForVision2Seq
     auto = vision if type(config) in vision._model_mapping else AutoModelForCausalLM
     keyword = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
-    return auto.from_pretrained(name, **{keyword: dtype if dtype == "auto" else getattr(torch, dtype)})
+    precision = getattr(config, keyword, None) if dtype == "auto" else getattr(torch, dtype)
+    chosen = attention(attn, auto._model_mapping.get(type(config), None), precision)
+    options = {} if chosen is None else {"attn_implementation": chosen}
+    try:
+        return auto.from_pretrained(name, **{keyword: dtype if dtype == "auto" else precision}, **options)
+    except (ImportError, ValueError) as error:
+        if chosen is None:
+            raise
+        raise TPOError(f"{name!r} cannot be loaded with attn: {chosen} ({error}); expected 'auto' or 'sdpa'") from error
 
 
 def build_model(config: TrainConfig) -> nn.Module:
     """The host with LoRA and TPO, as a run starts with it; the same for the same seed."""
     set_seed(config.seed)
-    model: nn.Module = load_host(config.model, config.dtype)
+    model: nn.Module = load_host(config.model, config.dtype, config.attn)
     processor = AutoProcessor.from_pretrained(config.model)
     if config.lora is not None:
         from peft import LoraConfig, get_peft_model
@@ -152,7 +174,11 @@ class StageTrainer(wrap_trainer(transformers.Trainer)):  # type: ignore[misc]
     thaws_tpo = False
 
     rates: dict[str, float]
+    same_media: SameMedia | None = None
     optimizer: Any
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        return self.same_media or super()._get_train_sampler(*args, **kwargs)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -182,7 +208,10 @@ class _Epochs(TrainerCallback, torch.utils.data.Dataset):
         self.dataset.set_epoch(self.epoch)
 
 
-def _train_stage(model: nn.Module, config: TrainConfig, name: str, rates: dict[str, float]) -> dict[str, Any]:
+def _train_stage(
+    model: nn.Module, config: TrainConfig, name: str, rates: dict[str, float]
+) -> tuple[StageTrainer, dict[str, Any]]:
+    """The trainer of a stage that was trained, and its log, evaluation and media."""
     stage, folder = getattr(config, name), Path(config.output_dir) / name
     kinds = ["mllm", "assign", *model.tpo.heads]
     for loss in stage.losses or ():
@@ -205,6 +234,9 @@ def _train_stage(model: nn.Module, config: TrainConfig, name: str, rates: dict[s
         callbacks=[epochs],
     )
     trainer.rates = rates
+    if trainer.is_deepspeed_enabled:
+        block = stage.micro_batch_size * args.world_size
+        trainer.same_media = SameMedia(dataset, block, config.seed, lambda: max(epochs.epoch, 0))
     checkpoint = last_checkpoint(folder, args.world_size)
     if checkpoint is not None:
         logger.info("%s goes on from %s", name, checkpoint)
@@ -219,7 +251,7 @@ def _train_stage(model: nn.Module, config: TrainConfig, name: str, rates: dict[s
         metrics["evaluation"] = trainer.evaluate()
     skipped = dataset.report()
     (logger.warning if dataset.skipped else logger.info)("%s: %s", name, skipped)
-    return metrics | {"media": skipped}
+    return trainer, metrics | {"media": skipped}
 
 
 def _arguments(model: nn.Module, config: TrainConfig, name: str) -> TrainingArguments:
@@ -256,8 +288,14 @@ def _arguments(model: nn.Module, config: TrainConfig, name: str) -> TrainingArgu
         "remove_unused_columns": False,
         "report_to": ["tensorboard"] if is_tensorboard_available() else [],
     }
-    args = TrainingArguments(**values | every | stage.trainer)
-    args.gradient_accumulation_steps = stage.accumulation(args.world_size)
+    values |= every | stage.trainer
+    steps = stage.accumulation(TrainingArguments(**values).world_size)
+    args = TrainingArguments(**values | {"gradient_accumulation_steps": steps})
+    if args.deepspeed and "optimizer" in args.hf_deepspeed_config.config:
+        raise TPOError(
+            f"{name}.trainer: {args.deepspeed} has an optimizer of its own, which would train every part at one rate; "
+            "expected a DeepSpeed configuration without one"
+        )
     return args
 
 
@@ -288,7 +326,8 @@ def _open_run(config: TrainConfig, directory: Path, resume: bool, state: Partial
         if not resume:
             raise TPOError(f"{directory} has a run already: resume it, or give another output_dir")
         there, here = yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(text)
-        changed = sorted(key for key in {*there, *here} if there.get(key) != here.get(key))
+        # It may go on with another attention: on another machine.
+        changed = sorted(key for key in {*there, *here} - {"attn"} if there.get(key) != here.get(key))
         if changed:
             raise TPOError(
                 f"{directory} has a run with other settings of {changed}, so it cannot go on; give another output_dir, "
@@ -302,10 +341,14 @@ def _open_run(config: TrainConfig, directory: Path, resume: bool, state: Partial
 
 
 def _save_weights(model: nn.Module, directory: Path, host_names: set[str]) -> None:
-    """Everything that training changed: adapter, tpo, and the host's own weights of these names."""
-    directory.mkdir(parents=True, exist_ok=True)
-    if hasattr(model, "peft_config"):
-        model.save_pretrained(str(directory), save_embedding_layers=False)
+    """Everything that training changed: adapter, tpo, and the host's own weights of these names.
+
+    Under ZeRO-3 every rank must call it.
+    """
+    adapter = [parameter for name, parameter in model.named_parameters() if LORA.search(name)]
+    with zero.gathered(adapter):
+        if adapter and zero.writes(adapter):
+            model.save_pretrained(str(directory), save_embedding_layers=False)
     save_host_weights(model, directory, host_names)
     save_tpo(model.tpo, directory)
 

@@ -8,6 +8,7 @@ and scales. It is the model's own loss, because DDP looks for unused parameters 
 - transformers >= 4.46: a loss that the trainer believes to be normalised is not divided by the accumulation steps; DDP
   averages over ranks, which the trainer makes good where `average_tokens_across_devices` is set. 1/s is 1, otherwise W.
 - transformers 4.45: accelerate divides by the configured accumulation steps A, DDP averages over ranks: 1/s is A * W.
+- DeepSpeed does the same in the places of accelerate and DDP.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
+from tpo_plugin import zero
 from tpo_plugin.checkpoint import load_weights, save_tpo
 from tpo_plugin.errors import TPOError
 from tpo_plugin.losses import count_targets
@@ -36,6 +39,7 @@ from tpo_plugin.training.checkpoints import (
 from tpo_plugin.training.evaluation import STATISTICS, Evaluation, rates
 from tpo_plugin.training.parts import can_learn_triggers
 from tpo_plugin.training.refusals import CheckColumns, check_arguments, check_kept, not_dispatched, trl_class
+from tpo_plugin.training.same_media import KEYS
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Trainer
@@ -81,6 +85,7 @@ class TPOTrainerMixin(_Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         check_arguments(self)
+        zero.join(self.tpo, self.model)
         if self.thaws_tpo and hasattr(self.model, "peft_config") and not _trains(self.tpo):
             for name, parameter in self.tpo.named_parameters():
                 parameter.requires_grad_(name in self.tpo.trainable)
@@ -118,13 +123,16 @@ class TPOTrainerMixin(_Trainer):
         losses: list[Tensor] = []
         for batch in batches:
             last = len(losses) == len(batches) - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+            # DeepSpeed counts the micro-batches itself.
+            with contextlib.nullcontext() if last or self.is_deepspeed_enabled else self.accelerator.no_sync(model):
                 losses.append(super().training_step(model, batch))
         return torch.stack(losses).sum()
 
     def _count_step(self, batches: list[Any]) -> dict[str, Any]:
         """Counts targets over all micro-batches and ranks, at least 1 of each kind, and puts them into every batch."""
         kinds = ["mllm", "assign", *self.tpo.heads]
+        if self._is_split and batches:
+            self._check_media(batches)
         total = torch.zeros(len(kinds), dtype=torch.int64)
         for batch in batches:
             found = self._count_batch(batch)
@@ -138,14 +146,36 @@ class TPOTrainerMixin(_Trainer):
         self._num_steps += bool(batches)  # transformers 4.57 asks for empty steps at the end of a resumed epoch
         return counts
 
+    def _check_media(self, batches: list[Any]) -> None:
+        """Raises `TPOError` on every rank where some would run a vision tower and wait for the others forever."""
+        present = torch.tensor([[batch.get(key) is not None for key in KEYS] for batch in batches], dtype=torch.int64)
+        ranks = self.accelerator.num_processes
+        numbers = self.accelerator.reduce(present.to(self.accelerator.device), "sum") % ranks
+        differing = [key for key, number in zip(KEYS, numbers.sum(0).tolist(), strict=True) if number]
+        if differing:
+            raise TPOError(
+                f"in one forward some ranks have {differing} and others have none; under ZeRO-3 all must run the same "
+                "modules: give each forward samples with the same kinds of media on all ranks (tpo train does), or use "
+                "ZeRO-2"
+            )
+
     def _count_batch(self, batch: Any) -> dict[str, int]:
-        return count_targets(batch["input_ids"], batch.get("labels"), self.tpo.tokens, batch.get("task_positions"))
+        ids, shift = self.tpo.ids_of(dict(batch)), self.tpo.host.label_shift
+        if ids is None:
+            raise TPOError(f"a batch has {sorted(batch)} and no {self.tpo.host.ids}, in which the task tokens stand")
+        return count_targets(ids, batch.get("labels"), self.tpo.tokens, batch.get("task_positions"), shift)
 
     def _scale(self) -> int:
         ranks = self.accelerator.num_processes
         if not SEES_WHOLE_STEP:
             return ranks * self.args.gradient_accumulation_steps
         return 1 if self.args.average_tokens_across_devices else ranks
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        """The base trainer's inputs; what belongs to tasks keeps its precision, which DeepSpeed's would coarsen."""
+        tasks = {name: inputs[name] for name in ("task_inputs", "task_targets") if name in inputs}
+        others = {name: value for name, value in inputs.items() if name not in tasks}
+        return super()._prepare_inputs(others) | send_to_device(tasks, self.args.device)
 
     # -- the loss ------------------------------------------------------------------------------------------------------
 
@@ -226,19 +256,31 @@ class TPOTrainerMixin(_Trainer):
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
+    @property
+    def _is_split(self) -> bool:
+        """Whether ZeRO-3 splits model.tpo: then all ranks save it together."""
+        return bool(zero.split(self.tpo.parameters()))
+
+    def save_model(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
+        """The base trainer's saving."""
+        super().save_model(output_dir, *args, **kwargs)
+        if self._is_split:
+            self._save_tpo(output_dir or self.args.output_dir)
+
     def _save(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
         with adapter_only(self.model):
             super()._save(output_dir, *args, **kwargs)
-        self._save_tpo(output_dir or self.args.output_dir)
+        if not self._is_split:  # not every rank may be here
+            self._save_tpo(output_dir or self.args.output_dir)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         super()._save_checkpoint(*args, **kwargs)
         folder = os.path.join(self._get_output_dir(trial=None), f"checkpoint-{self.state.global_step}")
-        if self.args.should_save and self._saved_to != folder and os.path.isdir(folder):  # a base that saves on its own
+        if self._saved_to != folder and (self._is_split or os.path.isdir(folder)):  # a base that saves on its own
             self._save_tpo(folder)
 
     def _save_tpo(self, directory: str) -> None:
-        if self.args.should_save:
+        if self.args.should_save or self._is_split:
             save_tpo(self.tpo, directory)
             save_host_weights(self.model, directory, unsaved_by_peft(self.model))
             self._saved_to = directory

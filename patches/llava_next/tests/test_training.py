@@ -111,3 +111,21 @@ def test_lora(build, echo, tmp_path):
     assert torch.equal(expected.tpo.outputs["echo"]["state"], found.tpo.outputs["echo"]["state"])
     with again.disable_adapter(), torch.no_grad():
         assert not torch.equal(everything(again).loss, found.loss)
+
+
+def test_a_merged_lora_is_saved_and_loaded_as_a_host(build, echo, tmp_path):
+    lora = LoraConfig(r=2, lora_alpha=4, target_modules=r"model\.layers\..*\.(q|v)_proj", task_type="CAUSAL_LM")
+    model = tpo.apply_tpo(get_peft_model(build(), lora), tokenizer(), heads=["echo"])
+    make_trainer(trainer_class(), model, tmp_path / "run", lora_enable=True, mm_projector_lr=None).train()
+    before, folder = everything(model), tmp_path / "merged"
+    merged = model.merge_and_unload()
+    expected = everything(merged)
+    torch.testing.assert_close(expected.loss, before.loss)
+    merged.save_pretrained(folder)
+    merged.tpo.save_pretrained(folder)
+    again = type(merged).from_pretrained(folder)
+    if not again.get_vision_tower().is_loaded:
+        again.get_vision_tower().load_model()
+    found = everything(tpo.load_tpo(again, folder))
+    assert torch.equal(expected.loss, found.loss)
+    assert torch.equal(expected.tpo.outputs["echo"]["state"], found.tpo.outputs["echo"]["state"])

@@ -1,0 +1,46 @@
+"""Scripts on two ranks of the CPU, with gloo between them, and DeepSpeed there."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def on_two_ranks(script: str | Path, *arguments: object) -> None:
+    """Runs a script with these arguments as rank 0 and as rank 1; raises `AssertionError` with what they wrote."""
+    common = os.environ | {
+        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+    }  # fmt: skip
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(script), *map(str, arguments)],
+            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    errors = [rank.communicate(timeout=280)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(error[-3000:] for error in errors)
+
+
+def use_deepspeed() -> None:
+    """Lets this rank train under DeepSpeed without a GPU, and without a kernel that must be compiled first."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed
+    from accelerate.state import DistributedType, PartialState
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_CPU)  # accelerate looks for a GPU here
