@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from tpo_head_mask.architecture import architecture_of
+from tpo_head_mask.cache import concatenated
 from tpo_head_mask.config import MaskConfig
 from tpo_head_mask.inputs import to_square
 
@@ -80,11 +81,17 @@ def test_tracking_is_that_of_the_packages_own_predictor(build, video, tmp_path):
         torch.testing.assert_close(logits, resized, rtol=0.0, atol=1e-4)
 
 
+def session(tracker: Any) -> Any:
+    """Of transformers' tracker of one video."""
+    (video,) = tracker.videos
+    return video.session
+
+
 def test_a_tracker_keeps_no_more_than_the_memory_bank(micro, video):
     """After many frames as much as after those that the memory reaches back to."""
 
     def kept(tracker: Any) -> int:
-        stores = [tracker.memory] if hasattr(tracker, "memory") else tracker.session.output_dict_per_obj.values()
+        stores = [tracker.memory] if hasattr(tracker, "memory") else session(tracker).output_dict_per_obj.values()
         tensors = [
             value
             for store in stores
@@ -103,9 +110,9 @@ def test_a_tracker_keeps_no_more_than_the_memory_bank(micro, video):
             tracker.step(features)
             sizes.append(kept(tracker))
     assert sizes[-1] == sizes[20] > sizes[5]
-    if hasattr(tracker, "session"):
-        assert all(len(frames) <= 17 for frames in tracker.session.frames_tracked_per_obj.values())
-        assert tracker.session.processed_frames is None
+    if hasattr(tracker, "videos"):
+        assert all(len(frames) <= 17 for frames in session(tracker).frames_tracked_per_obj.values())
+        assert session(tracker).processed_frames is None
 
 
 def test_several_objects_are_tracked_as_each_alone(micro, video):
@@ -113,6 +120,19 @@ def test_several_objects_are_tracked_as_each_alone(micro, video):
     for number, box in enumerate(BOXES):
         for a, b in zip(together, steps(micro, video[:6], box[None]), strict=True):
             torch.testing.assert_close(a.mask_logits[number], b.mask_logits[0], **CLOSE)
+
+
+def test_objects_of_different_videos_are_tracked_as_each_alone(micro, video):
+    clips = [video[:4], video[4:8, :, ::-1].copy()]
+    with torch.no_grad():
+        features = [micro.encode(torch.stack([to_square(frame, SIDE) for frame in clip])) for clip in clips]
+        tracker = micro.start(micro.embed_boxes(BOXES[:2]))
+        frames = concatenated(features)
+        together = [tracker.step(frames[[t, 4 + t]]) for t in range(4)]
+    for number, clip in enumerate(clips):
+        for a, b in zip(together, steps(micro, clip, BOXES[number : number + 1]), strict=True):
+            torch.testing.assert_close(a.mask_logits[number], b.mask_logits[0], **CLOSE)
+            torch.testing.assert_close(a.iou[number], b.iou[0], **CLOSE)
 
 
 def test_gradients_flow_from_a_later_frame_to_the_prompt(micro, video):

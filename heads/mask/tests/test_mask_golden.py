@@ -95,7 +95,8 @@ def test_embeddings_in_place_of_a_box(sam, features, golden):
 def pointers(tracker: Any, num: int) -> Tensor:
     if hasattr(tracker, "memory"):
         return tracker.memory["cond_frame_outputs"][0]["obj_ptr"]
-    outputs = [tracker.session.output_dict_per_obj[n]["cond_frame_outputs"][0] for n in range(num)]
+    stores = [store for video in tracker.videos for store in video.session.output_dict_per_obj.values()]
+    outputs = [store["cond_frame_outputs"][0] for store in stores]
     return torch.cat([out["object_pointer"] for out in outputs]).reshape(num, -1)
 
 

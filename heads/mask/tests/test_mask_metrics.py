@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tpo_head_mask import rle
-from tpo_head_mask.metrics import IoUScores, MaskMetrics
+from tpo_head_mask.metrics import AnswerScores, IoUScores, MaskMetrics
 
 import tpo_plugin as tpo
 
@@ -69,3 +69,34 @@ def test_a_heads_metrics() -> None:
 def test_another_number_of_frames_is_refused() -> None:
     with pytest.raises(tpo.TPOError, match="1 masks were predicted for 2 frames"):
         MaskMetrics(Head()).add([EMPTY], [EMPTY, EMPTY])
+
+
+def task(*masks: np.ndarray | None, times: list[float] | None = None) -> dict[str, Any]:
+    encoded = [None if mask is None else rle.encode(mask) for mask in masks]
+    return {"head": "mask", "masks": encoded} | ({} if times is None else {"times": times})
+
+
+def test_an_answer_is_the_union_of_its_masks_against_that_of_all_objects_meant() -> None:
+    times = [0.0, 0.5, 1.0]
+    left, right = square(10, 10, 20, 20), square(10, 40, 20, 50)
+    tasks = [task(None, left, left, times=times), task(None, None, right, times=times)]
+    value = {"masks": [rle.encode(mask) for mask in (EMPTY, left, left)], "times": times}
+    late = {"masks": [rle.encode(right)], "times": [0.999]}
+    perfect, one_object, nothing = AnswerScores(), AnswerScores(), AnswerScores()
+    assert perfect.mean() == {}
+    perfect.add([value, late], tasks)
+    assert perfect.mean() == {"J&F": 1.0, "J": 1.0, "F": 1.0}
+    one_object.add([value], tasks)  # of the last frame's two objects one: J 1/2, F 2/3; a frame of nothing counts
+    assert one_object.mean() == pytest.approx({"J&F": 31 / 36, "J": 5 / 6, "F": 8 / 9})
+    nothing.add([], tasks)
+    assert nothing.mean() == pytest.approx({"J&F": 1 / 3, "J": 1 / 3, "F": 1 / 3})
+    nothing.add([value, late], tasks)
+    assert nothing.mean() == pytest.approx({"J&F": 2 / 3, "J": 2 / 3, "F": 2 / 3})
+
+
+def test_an_answer_about_an_image() -> None:
+    scores = AnswerScores()
+    scores.add([{"masks": [rle.encode(square(0, 0, 10, 10))], "times": [0.0]}], [task(square(0, 0, 10, 20))])
+    assert scores.mean()["J"] == pytest.approx(0.5)
+    with pytest.raises(tpo.TPOError, match="all of them the same 'times'"):
+        scores.add([], [task(EMPTY, times=[0.0]), task(EMPTY, times=[1.0])])

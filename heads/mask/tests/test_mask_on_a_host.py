@@ -187,6 +187,45 @@ def test_a_box_of_the_user_goes_into_the_prompt_and_says_where_to_begin(media):
     assert torch.equal(inputs["boxes_xyxy"], torch.tensor([box["box"]]))
 
 
+def test_a_box_of_the_user_prompts_sam_2_itself_or_through_the_language_model(media):
+    box = {"head": "mask", "box": [0.1, 0.3, 0.3, 0.7], "time": 1.0}
+    e_ND, rows = torch.randn(3, 64), torch.tensor([0, 1, 1])
+    found = {}
+    for given_box in ("sam2", "adapter"):
+        model = make_model(given_box=given_box)
+        head = model.tpo.heads["mask"]
+        plain = read(model, media, video_task())
+        asked = read(model, media, box, video_task(), video_task(), question="where is <mask>")
+        inputs = head.collate_inputs([], [box], [plain, asked])
+        assert [medium.boxes_xyxy for medium in inputs["media"]] == [(), ((0.1, 0.3, 0.3, 0.7),)]
+        outputs = head(e_ND[:, : model.tpo.hidden_size], inputs=inputs, batch_rows=rows)
+        own = head.sam.embed_boxes(torch.tensor([box["box"]]))
+        found[given_box] = outputs["prompt_embeddings"]
+        assert torch.equal(found[given_box][1], own[0]) == (given_box == "sam2")
+        assert [track["times"][0] for track in outputs["tracks"]] == [0.0, 1.0, 1.0]
+    # the row without a box, and a second object of the answer to one box
+    assert torch.equal(found["sam2"][[0, 2]], found["adapter"][[0, 2]])
+
+
+def test_only_the_boxes_of_the_last_question_count(media):
+    model = make_model()
+    first, second = ({"head": "mask", "box": [x, 0.3, 0.5, 0.7], "time": 2 * x} for x in (0.1, 0.25))
+    record = {
+        "id": "1",
+        "video": "clip.ffconcat",
+        "conversations": [
+            {"from": "human", "value": "<image> where is <mask>"},
+            {"from": "gpt", "value": "it stands <mask>"},
+            {"from": "human", "value": "where is <mask>"},
+            {"from": "gpt", "value": "it stands <mask>"},
+        ],
+        "tasks": [first, video_task(), second, video_task()],
+    }
+    sample = read_sample(Records([record], model.tpo, media_root=media)[0], VideoOptions(num_frames=2))
+    (medium,) = model.tpo.heads["mask"].collate_inputs([], [first, second], [sample])["media"]
+    assert (medium.start_s, medium.boxes_xyxy) == (0.5, ((0.25, 0.3, 0.5, 0.7),))
+
+
 def test_the_clip_begins_where_the_object_does(media):
     model = make_model(clip_frames=3, losses=["pixel", "prompt"])
     task = video_task()

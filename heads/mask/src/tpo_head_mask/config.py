@@ -13,6 +13,7 @@ Version = Literal["2.0", "2.1"]
 Loss = Literal["pixel", "prompt"]
 PixelLoss = Literal["bce", "focal"]
 Train = Literal["nothing", "decoder", "all"]
+GivenBox = Literal["sam2", "adapter"]
 
 
 @dataclass(kw_only=True)
@@ -41,6 +42,9 @@ class MaskConfig(tpo.HeadConfig):
     clip_frames: int = 1
     """Frames of a video that are decoded in training and evaluation, at least 1: the prompted one and those that follow
     it. More than 1 trains through SAM 2's memory."""
+    given_box: GivenBox = "sam2"
+    """What prompts SAM 2 in generation where the question gives a box: "sam2", its own embedding of that box, as in the
+    authors' demo; "adapter", what the language model makes of it, as everywhere else and in training."""
     cache_dir: str | None = None
     """Folder for image embeddings, so that the frozen image encoder runs once for each frame (8 MB a frame at 1024
     pixels). None keeps none."""
@@ -51,6 +55,7 @@ class MaskConfig(tpo.HeadConfig):
         _one_of("version", self.version, Version)
         _one_of("train", self.train, Train)
         _one_of("pixel_loss", self.pixel_loss, PixelLoss)
+        _one_of("given_box", self.given_box, GivenBox)
         given: Any = self.losses
         if isinstance(given, str) or not given or len(set(given)) < len(given):
             raise tpo.TPOError(f"mask: losses is {self.losses!r}; expected a list of 'pixel', 'prompt' or both")

@@ -18,8 +18,8 @@ def decode_clips(
 ) -> dict[str, Tensor]:
     """`mask_logits` [N, T, h, w], `iou` and `object_score_logits` [N, T]; 0 behind a target's last frame.
 
-    `index` lists the frames of each target. Targets of one frame are decoded together;
-    those that share a clip go through SAM 2's memory together. `dynamic` as for `Backend.decode`.
+    `index` lists the frames of each target. Targets of one frame are decoded together; those of as many frames go
+    through SAM 2's memory together. `dynamic` as for `Backend.decode`.
     """
     side = backend.architecture.grid * 4
     length = max((len(row) for row in index), default=1)
@@ -28,19 +28,21 @@ def decode_clips(
         empty = prompts_N3C.new_zeros(0, length)
         logits = prompts_N3C.new_zeros(0, length, side, side) + nothing
         return {"mask_logits": logits, "iou": empty + nothing, "object_score_logits": empty + nothing}
-    clips: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for target, row in enumerate(index):
-        clips[tuple(row)].append(target)
-    if all(len(clip) == 1 for clip in clips):
+    if length == 1:
         frames = torch.tensor([row[0] for row in index], device=prompts_N3C.device)
         steps = [backend.decode(features[frames], prompts_N3C, dynamic=dynamic)]
         return _stacked(steps, length)
+    by_length: dict[int, list[int]] = defaultdict(list)
+    for target, row in enumerate(index):
+        by_length[len(row)].append(target)
     parts: list[dict[str, Tensor]] = []
     order: list[int] = []
-    for clip, targets in clips.items():
+    for targets in by_length.values():
+        rows = [index[target] for target in targets]
+        clips = rows[:1] if all(row == rows[0] for row in rows) else rows
         with backend.dynamic_multimask(dynamic):
             tracker = backend.start(prompts_N3C[targets])
-            steps = [tracker.step(features[frame : frame + 1]) for frame in clip]
+            steps = [tracker.step(features[list(frames)]) for frames in zip(*clips, strict=True)]
         parts.append(_stacked(steps, length))
         order += targets
     back = torch.tensor(order, device=prompts_N3C.device).argsort()

@@ -19,7 +19,7 @@ from tpo_head_mask.cache import EmbeddingCache, concatenated, rounded
 from tpo_head_mask.checkpoints import build_backend
 from tpo_head_mask.config import MaskConfig
 from tpo_head_mask.decoding import decode_clips
-from tpo_head_mask.inputs import FrameLoader, media_of, target_box, target_masks
+from tpo_head_mask.inputs import FrameLoader, Medium, media_of, target_box, target_masks
 from tpo_head_mask.losses import box_loss, pixel_losses, prompt_loss
 from tpo_head_mask.streaming import track, visible_masks
 
@@ -94,11 +94,24 @@ class MaskHead(tpo.TaskHead):
         `object_score_logits` [N, T], 0 behind a target's last frame; `num_frames` [N] and `sizes` [N, 2]. With `inputs`
         for generation (`media`) instead `tracks`: N values as `postprocess` gives them.
         """
+        inputs = inputs or {}
         prompts = self.adapter(e_ND).unflatten(-1, (PROMPT_VECTORS, -1))
+        if self.config.given_box == "sam2" and inputs.get("media") and batch_rows is not None:
+            prompts = self._with_given_boxes(prompts, inputs["media"], batch_rows.tolist())
         outputs = {"prompt_embeddings": prompts}
         if self.box_decoder is not None:
             outputs["boxes_xyxy"] = self.box_decoder(e_ND)
-        return outputs | self._masks(prompts, inputs or {}, batch_rows)
+        return outputs | self._masks(prompts, inputs, batch_rows)
+
+    def _with_given_boxes(self, prompts: Tensor, media: Sequence[Medium], rows: list[int]) -> Tensor:
+        """The k-th task token of a row gets SAM 2's own embedding of its question's k-th box, where there is one."""
+        left = {row: iter(media[row].boxes_xyxy) for row in set(rows)}
+        boxes = [(number, box) for number, row in enumerate(rows) if (box := next(left[row], None)) is not None]
+        if not boxes:
+            return prompts
+        tokens, given = zip(*boxes, strict=True)
+        embedded = self.sam.embed_boxes(torch.tensor(given, device=prompts.device))
+        return prompts.index_copy(0, torch.tensor(tokens, device=prompts.device), embedded.to(prompts))
 
     def from_boxes(
         self, boxes_xyxy: Tensor, inputs: dict[str, Any], batch_rows: Tensor | None = None
@@ -158,7 +171,7 @@ class MaskHead(tpo.TaskHead):
             parts.append(encoded)
         return concatenated(parts)
 
-    def _track(self, prompts: Tensor, media: Sequence[Any], rows: list[int]) -> list[dict[str, Any]]:
+    def _track(self, prompts: Tensor, media: Sequence[Medium], rows: list[int]) -> list[dict[str, Any]]:
         if not self.trained and not self._warned:
             self._warned = True
             logger.warning(

@@ -30,6 +30,8 @@ class Medium:
     """Path."""
     start_s: float = 0.0
     """Second of a video where tracking begins."""
+    boxes_xyxy: tuple[tuple[float, ...], ...] = ()
+    """The boxes that the question gives, 0 to 1, in their order."""
 
     def frames(self) -> Iterator[tuple[float, np.ndarray]]:
         """Second and pixels of each frame, one after another."""
@@ -39,19 +41,20 @@ class Medium:
 
 
 def media_of(samples: Sequence[Any], head: str) -> list[Medium]:
-    """The medium of each row: its first video, or else its first image. A user's box says where tracking begins."""
+    """The medium of each row: its first video, or else its first image, and the boxes of its last question. They say
+    where tracking begins."""
     found = []
     for sample in samples:
-        times = [task.get("time", 0.0) for task in _tasks(sample, "user", head)]
+        question = next((turn for turn in reversed(sample.record.turns) if turn.role == "user"), None)
+        given = [task for task in question.tasks if task["head"] == head] if question else []
+        boxes = tuple(tuple(task["box"]) for task in given)
         if sample.videos:
-            found.append(Medium(video=str(sample.record.videos[0]), start_s=min(times, default=0.0)))
+            start_s = min((task.get("time", 0.0) for task in given), default=0.0)
+            found.append(Medium(video=str(sample.record.videos[0]), start_s=start_s, boxes_xyxy=boxes))
         else:
-            found.append(Medium(image=np.asarray(sample.images[0]) if sample.images else None))
+            image = np.asarray(sample.images[0]) if sample.images else None
+            found.append(Medium(image=image, boxes_xyxy=boxes))
     return found
-
-
-def _tasks(sample: Any, role: str, head: str) -> list[dict[str, Any]]:
-    return [task for turn in sample.record.turns if turn.role == role for task in turn.tasks if task["head"] == head]
 
 
 def chosen_entries(task: dict[str, Any], clip_frames: int) -> slice:
@@ -102,7 +105,8 @@ class FrameLoader:
         rows: list[list[str]] = []
         sizes: list[tuple[int, int]] = []
         for sample in samples:
-            targets = _tasks(sample, "assistant", self.head)
+            turns = (turn for turn in sample.record.turns if turn.role == "assistant")
+            targets = [task for turn in turns for task in turn.tasks if task["head"] == self.head]
             wanted = [self._times(task, sample) for task in targets]
             times = sorted({time_s for each in wanted for time_s in each})
             names = {time_s: self._name(sample, time_s) for time_s in times}

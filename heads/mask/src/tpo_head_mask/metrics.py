@@ -1,15 +1,18 @@
-"""How well masks agree with the true ones: of images, and of a head. See `jf.py` for video, `tracking.py` for boxes."""
+"""How well masks agree with the true ones: of images, of a head, and of whole answers. See `jf.py` for objects of a
+video, `tracking.py` for boxes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 import tpo_plugin as tpo
-from tpo_head_mask.jf import JFScores
-from tpo_head_mask.masks import as_mask, box_of
+from tpo_head_mask import rle
+from tpo_head_mask.jf import JFScores, frame_scores
+from tpo_head_mask.masks import as_mask, box_of, read_mask
 from tpo_head_mask.tracking import box_iou
 
 
@@ -87,3 +90,58 @@ class MaskMetrics(tpo.HeadMetrics):
     def compute(self) -> dict[str, float]:
         boxes = {"box_iou": sum(self._box_ious) / len(self._box_ious)} if self._box_ious else {}
         return {**{name: value / 100 for name, value in self._jf.mean().items()}, **self._iou.mean(), **boxes}
+
+
+_SAME_TIME_S = 1e-3
+
+
+class AnswerScores:
+    """J, F and J&F of answers about whole videos or images, each 0 to 1: the union of an answer's masks against that of
+    all objects that are meant.
+
+    Every annotated frame counts, also those in which there is nothing to find; then the plain mean over answers: as
+    MeViS, whose expressions may mean several objects, is evaluated.
+    """
+
+    def __init__(self) -> None:
+        self._answers: list[tuple[float, float]] = []
+
+    def add(self, values: Sequence[Mapping[str, Any]], tasks: Sequence[Mapping[str, Any]]) -> None:
+        """Adds an answer: the values of its predictions, none where it has no mask, and the record's target tasks.
+
+        Raises `TPOError` where the tasks are of different times, or have no masks.
+        """
+        times = [task.get("times") or [0.0] for task in tasks]
+        if not tasks or any("masks" not in task for task in tasks) or any(each != times[0] for each in times):
+            raise tpo.TPOError("an answer's tasks are to have 'masks', and all of them the same 'times'")
+        scores = []
+        for index, time_s in enumerate(times[0]):
+            true = [read_mask(mask) for task in tasks if (mask := task["masks"][index]) is not None]
+            found = [rle.decode(mask) for value in values if (mask := mask_at(value, time_s)) is not None]
+            if not true and not any(mask.any() for mask in found):
+                scores.append((1.0, 1.0))
+                continue
+            nothing = np.zeros_like((true or found)[0])
+            scores.append(frame_scores(_union(found, nothing), _union(true, nothing)))
+        j, f = (float(np.mean(values)) for values in zip(*scores, strict=True))
+        self._answers.append((j, f))
+
+    def mean(self) -> dict[str, float]:
+        """The three scores; empty where nothing was added."""
+        if not self._answers:
+            return {}
+        j, f = (float(np.mean(values)) for values in zip(*self._answers, strict=True))
+        return {"J&F": (j + f) / 2, "J": j, "F": f}
+
+
+def mask_at(value: Mapping[str, Any], time_s: float) -> rle.RLE | None:
+    """The mask that a value of `MaskHead` shows at a time, None before its first frame."""
+    index = bisect_right(value["times"], time_s + _SAME_TIME_S) - 1
+    return None if index < 0 else value["masks"][index]
+
+
+def _union(masks: Sequence[np.ndarray], nothing: np.ndarray) -> np.ndarray:
+    for mask in masks:
+        if mask.shape != nothing.shape:
+            raise tpo.TPOError(f"a mask is of shape {mask.shape}, another of the same frame of {nothing.shape}")
+    return np.logical_or.reduce([nothing, *masks])

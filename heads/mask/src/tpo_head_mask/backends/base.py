@@ -72,11 +72,13 @@ class Decoded:
 
 
 class Tracker(ABC):
-    """N objects through a video: prompted on its first frame, then followed by SAM 2's memory."""
+    """N objects through a video, or each through one of its own: prompted on the first frame, then followed by SAM 2's
+    memory."""
 
     @abstractmethod
     def step(self, features: Features) -> Decoded:
-        """The next frame's masks (M = 1) from its features (F = 1). Keeps no more than SAM 2's memory bank."""
+        """The next frame's masks (M = 1) from its features: F = 1, or F = N, a frame for each object, as on the first
+        step. Keeps no more than SAM 2's memory bank."""
 
 
 class Backend(nn.Module, ABC):

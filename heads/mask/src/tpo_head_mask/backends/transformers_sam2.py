@@ -98,6 +98,22 @@ class _Session(Sam2VideoInferenceSession):
 class _Tracker(Tracker):
     def __init__(self, backend: TransformersBackend, prompts_N3C: Tensor) -> None:
         self.backend, self.prompts = backend, prompts_N3C
+        self.videos: list[_Video] = []
+
+    def step(self, features: Features) -> Decoded:
+        if not self.videos:
+            groups = self.prompts.split(len(self.prompts) if len(features) == 1 else 1)
+            self.videos = [_Video(self.backend, group) for group in groups]
+        frames = [features[number : number + 1] for number in range(len(features))]
+        outputs = [video.step(frame) for video, frame in zip(self.videos, frames, strict=True)]
+        return _decoded([each for output in outputs for each in output]).best()
+
+
+class _Video:
+    """Objects of one video."""
+
+    def __init__(self, backend: TransformersBackend, prompts_N3C: Tensor) -> None:
+        self.backend, self.prompts = backend, prompts_N3C
         side, device = backend.architecture.image_size, prompts_N3C.device
         self.session = _Session(
             video_height=side,
@@ -115,7 +131,8 @@ class _Tracker(Tracker):
         self.reach = max(config.num_maskmem, config.max_object_pointers_in_encoder)
         self.index = 0
 
-    def step(self, features: Features) -> Decoded:
+    def step(self, features: Features) -> list[tuple[Tensor, ...]]:
+        """What the decoder says of each object."""
         model, index, session = self.backend.model, self.index, self.session
         position = model.vision_encoder.neck.position_encoding(
             features.coarse.shape, features.coarse.device, features.coarse.dtype
@@ -135,7 +152,7 @@ class _Tracker(Tracker):
             for large in ("high_res_masks", "pred_masks"):
                 newest.pop(large, None)
         self.index += 1
-        return _decoded(collected).best()
+        return collected
 
 
 def _decoded(outputs: list[tuple[Tensor, ...]]) -> Decoded:
