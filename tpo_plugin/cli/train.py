@@ -11,8 +11,15 @@ import typer
 def train(
     config: Annotated[Path, typer.Argument(help="YAML file with host, heads, data and stages.")],
     resume: Annotated[bool, typer.Option(help="Go on with a run that was interrupted, or refuse its folder.")] = True,
+    attn: Annotated[
+        str | None,
+        typer.Option(help="Attention, over the configuration's: auto (flash attention where it can run), sdpa, ..."),
+    ] = None,
 ) -> None:
     """Train a host with its heads in the stages of a configuration file."""
+    from tpo_plugin.training.config import TrainConfig
     from tpo_plugin.training.run import train as train_run
 
-    typer.echo(f"run: {train_run(config, resume=resume)}")
+    settings = TrainConfig.from_yaml(config)
+    settings.attn = attn or settings.attn
+    typer.echo(f"run: {train_run(settings, resume=resume)}")

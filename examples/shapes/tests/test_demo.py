@@ -1,6 +1,7 @@
 """The demo: its whole path on a tiny size, and what evaluation makes of answers written by hand."""
 
 import base64
+import hashlib
 import io
 import json
 import re
@@ -11,15 +12,30 @@ import pytest
 from PIL import Image
 from rich.console import Console
 from tpo_shapes.demo import Size, constant_answers, heldout_files, run_demo, train_config
-from tpo_shapes.evaluate import Answer, Question, load_answers, overlap, read_questions, score
+from tpo_shapes.evaluate import Answer, Question, _as_answer, load_answers, overlap, read_questions, score
 from tpo_shapes.host import build_host
-from tpo_shapes.report import CONSTANT, HOST, TEXT, TPO, cells, curve, table
+from tpo_shapes.outlines import BOUND, FILLED, load_compared, score_masks
+from tpo_shapes.report import (
+    CONSTANT,
+    HOST,
+    MEASURES,
+    MLP,
+    TEXT,
+    TPO,
+    cells,
+    curve,
+    mask_cells,
+    mask_table,
+    table,
+)
 from typer.testing import CliRunner
 
 from tpo_plugin.cli import app
 from tpo_plugin.errors import TPOError
 
-TINY = Size(num_scenes=8, num_clips=4, heldout_scenes=3, heldout_clips=2, steps=(5, 5, 5), batch_size=4)
+TINY = Size(
+    num_scenes=8, num_clips=8, heldout_scenes=3, heldout_clips=3, steps=(5, 5, 5), batch_size=4, sam_steps=(1, 1, 1)
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,23 +55,37 @@ def test_the_table_shows_what_results_json_says(run):
     directory, results = run
     saved = json.loads((directory / "results.json").read_text())
     assert saved == json.loads(json.dumps(results))
-    assert list(saved["rows"]) == [TPO, TEXT, CONSTANT, HOST]
+    assert list(saved["rows"]) == [TPO, TEXT, MLP, CONSTANT, HOST]
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(table(saved))
-    lines = {
-        name: line for line in console.export_text().splitlines() for name in saved["rows"] if line.startswith(name)
-    }
-    for name, row in saved["rows"].items():
-        images, clips = row["images"], row["clips"]
-        shown = lines[name].removeprefix(name).split()
-        numbers = [images[k] for k in ("box_when_asked", "box_otherwise", "acc50", "mean_iou", "chat", "given")]
-        numbers += [clips[k] for k in ("acc50", "mean_iou", "chat", "given")]
-        assert shown == cells(saved)[name]
-        for index, (text, number) in enumerate(zip(shown, numbers, strict=True)):
+    lines = console.export_text().splitlines()
+    for title, media, key in MEASURES:
+        (line,) = [line for line in lines if line.strip().startswith(title)]
+        shown = line.strip().removeprefix(title).split()
+        assert shown == cells(saved)[title]
+        for text, (name, row) in zip(shown, saved["rows"].items(), strict=True):
+            number = row[media][key]
             if text == "-":
-                assert number is None or (name == CONSTANT and index in (4, 5, 8, 9))
+                assert number is None or (
+                    name == CONSTANT and key not in ("acc50", "mean_iou", "r1_30", "r1_50", "r1_70", "moment_iou")
+                )
             else:
-                assert float(text) == pytest.approx(number * (1 if index in (3, 7) else 100), abs=0.051)
+                assert float(text) == pytest.approx(number * (1 if "iou" in key else 100), abs=0.051)
+    assert saved["seconds"]["calls"] == 1
+    assert saved["seconds"]["wall"] > 0
+    assert all(saved["seconds"]["cpu"][name]["training"] > 0 for name in (TPO, TEXT, MLP))
+
+
+def test_the_same_call_adds_up_its_minutes_and_trains_nothing_twice(run, host):
+    directory, results = run
+    again = run_demo(directory, TINY, seed=3, host=host)
+    assert again["rows"] == results["rows"]
+    before, after = results["seconds"], again["seconds"]
+    assert after["calls"] == 2
+    assert after["wall"] > before["wall"]
+    for name, cpu in before["cpu"].items():
+        assert all(after["cpu"][name][job] >= seconds for job, seconds in cpu.items())
+    (directory / "results.json").write_text(json.dumps(results, indent=2) + "\n")
 
 
 def test_the_numbers_are_those_of_the_answers(run):
@@ -64,7 +94,26 @@ def test_the_numbers_are_those_of_the_answers(run):
     answers = load_answers(directory / "answers_tpo.jsonl")
     assert score(questions, answers) == results["rows"][TPO]
     assert score(questions, constant_answers(directory)) == results["rows"][CONSTANT]
-    assert results["rows"][CONSTANT]["images"]["box_when_asked"] == 1
+    assert results["rows"][CONSTANT]["clips"]["moment_iou"] > 0
+
+
+def test_the_table_of_masks_shows_the_scores_of_the_tracks(run):
+    directory, results = run
+    assert list(results["masks"]) == [TPO, FILLED, BOUND]
+    questions = read_questions(heldout_files(directory))
+    wanted = [question for question in questions if question.wanted == "mask"]
+    assert sum(found["num"] for found in results["masks"][TPO].values()) == len(wanted) > 0
+    compared = load_compared(directory / "tracks.json", questions)
+    assert score_masks(questions, compared) == {name: results["masks"][name] for name in (FILLED, BOUND)}
+    assert all(found["called"] == 1 for found in results["masks"][BOUND].values() if found["num"])
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(mask_table(results))
+    lines = console.export_text().splitlines()
+    for title, values in mask_cells(results).items():
+        (line,) = [line for line in lines if line.strip().startswith(f"{title} ")]
+        assert line.strip().removeprefix(title).split() == values
+    sha256 = hashlib.sha256((directory / "micro_sam.safetensors").read_bytes()).hexdigest()
+    assert f'"checkpoint_sha256": "{sha256}"' in (directory / "tpo_config.json").read_text()
 
 
 def test_the_report_has_pictures_curves_and_the_table(run):
@@ -74,8 +123,8 @@ def test_the_report_has_pictures_curves_and_the_table(run):
     assert len(pictures) >= 5
     for picture in pictures:
         Image.open(io.BytesIO(base64.b64decode(picture))).verify()
-    assert page.count("<svg") == 3
-    assert page.count("stroke-width") >= 4  # conversation of both runs, assignment, region
+    assert page.count("<svg") == 5
+    assert page.count("stroke-width") >= 6  # conversation of both runs, assignment, region, temporal, mask
     for values in cells(results).values():
         assert "".join(f"<td>{value}</td>" for value in values) in page
     assert "http" not in page
@@ -103,22 +152,25 @@ def test_without_its_host_it_says_where_that_lies(tmp_path):
         run_demo(tmp_path / "run", TINY, host=tmp_path)
 
 
-def test_the_baseline_trains_the_same_steps_on_the_same_records_without_heads(tmp_path, host):
-    ours, text = (train_config(host, tmp_path, TINY, 0, as_text) for as_text in (False, True))
-    assert (ours.model, ours.lora, ours.seed, ours.data) == (text.model, text.lora, text.seed, text.data)
-    for name, stage in text.stages.items():
+@pytest.mark.parametrize(("baseline", "suffix"), [(TEXT, "_text"), (MLP, "_mlp")])
+def test_a_baseline_trains_the_same_steps_on_the_same_records(tmp_path, host, baseline, suffix):
+    ours, other = (train_config(host, tmp_path, TINY, 0, name) for name in (TPO, baseline))
+    assert (ours.model, ours.lora, ours.seed, ours.data) == (other.model, other.lora, other.seed, other.data)
+    for name, stage in other.stages.items():
         same = ours.stages[name]
-        assert (stage.steps, stage.batch_size, stage.warmup, stage.scheduler) == (
-            same.steps,
-            same.batch_size,
-            same.warmup,
-            same.scheduler,
-        )
-        assert stage.losses == ["mllm"]
+        for field in ("steps", "batch_size", "warmup", "scheduler"):
+            assert getattr(stage, field) == getattr(same, field)
+        assert [(s.file.replace(suffix, ""), s.weight) for s in stage.data] == [(s.file, s.weight) for s in same.data]
         host_parts = {"lora", "connector", "vision"}
         of_host = {k: v for k, v in same.learning_rates.items() if k in host_parts}
-        assert stage.learning_rates == of_host | {"words": of_host["lora"]}
-        assert [(s.file.replace("_text", ""), s.weight) for s in stage.data] == [(s.file, s.weight) for s in same.data]
+        if baseline == TEXT:
+            assert stage.losses == ["mllm"]
+            assert stage.learning_rates == of_host | {"words": of_host["lora"]}
+        else:
+            assert stage.losses == same.losses
+            assert {k: v for k, v in stage.learning_rates.items() if k != "heads.temporal"} == {
+                k: v for k, v in same.learning_rates.items() if k != "heads.temporal"
+            }
 
 
 def test_help_is_fast_to_build_and_needs_no_torch():
@@ -127,8 +179,8 @@ def test_help_is_fast_to_build_and_needs_no_torch():
     assert found.stdout.split() == ["False", "False"]
 
 
-def question(kind="region", box=None, answer="", media="a.png"):
-    return Question(media, kind, "?", answer, box=box)
+def question(kind="region", box=None, answer="", media="a.png", spans_s=()):
+    return Question(media, kind, "?", answer, box=box, spans_s=list(spans_s))
 
 
 BOX = [0.2, 0.2, 0.6, 0.6]
@@ -137,12 +189,12 @@ BOX = [0.2, 0.2, 0.6, 0.6]
 @pytest.mark.parametrize(
     ("answer", "wanted"),
     [
-        (Answer("it is here", [BOX], True), 1.0),
-        (Answer("it is here", [[0.2, 0.2, 0.4, 0.6]], True), 0.5),
-        (Answer("it is here", [[0.7, 0.7, 0.9, 0.9]], True), 0.0),
-        (Answer("it is here", [[0.6, 0.6, 0.2, 0.2]], True), 0.0),
-        (Answer("it is here", [[0.7, 0.7, 0.9, 0.9], BOX], True), 0.0),
-        (Answer("it is here", [], True), 0.0),
+        (Answer("it is here", [BOX], called=["box"]), 1.0),
+        (Answer("it is here", [[0.2, 0.2, 0.4, 0.6]], called=["box"]), 0.5),
+        (Answer("it is here", [[0.7, 0.7, 0.9, 0.9]], called=["box"]), 0.0),
+        (Answer("it is here", [[0.6, 0.6, 0.2, 0.2]], called=["box"]), 0.0),
+        (Answer("it is here", [[0.7, 0.7, 0.9, 0.9], BOX], called=["box"]), 0.0),
+        (Answer("it is here", called=["box"]), 0.0),
         (Answer("it is here"), 0.0),
     ],
 )
@@ -152,15 +204,19 @@ def test_overlap(answer, wanted):
 
 def test_scores_of_answers_written_by_hand():
     asked = [
-        (question(box=BOX), Answer("it is here", [BOX], True)),
-        (question(box=BOX), Answer("it is here", [[0.7, 0.7, 0.9, 0.9]], True)),
+        (question(box=BOX), Answer("it is here", [BOX], called=["box"])),
+        (question(box=BOX), Answer("it is here", [[0.7, 0.7, 0.9, 0.9]], called=["box"])),
         (question(box=BOX), Answer("red")),
-        (question(box=BOX), Answer("it is here", [], True)),
+        (question(box=BOX), Answer("it is here", called=["box"])),
         (question("colour", answer="red"), Answer("red")),
         (question("colour", answer="red"), Answer("red red")),
         (question("count", answer="two"), Answer("two")),
-        (question("given_shape", answer="circle"), Answer("square", [BOX], True)),
+        (question("given_shape", answer="circle"), Answer("square", [BOX], called=["box"])),
         (question("motion", answer="up", media="a.mp4"), Answer("down")),
+        (question("moment", media="a.mp4", spans_s=[[0, 1], [2, 3]]), Answer("", spans_s=[[2, 3]], called=["moment"])),
+        (question("moment", media="a.mp4", spans_s=[[0, 1]]), Answer("", spans_s=[[2, 3], [0, 1]], called=["moment"])),
+        (question("moment", media="a.mp4", spans_s=[[0, 1]]), Answer("it is here", [BOX], called=["box"])),
+        (question("moment", media="a.mp4", spans_s=[[0, 1]]), Answer("", spans_s=[[0, 0.5]], called=["moment"])),
     ]
     found = score([q for q, _ in asked], [a for _, a in asked])
     images, clips = found["images"], found["clips"]
@@ -174,6 +230,23 @@ def test_scores_of_answers_written_by_hand():
     assert images["chat"] == 0.75  # of colour and count
     assert images["given"] == 0
     assert (clips["acc50"], clips["chat"], clips["given"]) == (None, 0, None)
+    assert (clips["num_moment"], clips["moment_when_asked"], clips["moment_otherwise"]) == (4, 0.75, 0)
+    assert clips["box_otherwise"] == 0.2
+    assert [clips[key] for key in ("r1_30", "r1_50", "r1_70")] == [0.5, 0.5, 0.25]
+    assert clips["moment_iou"] == pytest.approx(0.375)
+
+
+@pytest.mark.parametrize(
+    ("said", "called"),
+    [("it is here 20 20 60 60", ["box"]), ("at 25 50", ["moment"]), ("it is here 20 20", []), ("red", [])],
+)
+def test_numbers_in_words_are_calls(said, called):
+    answer = _as_answer(said, [], as_text=True)
+    assert (answer.called, answer.saliency) == (called, [])
+    assert (answer.boxes, answer.spans_s) == (
+        [BOX] if called == ["box"] else [],
+        [[1.0, 2.0]] if called == ["moment"] else [],
+    )
 
 
 def test_a_number_of_answers_that_differs_from_the_questions_is_an_error():

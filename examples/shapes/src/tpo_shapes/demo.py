@@ -1,7 +1,7 @@
-"""`tpo demo`: data, three stages, the same training with coordinates as text, and what both are worth.
+"""`tpo demo`: data, three stages, the same training without heads or with an MLP in the place of one, and the results.
 
 DIRECTORY                 a run of `tpo train`, as `tpo predict` takes it
-DIRECTORY/text            the baseline's run
+DIRECTORY/text, mlp       the baselines' runs
 DIRECTORY/data            train-0, train-1 and heldout
 DIRECTORY/*.log           what the processes wrote
 DIRECTORY/*.seconds       how long they took, over all calls
@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from tpo_plugin.config import TPOConfig
 from tpo_plugin.errors import TPOError
 from tpo_plugin.training.config import DataConfig, DataSource, StageConfig, TrainConfig
-from tpo_shapes.baselines import best_constant_box, record_as_text
+from tpo_shapes.baselines import best_constant_box, best_constant_span, record_as_text, record_for_mlp, without_masks
 from tpo_shapes.dataset import make_dataset, write_records
 from tpo_shapes.evaluate import (
     VIDEO,
@@ -41,12 +42,41 @@ from tpo_shapes.evaluate import (
     save_answers,
     score,
 )
-from tpo_shapes.report import CONSTANT, HOST, TEXT, TPO, table, write_report
+from tpo_shapes.micro_sam import ARCHITECTURE, SAM_STEPS, train_micro_sam
+from tpo_shapes.outlines import compare_masks, load_compared, score_masks
+from tpo_shapes.report import CONSTANT, HOST, MLP, TEXT, TPO, mask_table, table, write_report
 from tpo_shapes.stopwatch import Stopwatch
 
 HOST_DIRECTORY = Path(__file__).resolve().parents[2] / "host"
 SHARDS = ("train-0", "train-1")
 LOGGING_STEPS = 5
+HEADS = {TPO: ("region", "temporal", "mask"), TEXT: ("region", "temporal"), MLP: ("region", "moment")}
+FILES = {TPO: "tpo", TEXT: "text", MLP: "mlp", HOST: "host"}
+"""What the files of a model are called in the demo's directory."""
+LOSS_WEIGHTS: dict[str, dict[str, float]] = {
+    TPO: {"region": 5.0, "temporal": 0.1, "mask": 1.0},
+    TEXT: {},
+    MLP: {"region": 5.0, "moment": 0.5},
+}
+CG_DETR: dict[str, Any] = {
+    "hidden": 64,
+    "num_heads": 4,
+    "feed_forward": 512,
+    "input_layers": 2,
+    "cross_layers": 1,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "dummy_layers": 1,
+    "num_dummies": 4,
+    "num_queries": 3,
+    "dropout": 0.0,
+    "input_dropout": 0.0,
+    "reference_losses": False,
+}
+"""The temporal head for clips of sixteen frames."""
+
+MASK_HEAD: dict[str, Any] = {**ARCHITECTURE, "losses": ["pixel", "prompt"], "given_box": "adapter"}
+"""The mask head on the demo's own SAM 2; a box that the user gives reaches it through the language model alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +92,28 @@ class Size:
     steps: tuple[int, int, int]
     """Of the three stages."""
     batch_size: int
+    sam_steps: tuple[int, ...]
+    """Of the micro SAM 2, on clips of 1, 2 and 4 frames."""
 
 
 FULL = Size(
-    num_scenes=8000, num_clips=1600, heldout_scenes=300, heldout_clips=150, steps=(100, 300, 200), batch_size=48
+    num_scenes=5000,
+    num_clips=2400,
+    heldout_scenes=300,
+    heldout_clips=200,
+    steps=(50, 350, 200),
+    batch_size=48,
+    sam_steps=SAM_STEPS,
 )
-QUICK = Size(num_scenes=96, num_clips=24, heldout_scenes=12, heldout_clips=6, steps=(10, 20, 10), batch_size=16)
+QUICK = Size(
+    num_scenes=96,
+    num_clips=24,
+    heldout_scenes=12,
+    heldout_clips=6,
+    steps=(5, 15, 5),
+    batch_size=16,
+    sam_steps=(2, 1, 1),
+)
 
 
 def run_demo(directory: Path, size: Size, seed: int = 0, host: Path = HOST_DIRECTORY) -> dict[str, Any]:
@@ -91,20 +137,19 @@ def run_demo(directory: Path, size: Size, seed: int = 0, host: Path = HOST_DIREC
     questions = read_questions(heldout_files(directory))
     answers = {name: load_answers(result["answers"]) for name, result in done.items()}
     answers[CONSTANT] = constant_answers(directory)
+    cpu = {name: result["cpu_s"] for name, result in done.items()}
     results = {
         **settings,
         "quick": quick,
-        "rows": {name: score(questions, answers[name]) for name in (TPO, TEXT, CONSTANT, HOST)},
-        "seconds": {
-            "wall": clock.seconds,
-            "calls": clock.calls,
-            "cpu": {n: result["cpu_s"] for n, result in done.items()},
-        },
+        "rows": {name: score(questions, answers[name]) for name in (TPO, TEXT, MLP, CONSTANT, HOST)},
+        "masks": score_masks(questions, {TPO: answers[TPO], **load_compared(tracks_file(directory), questions)}),
+        "seconds": {"wall": clock.seconds, "calls": clock.calls, "cpu": cpu},
         "versions": {name: version(name) for name in ("tpo-plugin", "torch", "transformers", "peft")},
     }
     (directory / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     write_report(directory, results, questions, answers)
     console.print(table(results))
+    console.print(mask_table(results))
     if quick:
         console.print("[bold]--quick shows the path, not the quality[/bold]; for the quality leave it out")
     picture = next(q for q in questions if q.box is not None and not q.clip)
@@ -120,34 +165,36 @@ def _run_jobs(directory: Path, size: Size, seed: int, host: Path, console: Conso
     with ProcessPoolExecutor(2, mp_context=context, initializer=_start_worker) as pool, _progress(console) as progress:
 
         def start(name: str, job: Callable[..., Any], *arguments: Any) -> Future:
-            return pool.submit(_work, directory / f"{name}.log", job, *arguments)
+            return pool.submit(_work, _log(directory, name), job, *arguments)
 
         data = [start(name, _make_part, directory / "data" / name, size, seed) for name in (*SHARDS, "heldout")]
         _wait(progress, {"data": (data, lambda: sum(job.done() for job in data), len(data))})
-        jobs = {
-            TPO: start("tpo", _train_and_answer, host, directory, size, seed, False),
-            TEXT: start("text", _train_and_answer, host, directory, size, seed, True),
-            HOST: start("host", _answer_before, host, directory),
-        }
-        _wait(
-            progress,
-            {
-                TPO: ([jobs[TPO]], lambda: _steps(directory / "tpo.log"), total),
-                TEXT: ([jobs[TEXT]], lambda: _steps(directory / "text.log"), total),
-                HOST: ([jobs[HOST]], lambda: 0, 1),
-            },
-        )
+        jobs = {name: start(name, _train_and_answer, host, directory, size, seed, name) for name in HEADS}
+        jobs[HOST] = start(HOST, _answer_before, host, directory)
+        bars = {name: ([jobs[name]], partial(_steps, _log(directory, name)), total) for name in HEADS}
+        _wait(progress, {**bars, HOST: ([jobs[HOST]], lambda: 0, 1)})
     return {name: job.result() for name, job in jobs.items()}
 
 
-def train_config(host: Path, directory: Path, size: Size, seed: int, as_text: bool) -> TrainConfig:
-    """The three stages; `as_text` is the baseline: the same steps on the same records, without anything of TPO.
+def sam_file(directory: Path) -> Path:
+    """Where the weights of the demo's SAM 2 are."""
+    return directory / "micro_sam.safetensors"
 
-    The baseline's model has the region head too, which nothing calls: a host whose input has no task token computes
-    what it computed before. The host never learned numbers, so the baseline trains the word embeddings too.
+
+def tracks_file(directory: Path) -> Path:
+    """Where the masks are that the answers' are compared with."""
+    return directory / "tracks.json"
+
+
+def train_config(host: Path, directory: Path, size: Size, seed: int, name: str) -> TrainConfig:
+    """The three stages of `TPO`, or of a baseline: the same steps on the same records.
+
+    `MLP` has a head of one MLP in the place of CG-DETR. `TEXT` trains nothing of TPO: its model has the heads, which
+    nothing calls, and a host whose input has no task token computes what it computed before. The host never learned
+    numbers, so this baseline trains the word embeddings too.
     """
+    as_text = name == TEXT
     tpo_parts = ("heads", "tokens")
-    suffix = "_text" if as_text else ""
 
     def text_rates(rates: dict[str, float]) -> dict[str, float]:
         host_parts = {part: rate for part, rate in rates.items() if part not in (*tpo_parts, "triggers")}
@@ -159,7 +206,8 @@ def train_config(host: Path, directory: Path, size: Size, seed: int, as_text: bo
             losses=["mllm"] if as_text else losses,
             data=[
                 DataSource(
-                    file=str(directory / "data" / shard / f"{prefix}{kind}{suffix}.jsonl"), weight=weight * passes
+                    file=str(directory / "data" / shard / f"{_records(prefix + kind, name)}.jsonl"),
+                    weight=weight * passes,
                 )
                 for shard in SHARDS
                 for prefix, passes in (("", 1.0), ("clip_", 2.0))
@@ -174,18 +222,33 @@ def train_config(host: Path, directory: Path, size: Size, seed: int, as_text: bo
             trainer={"disable_tqdm": True, "report_to": "none"},
         )
 
+    def parts(rate: float) -> dict[str, float]:
+        return {"lora": rate, **dict.fromkeys(tpo_parts, rate)}
+
+    temporal = {"heads.temporal": 2e-3} if name == TPO else {}
+
     return TrainConfig(
         model=str(host),
-        output_dir=str(directory / "text" if as_text else directory),
-        heads=["region"],
-        tpo=TPOConfig(loss_weights={"region": 5.0}),
+        output_dir=str(directory if name == TPO else directory / FILES[name]),
+        heads=list(HEADS[name]),
+        tpo=TPOConfig(loss_weights=LOSS_WEIGHTS[name], heads=_head_configs(directory, name)),
         modules={"words": r"(^|\.)(embed_tokens|lm_head)\."} if as_text else {},
         seed=seed,
         data=DataConfig(video=dict(VIDEO)),
         stage1=stage(1, {"lora": 3e-3, "triggers": 3e-3}, chat=1.0, losses=["mllm", "assign"]),
-        stage2=stage(2, {"lora": 3e-3, **dict.fromkeys(tpo_parts, 3e-3)}, chat=0.4),
-        stage3=stage(3, {"lora": 1e-3, **dict.fromkeys(tpo_parts, 1e-3), "connector": 5e-4, "vision": 5e-4}, chat=1.0),
+        stage2=stage(2, {**parts(3e-3), **temporal}, chat=0.4),
+        stage3=stage(3, {**parts(1e-3), **temporal, "connector": 2e-4, "vision": 2e-4}, chat=0.7),
     )
+
+
+def _head_configs(directory: Path, name: str) -> dict[str, dict[str, Any]]:
+    configs = {"temporal": dict(CG_DETR), "mask": {**MASK_HEAD, "checkpoint": str(sam_file(directory))}}
+    return {head: config for head, config in configs.items() if head in HEADS[name]}
+
+
+def _records(kind: str, name: str) -> str:
+    """The file of records that a run takes for a kind of them."""
+    return f"{kind}_text" if name == TEXT else f"{kind}_mlp" if name == MLP and kind.endswith("tasks") else kind
 
 
 def heldout_files(directory: Path) -> list[Path]:
@@ -194,7 +257,7 @@ def heldout_files(directory: Path) -> list[Path]:
 
 
 def constant_answers(directory: Path) -> list[Answer]:
-    """To every region question the box that is right most often in training, one for pictures and one for clips."""
+    """The box that is right most often in training, one for pictures and one for clips; and the moment."""
     import numpy as np
 
     files = [directory / "data" / shard for shard in SHARDS]
@@ -203,8 +266,11 @@ def constant_answers(directory: Path) -> list[Answer]:
         asked = read_questions(root / f"{prefix}tasks.jsonl" for root in files)
         boxes = np.array([q.box for q in asked if q.box is not None][:2000])
         best[bool(clip)] = best_constant_box(boxes).tolist()
-    questions = read_questions(heldout_files(directory))
-    return [Answer("", [best[q.clip]], called=True) if q.box is not None else Answer("") for q in questions]
+    span_s = best_constant_span([q.spans_s for q in asked if q.spans_s][:2000])
+    return [
+        Answer("", [best[q.clip]] if q.wanted == "box" else [], [span_s] if q.wanted == "moment" else [])
+        for q in read_questions(heldout_files(directory))
+    ]
 
 
 # -- jobs of the worker processes --------------------------------------------------------------------------------------
@@ -218,7 +284,7 @@ def _start_worker() -> None:
 
 def _work(log: Path, job: Callable[..., Any], *arguments: Any) -> Any:
     """Runs a job with all that it prints in a file."""
-    with log.open("w", encoding="utf-8") as file:
+    with log.open("a", encoding="utf-8") as file:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
             os.dup2(file.fileno(), stream.fileno())
@@ -232,7 +298,7 @@ def _work(log: Path, job: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _make_part(root: Path, size: Size, seed: int) -> None:
-    """One training shard or the held-out scenes, with every record once more with coordinates as text."""
+    """One training shard or the held-out scenes, with the records as the baselines take them."""
     if (root / "done").is_file():
         return
     if root.name in SHARDS:
@@ -243,19 +309,41 @@ def _make_part(root: Path, size: Size, seed: int) -> None:
         files = make_dataset(root, "heldout", size.heldout_scenes, 1000 * seed + 500, size.heldout_clips)
     for key, file in files.items():
         records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        write_records(root / f"{key}_text.jsonl", map(record_as_text, records))
+        records = [without_masks(record) for record in records]
+        write_records(root / f"{_records(key, TEXT)}.jsonl", map(record_as_text, records))
+        if key.endswith("tasks"):
+            write_records(root / f"{_records(key, MLP)}.jsonl", map(record_for_mlp, records))
     (root / "done").touch()
 
 
-def _train_and_answer(host: Path, directory: Path, size: Size, seed: int, as_text: bool) -> dict[str, Any]:
+def _train_and_answer(host: Path, directory: Path, size: Size, seed: int, name: str) -> dict[str, Any]:
+    from tpo_plugin.plugins import register_plugin, unregister_plugin
     from tpo_plugin.training.run import load_run, train
+    from tpo_shapes.moment_mlp import MomentPlugin
 
-    name = "text" if as_text else "tpo"
-    with Stopwatch(directory / f"{name}.training.seconds", time.process_time) as training:
-        run = train(train_config(host, directory, size, seed, as_text))
-    with Stopwatch(directory / f"{name}.answers.seconds", time.process_time) as answering:
-        path = _answer(load_run(run), directory, name, as_text)
-    return {"answers": path, "cpu_s": {"training": training.seconds, "answers": answering.seconds}}
+    seconds: dict[str, float] = {}
+    if name == MLP:
+        register_plugin(MomentPlugin(), "moment_mlp")
+    if name == TPO:
+        with Stopwatch(directory / "micro_sam.seconds", time.process_time) as clock:
+            if not sam_file(directory).is_file():
+                train_micro_sam(sam_file(directory), size.sam_steps, seed)
+        seconds["sam"] = clock.seconds
+    try:
+        with Stopwatch(directory / f"{FILES[name]}.training.seconds", time.process_time) as clock:
+            run = train(train_config(host, directory, size, seed, name))
+        seconds["training"] = clock.seconds
+        answered = _answer(lambda: load_run(run), directory, name)
+    finally:
+        if name == MLP:
+            unregister_plugin("moment_mlp")
+    if name == TPO:
+        with Stopwatch(directory / "tracks.seconds", time.process_time) as clock:
+            if not tracks_file(directory).is_file():
+                compare_masks(load_run(run), read_questions(heldout_files(directory)), tracks_file(directory))
+        seconds["tracks"] = clock.seconds
+    answered["cpu_s"] |= seconds
+    return answered
 
 
 def _answer_before(host: Path, directory: Path) -> dict[str, Any]:
@@ -265,16 +353,20 @@ def _answer_before(host: Path, directory: Path) -> dict[str, Any]:
     from tpo_plugin import apply_tpo
     from tpo_plugin.training.run import load_host
 
-    begin = time.process_time()
-    model = apply_tpo(load_host(str(host)).eval(), AutoProcessor.from_pretrained(host), heads=["region"])
-    path = _answer(model, directory, "host", as_text=True)
-    return {"answers": path, "cpu_s": {"answers": time.process_time() - begin}}
+    def model() -> Any:
+        return apply_tpo(load_host(str(host)).eval(), AutoProcessor.from_pretrained(host), heads=list(HEADS[TEXT]))
+
+    return _answer(model, directory, HOST)
 
 
-def _answer(model: Any, directory: Path, name: str, as_text: bool) -> Path:
-    path = directory / f"answers_{name}.jsonl"
-    save_answers(path, answer_questions(model, read_questions(heldout_files(directory)), as_text=as_text))
-    return path
+def _answer(load: Callable[[], Any], directory: Path, name: str) -> dict[str, Any]:
+    """Asks a model all questions, unless an earlier call did."""
+    path = directory / f"answers_{FILES[name]}.jsonl"
+    with Stopwatch(directory / f"{FILES[name]}.answers.seconds", time.process_time) as clock:
+        if not path.is_file():
+            questions = read_questions(heldout_files(directory))
+            save_answers(path, answer_questions(load(), questions, as_text=name in (TEXT, HOST)))
+    return {"answers": path, "cpu_s": {"answers": clock.seconds}}
 
 
 # -- the run as a whole ------------------------------------------------------------------------------------------------
@@ -314,6 +406,10 @@ def _wait(progress: Progress, bars: dict[str, tuple[list[Future], Callable[[], i
         if not running:
             return
         time.sleep(0.5)
+
+
+def _log(directory: Path, name: str) -> Path:
+    return directory / f"{FILES.get(name, name)}.log"
 
 
 def _steps(log: Path) -> int:

@@ -14,11 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from tpo_shapes.baselines import box_as_text, iou, text_as_box
-from tpo_shapes.questions import CHAT, CLIP_CHAT, PLACEHOLDER, Box
+from tpo_shapes.baselines import box_as_text, iou, span_iou, text_as_box, text_as_spans
+from tpo_shapes.questions import CHAT, CLIP_CHAT, MASK, MOMENTS, PLACEHOLDER, Box, Mask, Span
+from tpo_shapes.world import CLIP_FRAMES
 
 GIVEN = ("given_colour", "given_shape")
-VIDEO: dict[str, Any] = {"num_frames": 4, "sampling": "fps", "fps": 2.0}
+CALLS = {"region": "box", "mask": "mask"}
+"""What a head's trigger calls for; that of any other for a moment."""
+VIDEO: dict[str, Any] = {"num_frames": CLIP_FRAMES, "sampling": "middle"}
 """How clips are read, in training and in evaluation: the frames at `CLIP_TIMES`."""
 
 
@@ -32,12 +35,23 @@ class Question:
     text: str
     """With a placeholder for each box that the user gives."""
     answer: str
-    """The wanted words; with a placeholder where a box is wanted."""
+    """The wanted words; with a placeholder where a box is wanted, or moments."""
     given: list[Box] = field(default_factory=list)
     box: Box | None = None
     """The wanted box."""
     time: float | None = None
     """Seconds, for a box of a clip."""
+    spans_s: list[Span] = field(default_factory=list)
+    """The wanted moments."""
+    masks: list[Mask | None] = field(default_factory=list)
+    """The wanted masks, one for each frame, None for a frame without the object."""
+    first_box: Box | None = None
+    """The box in a clip's first frame of what is to be followed, where the user gives it."""
+
+    @property
+    def wanted(self) -> str | None:
+        """What the answer shall call for: "box", "moment", "mask", or none of them."""
+        return "box" if self.box is not None else "moment" if self.spans_s else "mask" if self.masks else None
 
     @property
     def clip(self) -> bool:
@@ -52,8 +66,14 @@ class Answer:
     text: str
     boxes: list[Box] = field(default_factory=list)
     """In the order of the answer."""
-    called: bool = False
-    """Whether a box was called for: the trigger was emitted, or four numbers were said."""
+    spans_s: list[Span] = field(default_factory=list)
+    """The moments of one answer, the one that it is surest of first."""
+    saliency: list[float] = field(default_factory=list)
+    """Of each frame of a clip, where moments were asked and a head said it."""
+    called: list[str] = field(default_factory=list)
+    """What was called for, "box", "moment" or "mask": the trigger was emitted, or the numbers were said."""
+    track: dict[str, Any] | None = None
+    """The first object's "masks" (RLE) at "times" (seconds), where masks were called for."""
 
 
 def read_questions(files: Iterable[Path]) -> list[Question]:
@@ -79,6 +99,12 @@ def _turns(record: dict[str, Any], root: Path) -> list[Question]:
         if PLACEHOLDER in answer:
             task = next(tasks)
             question.box, question.time = task["boxes"][0], task.get("time")
+        if MOMENTS in answer:
+            question.spans_s = next(tasks)["spans"]
+        if MASK in text:
+            question.first_box = next(tasks)["box"]
+        if MASK in answer:
+            question.masks = next(tasks)["masks"]
         questions.append(question)
     return questions
 
@@ -86,18 +112,25 @@ def _turns(record: dict[str, Any], root: Path) -> list[Question]:
 def answer_questions(
     model: Any, questions: list[Question], *, as_text: bool = False, batch_size: int = 64
 ) -> list[Answer]:
-    """Greedy answers of a model with TPO; with `as_text` boxes are words, in the question and in the answer."""
+    """Greedy answers of a model with TPO; with `as_text` boxes and moments are words, in question and answer.
+
+    A model without the mask head is not asked for masks.
+    """
     from tpo_plugin.data import TPOCollator, VideoOptions, prompt_record, read_sample
 
     tpo, video = model.tpo, VideoOptions(**VIDEO)
     collate = TPOCollator(tpo, for_generation=True)
     answers: list[Answer] = []
-    for _, group in groupby(questions, key=lambda q: q.clip):
+    asked = [question for question in questions if _can(tpo, question)]
+    for _, group in groupby(asked, key=lambda q: q.clip):
         same = list(group)
         for start in range(0, len(same), batch_size):
             samples = []
             for question in same[start : start + batch_size]:
-                text, tasks = question.text, [{"head": "region", "boxes": [box]} for box in question.given]
+                text = question.text
+                tasks: list[dict[str, Any]] = [{"head": "region", "boxes": [box]} for box in question.given]
+                if question.first_box is not None:
+                    tasks.append({"head": "mask", "box": question.first_box, "time": 0.0})
                 if as_text:
                     for box in question.given:
                         text = text.replace(PLACEHOLDER, box_as_text(box), 1)
@@ -110,18 +143,36 @@ def answer_questions(
             words = tpo.tokenizer.batch_decode(new, skip_special_tokens=True)
             for said, predictions in zip(words, generated.predictions, strict=True):
                 answers.append(_as_answer(said, predictions, as_text))
-    return answers
+    given = iter(answers)
+    return [next(given) if _can(tpo, question) else Answer("") for question in questions]
+
+
+def _can(tpo: Any, question: Question) -> bool:
+    return question.wanted != "mask" or "mask" in tpo.heads
 
 
 def _as_answer(said: str, predictions: list[Any], as_text: bool) -> Answer:
+    said = said.strip()
     if as_text:
-        box = text_as_box(said)
-        return Answer(said.strip(), [] if box is None else [box], box is not None)
-    return Answer(said.strip(), [p.value.tolist() for p in predictions if p.value is not None], bool(predictions))
+        box, spans_s = text_as_box(said), text_as_spans(said)
+        called = ["box"] * bool(box) + ["moment"] * bool(spans_s)
+        return Answer(said, [box] if box else [], spans_s, called=called)
+    answer = Answer(said, called=[CALLS.get(p.head, "moment") for p in predictions])
+    for prediction in predictions:
+        if prediction.value is None:
+            continue
+        if prediction.head == "region":
+            answer.boxes.append(prediction.value.tolist())
+        elif prediction.head == "mask":
+            answer.track = answer.track or {key: prediction.value[key] for key in ("masks", "times")}
+        else:
+            answer.spans_s += prediction.value["spans_s"].tolist()
+            answer.saliency = prediction.value.get("saliency", np.empty(0)).tolist()
+    return answer
 
 
 def score(questions: list[Question], answers: list[Answer]) -> dict[str, Any]:
-    """Shares from 0 to 1, for pictures and for clips; no box scores an IoU of 0, and words count only where exact.
+    """Shares from 0 to 1, for pictures and for clips; no box and no moment score an IoU of 0, words count where exact.
 
     A value is None where no question asks for it.
     """
@@ -133,17 +184,23 @@ def score(questions: list[Question], answers: list[Answer]) -> dict[str, Any]:
 
 
 def _score(pairs: list[tuple[Question, Answer]], chat: tuple[str, ...]) -> dict[str, Any]:
-    asked = [(q, a) for q, a in pairs if q.box is not None]
-    others = [(q, a) for q, a in pairs if q.box is None]
-    overlaps = [overlap(q, a) for q, a in asked]
+    boxes, moments = ([(q, a) for q, a in pairs if q.wanted == kind] for kind in ("box", "moment"))
+    others = [(q, a) for q, a in pairs if q.wanted is None]
+    overlaps, span_overlaps = [overlap(q, a) for q, a in boxes], [span_overlap(q, a) for q, a in moments]
     kinds = {kind: _mean([correct(q, a) for q, a in others if q.kind == kind]) for kind in (*chat, *GIVEN)}
     return {
-        "num_region": len(asked),
+        "num_region": len(boxes),
+        "num_moment": len(moments),
         "num_other": len(others),
-        "box_when_asked": _mean([a.called for _, a in asked]),
-        "box_otherwise": _mean([a.called for _, a in others]),
+        "box_when_asked": _mean(["box" in a.called for _, a in boxes]),
+        "box_otherwise": _mean(["box" in a.called for _, a in (*moments, *others)]),
+        "moment_when_asked": _mean(["moment" in a.called for _, a in moments]),
+        "moment_otherwise": _mean(["moment" in a.called for _, a in (*boxes, *others)]) if moments else None,
+        "mask_otherwise": _mean(["mask" in a.called for _, a in (*boxes, *moments, *others)]),
         "acc50": _mean([value >= 0.5 for value in overlaps]),
         "mean_iou": _mean(overlaps),
+        **{f"r1_{percent}": _mean([value >= percent / 100 for value in span_overlaps]) for percent in (30, 50, 70)},
+        "moment_iou": _mean(span_overlaps),
         "chat": _mean([v for kind in chat if (v := kinds[kind]) is not None]),
         "given": _mean([v for kind in GIVEN if (v := kinds[kind]) is not None]),
         "kinds": kinds,
@@ -155,6 +212,11 @@ def overlap(question: Question, answer: Answer) -> float:
     if not answer.boxes:
         return 0.0
     return float(iou(np.array(answer.boxes[0]), np.array(question.box)))
+
+
+def span_overlap(question: Question, answer: Answer) -> float:
+    """IoU of the answer's first moment with the wanted one that fits it best; 0 for an answer without a moment."""
+    return span_iou(answer.spans_s[0], question.spans_s) if answer.spans_s else 0.0
 
 
 def correct(question: Question, answer: Answer) -> bool:

@@ -11,7 +11,7 @@ from functools import cache
 import torch
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, PreTrainedTokenizerFast
 
-from tpo_shapes.host import ASSISTANT, END, USER
+from tpo_shapes.host import ASSISTANT, END, SPECIAL, USER
 from tpo_shapes.pool import Pool, normalise
 from tpo_shapes.questions import Turn
 from tpo_shapes.world import CLIP_TIMES
@@ -32,10 +32,16 @@ def video_prefix(config: LlavaOnevisionConfig) -> list[int]:
     return [config.video_token_id] * (len(CLIP_TIMES) * (_grid(config) // 2) ** 2 + 1)
 
 
-def vision_features(model: LlavaOnevisionForConditionalGeneration, pixels: torch.Tensor) -> torch.Tensor:
-    """What the host takes from its vision tower: [B, 3, P, P] normalised pixels to [B, G, D]."""
-    states = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states
-    return states[model.config.vision_feature_layer]
+def vision_features(
+    model: LlavaOnevisionForConditionalGeneration, pixels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the host takes from its vision tower, [B, G, D], and the mean over patches of what the tower gives, [B, D].
+
+    `pixels` [B, 3, P, P] are normalised. The host takes the states before the tower's last norm; the mean is of those
+    behind it, which is what a head sees of a frame.
+    """
+    seen = model.model.vision_tower(pixels, output_hidden_states=True)
+    return seen.hidden_states[model.config.vision_feature_layer], seen.last_hidden_state.mean(1)
 
 
 @dataclass
@@ -51,6 +57,8 @@ class Batch:
     """[all frames, G], see `Pool`."""
     boxes_xyxy: torch.Tensor
     """[all frames, G, 4]."""
+    present: torch.Tensor
+    """[all frames, things]."""
     positions: torch.Tensor
     """[A] places in the flat ids whose hidden state says the next answer token."""
     targets: torch.Tensor
@@ -58,18 +66,21 @@ class Batch:
     target_rows: torch.Tensor
     """[A] the row of each."""
 
-    def forward(self, model: LlavaOnevisionForConditionalGeneration) -> tuple[torch.Tensor, torch.Tensor]:
-        """Last hidden states at the answer positions [A, D], and vision features [all frames, G, D]."""
-        hidden, patches = self.encode(model, model.get_input_embeddings()(self.ids_BT))
-        return hidden.flatten(0, 1)[self.positions], patches
+    def asked(self) -> torch.Tensor:
+        """Places in the flat ids of the questions' words."""
+        words = (self.ids_BT >= len(SPECIAL)).flatten()
+        return words.index_fill(0, self.positions + 1, False).nonzero()[:, 0]
 
-    def encode(
-        self, model: LlavaOnevisionForConditionalGeneration, embeds: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hidden states [B, T, D] and vision features, from token embeddings [B, T, D]."""
+    def forward(self, model: LlavaOnevisionForConditionalGeneration) -> tuple[torch.Tensor, ...]:
+        """Last hidden states at the answer positions [A, D], and of all frames what `vision_features` gives."""
+        hidden, patches, frames = self.encode(model, model.get_input_embeddings()(self.ids_BT))
+        return hidden.flatten(0, 1)[self.positions], patches, frames
+
+    def encode(self, model: LlavaOnevisionForConditionalGeneration, embeds: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Hidden states [B, T, D] and what `vision_features` gives, from token embeddings [B, T, D]."""
         inner, config = model.model, model.config
         num_pictures, grid = len(self.pictures), _grid(config)
-        patches = vision_features(model, normalise(torch.cat([self.pictures, self.clips.flatten(0, 1)])))
+        patches, whole = vision_features(model, normalise(torch.cat([self.pictures, self.clips.flatten(0, 1)])))
         tokens = inner.multi_modal_projector(patches)
         base, frames = tokens[:num_pictures], tokens[num_pictures:]
         width = base.shape[-1]
@@ -82,7 +93,7 @@ class Batch:
             embeds = embeds.masked_scatter((self.ids_BT == config.video_token_id)[..., None], pooled)
         # Rows are padded on the right, where a causal model needs no mask.
         hidden = inner.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
-        return hidden, patches
+        return hidden, patches, whole
 
 
 class Packer:
@@ -95,11 +106,13 @@ class Packer:
         self.ids = cache(lambda text: tuple(tokenizer(text, add_special_tokens=False)["input_ids"]))
 
     def row(self, prefix: list[int], turns: list[Turn]) -> tuple[list[int], list[int]]:
-        """Token ids of a conversation, and the positions of its answer tokens."""
+        """Token ids of a conversation, and the positions of its answer tokens. A question without answer ends it."""
         ids: list[int] = []
         answers: list[int] = []
         for turn in turns:
             ids += [self.user, *([] if ids else prefix), *self.ids(turn.question), self.assistant]
+            if not turn.answer:
+                break
             answer = [*self.ids(turn.answer), self.end]
             answers += range(len(ids), len(ids) + len(answer))
             ids += answer
@@ -115,14 +128,17 @@ class Packer:
         target_rows = torch.tensor([index for index, (_, answers) in enumerate(packed) for _ in answers])
         places = torch.tensor([place for _, answers in packed for place in answers])
         positions = target_rows * length + places - 1
+
+        def labels(name: str) -> torch.Tensor:
+            return torch.cat([getattr(p, name)[chosen].flatten(0, 1) for p, chosen in zip(pools, rows, strict=True)])
+
         return Batch(
             ids_BT=ids,
             pictures=pools[0].pixels[rows[0], 0],
             clips=pools[1].pixels[rows[1]],
-            classes=torch.cat([pool.classes[chosen].flatten(0, 1) for pool, chosen in zip(pools, rows, strict=True)]),
-            boxes_xyxy=torch.cat(
-                [pool.boxes_xyxy[chosen].flatten(0, 1) for pool, chosen in zip(pools, rows, strict=True)]
-            ),
+            classes=labels("classes"),
+            boxes_xyxy=labels("boxes_xyxy"),
+            present=labels("present"),
             positions=positions,
             targets=ids.flatten()[positions + 1],
             target_rows=target_rows,

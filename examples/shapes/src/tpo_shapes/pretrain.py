@@ -1,4 +1,4 @@
-"""Pretrains the host: patches of the vision tower first, then conversations. No task tokens, no coordinates.
+"""Pretrains the host: the vision tower, conversations, the words of questions. No task tokens, coordinates, moments.
 
     python -m tpo_shapes.pretrain OUTPUT_DIRECTORY
 
@@ -22,7 +22,7 @@ from transformers import LlavaOnevisionForConditionalGeneration, PreTrainedToken
 
 from tpo_shapes.host import build_model, build_processor, save_host
 from tpo_shapes.packing import Batch, Packer, image_prefix, video_prefix, vision_features
-from tpo_shapes.pool import NUM_CLASSES, Pool, make_pool, normalise
+from tpo_shapes.pool import NUM_THINGS, Pool, make_pool, normalise
 from tpo_shapes.questions import CHAT, CLIP_CHAT, ask
 
 
@@ -33,19 +33,21 @@ class PretrainConfig:
     seed: int = 0
     num_pictures: int = 16000
     num_clips: int = 3000
-    vision_steps: int = 1000
-    """Steps of 64 pictures on patch labels alone."""
+    vision_steps: int = 6000
+    """Steps of the vision tower alone, on 32 pictures (in which shapes stand turned) and 32 frames of clips each."""
     steps: int = 3500
     """Steps of conversations."""
+    word_steps: int = 400
+    """Steps of the language model alone, in which it learns to keep what was asked."""
     pictures: int = 40
     """Pictures a step."""
-    clips: int = 8
+    clips: int = 6
     """Clips a step."""
     turns: int = 6
     """Questions about one picture or clip, at most."""
     rate: float = 2e-3
-    patch_weight: float = 0.7
-    """Weight of the patch loss beside the conversation loss."""
+    vision_weight: float = 0.7
+    """Weight of the tower's own loss beside the conversation loss."""
     threads: int = 1
 
 
@@ -53,49 +55,83 @@ NUM_BINS = 12
 """Each side of a patch's box is also told as one of so many bins: that makes places as loud as classes."""
 
 
-PLACES = ("relation", "side", "place")
+HARD = ("relation", "side", "place", "motion", "event")
 """Kinds of question asked twice as often: they are learnt last."""
 
 
-class PatchHead(nn.Module):
-    """Class and box of the object that covers a patch; only pretraining has it."""
+class VisionHead(nn.Module):
+    """What a patch shows, and what a whole frame shows, both read linearly; only pretraining has it.
+
+    The latter stands in for what towers like SigLIP's learn from texts of whole pictures.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(width, NUM_CLASSES + 4 + 4 * NUM_BINS)
+        self.patch = nn.Linear(width, NUM_THINGS + 1 + 4 + 4 * NUM_BINS)
+        self.frame = nn.Linear(width, NUM_THINGS)
 
     def loss(
-        self, features: torch.Tensor, classes: torch.Tensor, boxes_xyxy: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Loss and share of right classes, from features [..., G, D] and labels of `Pool`."""
-        scores, boxes, bins = self.linear(features).split([NUM_CLASSES, 4, 4 * NUM_BINS], -1)
-        seen = (classes < NUM_CLASSES - 1)[..., None].float()
-        distance = ((boxes - boxes_xyxy).abs() * seen).sum() / (4 * seen.sum()).clamp(min=1)
-        wanted = (boxes_xyxy * NUM_BINS).long().clamp(0, NUM_BINS - 1).masked_fill(seen == 0, -100)
+        self,
+        seen: tuple[torch.Tensor, torch.Tensor],
+        classes: torch.Tensor,
+        boxes_xyxy: torch.Tensor,
+        present: torch.Tensor,
+    ) -> torch.Tensor:
+        """From what `vision_features` gives of some frames, and their labels of `Pool`."""
+        patches, frames = seen
+        scores, boxes, bins = self.patch(patches).split([NUM_THINGS + 1, 4, 4 * NUM_BINS], -1)
+        covered = (classes < NUM_THINGS)[..., None].float()
+        distance = ((boxes - boxes_xyxy).abs() * covered).sum() / (4 * covered.sum()).clamp(min=1)
+        wanted = (boxes_xyxy * NUM_BINS).long().clamp(0, NUM_BINS - 1).masked_fill(covered == 0, -100)
         coarse = F.cross_entropy(bins.reshape(-1, NUM_BINS), wanted.flatten())
-        loss = F.cross_entropy(scores.flatten(0, -2), classes.flatten()) + 5 * distance + 0.5 * coarse
-        return loss, (scores.argmax(-1) == classes).float().mean()
+        presence = F.binary_cross_entropy_with_logits(self.frame(frames), present.float())
+        return F.cross_entropy(scores.flatten(0, -2), classes.flatten()) + 5 * distance + 0.5 * coarse + 10 * presence
+
+    @torch.no_grad()
+    def accuracy(self, model: LlavaOnevisionForConditionalGeneration, pool: Pool) -> dict[str, float]:
+        """Share of patches told right, and the F1 of telling which things a frame has, plain ones and turned ones."""
+        right, there, said = [], [], []
+        for start in range(0, len(pool), 64):
+            some = slice(start, start + 64)
+            patches, frames = vision_features(model, normalise(pool.pixels[some].flatten(0, 1)))
+            scores = self.patch(patches)[..., : NUM_THINGS + 1]
+            right.append(scores.argmax(-1) == pool.classes[some].flatten(0, 1))
+            said.append(self.frame(frames) > 0)
+            there.append(pool.present[some].flatten(0, 1))
+        found, true = (torch.cat(values).unflatten(-1, (2, -1)).transpose(0, 1).flatten(1) for values in (said, there))
+        f1 = 2 * (found & true).sum(1) / (found.sum(1) + true.sum(1)).clamp(min=1)
+        values = (torch.cat(right).float().mean(), *f1)
+        return {k: round(v.item(), 4) for k, v in zip(("patches", "plain", "turned"), values, strict=True)}
 
 
 def pretrain_vision(
-    model: LlavaOnevisionForConditionalGeneration, head: PatchHead, pool: Pool, config: PretrainConfig
+    model: LlavaOnevisionForConditionalGeneration,
+    head: VisionHead,
+    pools: tuple[Pool, Pool],
+    heldout: Pool,
+    config: PretrainConfig,
 ) -> None:
-    """Stage 0: the vision tower on patch labels."""
+    """Stage 0: the vision tower alone."""
     parameters = [*model.model.vision_tower.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, config.rate, betas=(0.9, 0.98), weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.vision_steps)
     for step in range(config.vision_steps):
-        rows = torch.randint(len(pool), (64,))
-        features = vision_features(model, normalise(pool.pixels[rows, 0]))
-        loss, accuracy = head.loss(features, pool.classes[rows, 0], pool.boxes_xyxy[rows, 0])
+        chosen = [(pool, torch.randint(len(pool), (32,)), torch.randint(pool.pixels.shape[1], (32,))) for pool in pools]
+        pixels, *labels = (
+            torch.cat([getattr(pool, name)[rows, frames] for pool, rows, frames in chosen])
+            for name in ("pixels", "classes", "boxes_xyxy", "present")
+        )
+        loss = head.loss(vision_features(model, normalise(pixels)), *labels)
         _step(optimizer, schedule, parameters, loss)
         if step % 200 == 199:
-            log(stage="vision", step=step + 1, loss=loss, patch_accuracy=accuracy)
+            log(stage="vision", step=step + 1, loss=loss)
+        if step % 1000 == 999:
+            log(stage="vision", step=step + 1, heldout=head.accuracy(model, heldout))
 
 
 def pretrain_chat(
     model: LlavaOnevisionForConditionalGeneration,
-    head: PatchHead,
+    head: VisionHead,
     packer: Packer,
     pools: tuple[Pool, Pool],
     heldout: tuple[Pool, Pool],
@@ -109,26 +145,80 @@ def pretrain_chat(
         optimizer, lambda step: min((step + 1) / 100, 1.0, max(config.steps - step, 1) / (0.4 * config.steps))
     )
     for step in range(config.steps):
-        batch = sample_batch(rng, packer, pools, (config.pictures, config.clips), config.turns)
-        hidden, patches = batch.forward(model)
+        batch = sample_batch(rng, packer, pools, config)
+        hidden, *vision = batch.forward(model)
         loss = F.cross_entropy(model.lm_head(hidden), batch.targets)
-        patch_loss, _ = head.loss(patches, batch.classes, batch.boxes_xyxy)
-        _step(optimizer, schedule, parameters, loss + config.patch_weight * patch_loss)
+        vision_loss = head.loss((vision[0], vision[1]), batch.classes, batch.boxes_xyxy, batch.present)
+        _step(optimizer, schedule, parameters, loss + config.vision_weight * vision_loss)
         if step % 50 == 49:
-            log(stage="chat", step=step + 1, loss=loss, patch_loss=patch_loss)
+            log(stage="chat", step=step + 1, loss=loss, vision_loss=vision_loss)
         if step % 500 == 499:
             log(stage="chat", step=step + 1, heldout=chat_accuracy(model, packer, heldout, 300))
 
 
+class WordHead(nn.Module):
+    """Which word a token of a question is, and which one stands before it, read linearly off its last hidden state.
+
+    The states of large language models tell this; a small one that is only trained on answers forgets it. What a head
+    sees of a question are these states.
+    """
+
+    def __init__(self, width: int, vocabulary: int) -> None:
+        super().__init__()
+        self.word, self.before = nn.Linear(width, vocabulary), nn.Linear(width, vocabulary)
+
+    def loss(self, hidden_BTD: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss, and the share of words told right."""
+        places, ids = batch.asked(), batch.ids_BT.flatten()
+        states = hidden_BTD.flatten(0, 1)[places]
+        scores = self.word(states)
+        loss = F.cross_entropy(scores, ids[places]) + F.cross_entropy(self.before(states), ids[places - 1])
+        return loss, (scores.argmax(-1) == ids[places]).float().mean()
+
+
+def pretrain_words(
+    model: LlavaOnevisionForConditionalGeneration,
+    packer: Packer,
+    pools: tuple[Pool, Pool],
+    heldout: tuple[Pool, Pool],
+    config: PretrainConfig,
+) -> None:
+    """Stage 2: the language model on conversations, and on keeping the words of questions.
+
+    Among these are questions about places and moments, which have no answers here.
+    """
+    rng = random.Random(config.seed + 1)
+    width, vocabulary = model.lm_head.in_features, model.lm_head.out_features
+    head = WordHead(width, vocabulary)
+    parameters = [*model.model.language_model.parameters(), *model.lm_head.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, config.rate / 2, betas=(0.9, 0.98), weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.word_steps)
+    for step in range(config.word_steps):
+        batch = sample_batch(rng, packer, pools, config, tasks=True)
+        hidden, *_ = batch.encode(model, model.get_input_embeddings()(batch.ids_BT))
+        loss = F.cross_entropy(model.lm_head(hidden.flatten(0, 1)[batch.positions]), batch.targets)
+        word_loss, told = head.loss(hidden, batch)
+        _step(optimizer, schedule, parameters, loss + word_loss)
+        if step % 50 == 49:
+            log(stage="words", step=step + 1, loss=loss, word_loss=word_loss, told=told)
+        if step % 200 == 199:
+            log(stage="words", step=step + 1, heldout=chat_accuracy(model, packer, heldout, 300))
+
+
 def sample_batch(
-    rng: random.Random, packer: Packer, pools: tuple[Pool, Pool], sizes: tuple[int, int], turns: int
+    rng: random.Random, packer: Packer, pools: tuple[Pool, Pool], config: PretrainConfig, tasks: bool = False
 ) -> Batch:
-    """Random conversations about random pictures and clips."""
+    """Random conversations about random pictures and clips, with `tasks` a question about a place or moment behind."""
+    sizes = (config.pictures, config.clips)
     rows = [[rng.randrange(len(pool)) for _ in range(size)] for pool, size in zip(pools, sizes, strict=True)]
     talks = []
     for pool, chosen in zip(pools, rows, strict=True):
-        kinds = {kind: 2.0 if kind in PLACES else 1.0 for kind in (CLIP_CHAT if pool.clip else CHAT)}
-        talks.append([ask(rng, pool.objects[row], kinds, turns, pool.clip) for row in chosen])
+        kinds = {kind: 2.0 if kind in HARD else 1.0 for kind in (CLIP_CHAT if pool.clip else CHAT)}
+        talks.append([ask(rng, pool.objects[row], kinds, config.turns, pool.clip) for row in chosen])
+        if tasks:
+            wanted = {"region": 1.0, **({"moment": 3.0} if pool.clip else {})}
+            for row, talk in zip(chosen, talks[-1], strict=True):
+                talk += [replace(t, answer="") for t in ask(rng, pool.objects[row], wanted, 1, pool.clip)]
     return packer.pack(pools, rows, talks)
 
 
@@ -156,6 +246,19 @@ def chat_accuracy(
     return {kind: round(sum(values) / max(len(values), 1), 4) for kind, values in hits.items()}
 
 
+@torch.no_grad()
+def spread_frames(model: LlavaOnevisionForConditionalGeneration, pool: Pool) -> None:
+    """Fits the tower's last norm, which the language model does not read: frames' features get mean 0, variance 1.
+
+    Otherwise what tells one frame from another is small beside what all frames share.
+    """
+    frames = torch.cat([vision_features(model, normalise(part.flatten(0, 1)))[1] for part in pool.pixels.split(64)])
+    deviation, mean = torch.std_mean(frames, 0)
+    norm = model.model.vision_tower.get_submodule("post_layernorm")
+    norm.bias.copy_((norm.bias - mean) / deviation)
+    norm.weight.div_(deviation)
+
+
 def _step(
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
@@ -180,23 +283,27 @@ def log(**values: object) -> None:
 
 
 def pretrain(config: PretrainConfig, directory: str | Path) -> LlavaOnevisionForConditionalGeneration:
-    """Runs both stages and writes host, processor and config to a directory."""
+    """Runs the stages, spreads the frames' features, and writes host, processor and config to a directory."""
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     processor = build_processor()
     tokenizer: PreTrainedTokenizerFast = processor.tokenizer
     model = build_model(tokenizer, config.seed)
-    head = PatchHead(model.config.vision_config.hidden_size)
+    head = VisionHead(model.config.vision_config.hidden_size)
     pools = (
         make_pool(config.seed + 1, config.num_pictures, "train"),
         make_pool(config.seed + 2, config.num_clips, "train", clip=True),
     )
-    heldout = (make_pool(10**6, 1000, "heldout"), make_pool(10**6 + 1, 1000, "heldout", clip=True))
+    heldout = (make_pool(10**6, 1000, "heldout"), make_pool(10**6 + 1, 500, "heldout", clip=True))
     log(stage="scenes", parameters=sum(p.numel() for p in model.parameters()), config=asdict(config))
     packer = Packer(tokenizer, image_prefix(model.config), video_prefix(model.config))
-    pretrain_vision(model, head, pools[0], config)
+    turned = make_pool(config.seed + 3, config.num_pictures, "train", turned=0.5)
+    pretrain_vision(model, head, (turned, pools[1]), heldout[1], config)
+    del turned
     pretrain_chat(model, head, packer, pools, heldout, config)
-    log(stage="done", heldout=chat_accuracy(model, packer, heldout, 1000))
+    pretrain_words(model, packer, pools, heldout, config)
+    log(stage="done", heldout=chat_accuracy(model, packer, heldout, 1000), frames=head.accuracy(model, heldout[1]))
+    spread_frames(model, pools[1])
     save_host(directory, model, processor)
     (Path(directory) / "pretrain_config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
     return model

@@ -1,6 +1,7 @@
 """Questions and answers about one scene, as turns of a conversation.
 
-A placeholder in a question stands for a box that the user gives, one in an answer for a box that is wanted.
+A placeholder in a question stands for a box that the user gives, one in an answer for a box, for moments or for masks
+that are wanted.
 """
 
 from __future__ import annotations
@@ -8,11 +9,21 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
-from tpo_shapes.world import CLIP_TIMES, COLOURS, SHAPES, Scenes
+import numpy as np
+from tpo_head_mask import rle
+
+from tpo_shapes.world import CLIP_TIMES, COLOURS, EVENTS, SHAPES, Scenes
 
 Box = list[float]
-PLACEHOLDER = "<region>"
+Span = list[float]
+Mask = dict[str, Any]
+"""COCO RLE."""
+PLACEHOLDER, MOMENTS, MASK = "<region>", "<temporal>", "<mask>"
+ASKED_FRAMES = range(2, len(CLIP_TIMES), 4)
+"""The frames of a clip that questions name: those of its half, one and a half, ... seconds."""
+COMES_AND_GOES = ("appear", "leave")
 NUMBERS = ("zero", "one", "two", "three", "four")
 
 REGION_WORDINGS = (
@@ -24,6 +35,26 @@ REGION_WORDINGS = (
     "where can i see the {}?",
 )
 REGION_ANSWER = f"it is here {PLACEHOLDER}"
+MOMENT_ANSWER = f"at {MOMENTS}"
+MASK_ANSWER = f"it is here {MASK}"
+OUTLINE_WORDINGS = ("outline the {}.", "segment the {}.", "mask the {}.")
+FOLLOW_WORDINGS = ("follow the {}.", "track the {}.", "show me the path of the {}.")
+FOLLOW_GIVEN_WORDINGS = (f"follow the object in {MASK}.", f"track the object in {MASK}.")
+MOMENT_WORDINGS = {
+    "appear": ("when does the {} appear?", "when can you see the {}?", "when is the {} there?"),
+    "leave": ("when does the {} leave?", "when is the {} away?", "when is the {} gone?"),
+    "turn": ("when does the {} turn?", "when is the {} turned?"),
+    "recolour": ("when does the {} change its colour?", "when does the {} change colour?"),
+}
+HAPPENS = {
+    "appear": "it appears",
+    "leave": "it leaves",
+    "turn": "it turns",
+    "recolour": "it changes its colour",
+    None: "nothing",
+}
+TASK_WORDS = "outline segment mask follow track path object gone leave leaves away turned appear appears"
+"""Words that questions about tasks use or may use; the host's vocabulary has them."""
 
 
 @dataclass
@@ -34,6 +65,16 @@ class Object:
     shape: str
     boxes_xyxy: list[Box]
     """A box a frame, 0 to 1."""
+    event: str | None = None
+    """What happens to it, of EVENTS."""
+    spans_s: list[Span] = field(default_factory=list)
+    """When: start and end of each moment, in seconds."""
+    plain: list[bool] = field(default_factory=list)
+    """For each frame, whether it is to be seen in its own colour."""
+    other: str = ""
+    """The colour in the moments of a "recolour"."""
+    masks: list[Mask | None] = field(default_factory=list)
+    """For each frame its pixels, None while it is not to be seen; empty where nobody asked for masks."""
 
     @property
     def name(self) -> str:
@@ -54,19 +95,37 @@ class Turn:
     boxes: list[Box] = field(default_factory=list)
     """The box of each placeholder, the question's first."""
     time: float | None = None
-    """Seconds, for a clip."""
+    """Seconds, for a box of a clip."""
+    spans_s: list[Span] = field(default_factory=list)
+    """The wanted moments."""
+    masks: list[Mask | None] = field(default_factory=list)
+    """The wanted masks, one for each frame."""
+    first_box: Box | None = None
+    """The box of the first frame that the question gives, of what is to be followed."""
 
 
-def objects_of(scenes: Scenes, index: int) -> list[Object]:
-    """The objects of one scene."""
+def objects_of(scenes: Scenes, index: int, covered: np.ndarray | None = None) -> list[Object]:
+    """The objects of one scene; with masks where `world.masks` is given."""
     present = [slot for slot, colour in enumerate(scenes.colour[index]) if colour >= 0]
     boxes = scenes.boxes_xyxy[index].astype(float).round(4)
+    plain = (scenes.shown() & ~scenes.in_moment("recolour"))[index]
     return [
-        Object(COLOURS[scenes.colour[index, s]], SHAPES[scenes.shape[index, s]], boxes[:, s].tolist()) for s in present
+        Object(
+            COLOURS[scenes.colour[index, s]],
+            SHAPES[scenes.shape[index, s]],
+            boxes[:, s].tolist(),
+            EVENTS[scenes.event[index, s]] if scenes.event[index, s] >= 0 else None,
+            [span for span in scenes.spans_s[index, s].tolist() if span[1] > span[0]],
+            plain[:, s].tolist(),
+            COLOURS[scenes.other[index, s]],
+            [] if covered is None else [rle.encode(m) if m.any() else None for m in covered[index, :, s]],
+        )
+        for s in present
     ]
 
 
-def _when(frame: int | None) -> str:
+def when(frame: int | None) -> str:
+    """How a question about a clip names the frame that it is about."""
     return "" if frame is None else f"at {CLIP_TIMES[frame]:g} seconds, "
 
 
@@ -75,9 +134,14 @@ def _only(objects: list[Object], attribute: str) -> list[Object]:
     return [o for o, value in zip(objects, values, strict=True) if values.count(value) == 1]
 
 
+def _plain(objects: list[Object], frame: int | None) -> list[Object]:
+    """Those to be seen in their own colours, in the named frame."""
+    return [o for o in objects if o.plain[frame or 0]]
+
+
 def colour(rng: random.Random, objects: list[Object], frame: int | None) -> Turn | None:
-    """Which colour the only object of a shape has."""
-    unique = _only(objects, "shape")
+    """Which colour the only object of a shape has, from a clip's start to its end."""
+    unique = [o for o in _only(objects, "shape") if o.event != "recolour"]
     if not unique:
         return None
     chosen = rng.choice(unique)
@@ -95,14 +159,18 @@ def shape(rng: random.Random, objects: list[Object], frame: int | None) -> Turn 
     return Turn("shape", wording.format(chosen.colour), chosen.shape)
 
 
-def count(rng: random.Random, objects: list[Object], frame: int | None) -> Turn:
-    """How many objects there are."""
+def count(rng: random.Random, objects: list[Object], frame: int | None) -> Turn | None:
+    """How many objects there are, where each is there from a clip's start to its end."""
+    if any(o.event in COMES_AND_GOES for o in objects):
+        return None
     wording = rng.choice(("how many objects are there?", "how many objects can you see?"))
     return Turn("count", wording, NUMBERS[len(objects)])
 
 
-def exists(rng: random.Random, objects: list[Object], frame: int | None) -> Turn:
+def exists(rng: random.Random, objects: list[Object], frame: int | None) -> Turn | None:
     """Whether an object is there; the wrong name shares a colour or a shape with one that is."""
+    if any(o.event == "recolour" for o in objects):
+        return None
     names = {o.name for o in objects}
     yes = rng.random() < 0.5
     if yes:
@@ -125,25 +193,30 @@ _RELATIONS: dict[str, Callable[[float, float], float]] = {
 
 def relation(rng: random.Random, objects: list[Object], frame: int | None) -> Turn | None:
     """How two objects lie to each other, where that is plain."""
-    first, second = rng.sample(objects, 2)
+    shown = _plain(objects, frame)
+    if len(shown) < 2:
+        return None
+    first, second = rng.sample(shown, 2)
     (ax, ay), (bx, by) = first.centre(frame or 0), second.centre(frame or 0)
     word = rng.choice(list(_RELATIONS))
     amount = _RELATIONS[word](ax - bx, ay - by)
     if abs(amount) < 0.1:
         return None
-    question = f"{_when(frame)}is the {first.name} {word} the {second.name}?"
+    question = f"{when(frame)}is the {first.name} {word} the {second.name}?"
     return Turn("relation", question, "yes" if amount > 0 else "no")
 
 
 def side(rng: random.Random, objects: list[Object], frame: int | None) -> Turn | None:
     """On which half of the picture an object is."""
-    chosen = rng.choice(objects)
+    if not (shown := _plain(objects, frame)):
+        return None
+    chosen = rng.choice(shown)
     axis = rng.randrange(2)
     position = chosen.centre(frame or 0)[axis]
     if abs(position - 0.5) < 0.06:
         return None
     words = (("left", "right"), ("top", "bottom"))[axis]
-    question = f"{_when(frame)}is the {chosen.name} at the {words[0]} or the {words[1]}?"
+    question = f"{when(frame)}is the {chosen.name} at the {words[0]} or the {words[1]}?"
     return Turn("side", question, words[position > 0.5])
 
 
@@ -153,12 +226,14 @@ _COLUMNS = ("left", "centre", "right")
 
 def place(rng: random.Random, objects: list[Object], frame: int | None) -> Turn | None:
     """In which ninth of the picture an object is, away from the borders between them."""
-    chosen = rng.choice(objects)
+    if not (shown := _plain(objects, frame)):
+        return None
+    chosen = rng.choice(shown)
     x, y = chosen.centre(frame or 0)
     if any(abs(v - border) < 0.025 for v in (x, y) for border in (0.38, 0.62)):
         return None
     row, column = (_ROWS[(y > 0.38) + (y > 0.62)], _COLUMNS[(x > 0.38) + (x > 0.62)])
-    return Turn("place", f"{_when(frame)}which part of the picture is the {chosen.name} in?", f"{row} {column}")
+    return Turn("place", f"{when(frame)}which part of the picture is the {chosen.name} in?", f"{row} {column}")
 
 
 def size(rng: random.Random, objects: list[Object], frame: int | None) -> Turn | None:
@@ -173,36 +248,82 @@ def size(rng: random.Random, objects: list[Object], frame: int | None) -> Turn |
 
 
 def motion(rng: random.Random, objects: list[Object], frame: int | None) -> Turn | None:
-    """Which way an object of a clip moves."""
+    """Which way an object of a clip moves that is there in all of it."""
     chosen = rng.choice(objects)
     axis = rng.randrange(2)
     moved = chosen.centre(-1)[axis] - chosen.centre(0)[axis]
-    if len(chosen.boxes_xyxy) == 1 or abs(moved) < 0.1:
+    if chosen.event in COMES_AND_GOES or abs(moved) < 0.1:
         return None
     words = (("left", "right"), ("up", "down"))[axis]
     question = f"does the {chosen.name} move {words[0]} or {words[1]}?"
     return Turn("motion", question, words[moved > 0])
 
 
-def region(rng: random.Random, objects: list[Object], frame: int | None) -> Turn:
-    """Where an object is: the answer ends in a box."""
+def event(rng: random.Random, objects: list[Object], frame: int | None) -> Turn:
+    """What happens to an object of a clip."""
     chosen = rng.choice(objects)
-    question = _when(frame) + rng.choice(REGION_WORDINGS).format(chosen.name)
+    wording = rng.choice(("what happens to the {}?", "what does the {} do?"))
+    return Turn("event", wording.format(chosen.name), HAPPENS[chosen.event])
+
+
+def region(rng: random.Random, objects: list[Object], frame: int | None) -> Turn | None:
+    """Where an object is: the answer ends in a box."""
+    if not (shown := _plain(objects, frame)):
+        return None
+    chosen = rng.choice(shown)
+    question = when(frame) + rng.choice(REGION_WORDINGS).format(chosen.name)
     return Turn("region", question, REGION_ANSWER, [chosen.boxes_xyxy[frame or 0]], _time(frame))
 
 
-def given_colour(rng: random.Random, objects: list[Object], frame: int | None) -> Turn:
+def given_colour(rng: random.Random, objects: list[Object], frame: int | None) -> Turn | None:
     """Which colour the object in a box that the user gives has."""
-    chosen = rng.choice(objects)
-    question = f"{_when(frame)}what colour is the object in {PLACEHOLDER}?"
+    if not (shown := _plain(objects, frame)):
+        return None
+    chosen = rng.choice(shown)
+    question = f"{when(frame)}what colour is the object in {PLACEHOLDER}?"
     return Turn("given_colour", question, chosen.colour, [chosen.boxes_xyxy[frame or 0]], _time(frame))
 
 
-def given_shape(rng: random.Random, objects: list[Object], frame: int | None) -> Turn:
+def given_shape(rng: random.Random, objects: list[Object], frame: int | None) -> Turn | None:
     """Which shape the object in a box that the user gives has."""
-    chosen = rng.choice(objects)
-    question = f"{_when(frame)}what shape is the object in {PLACEHOLDER}?"
+    if not (shown := _plain(objects, frame)):
+        return None
+    chosen = rng.choice(shown)
+    question = f"{when(frame)}what shape is the object in {PLACEHOLDER}?"
     return Turn("given_shape", question, chosen.shape, [chosen.boxes_xyxy[frame or 0]], _time(frame))
+
+
+def moment(rng: random.Random, objects: list[Object], frame: int | None) -> Turn | None:
+    """When something happens to an object of a clip: the answer ends in its moments."""
+    if not (active := [o for o in objects if o.event]):
+        return None
+    chosen = rng.choice(active)
+    assert chosen.event is not None
+    question = rng.choice(MOMENT_WORDINGS[chosen.event]).format(chosen.name)
+    return Turn("moment", question, MOMENT_ANSWER, spans_s=chosen.spans_s)
+
+
+def outline(rng: random.Random, objects: list[Object], frame: int | None) -> Turn:
+    """Which pixels of a picture an object covers: the answer ends in a mask."""
+    chosen = rng.choice(objects)
+    return Turn("outline", rng.choice(OUTLINE_WORDINGS).format(chosen.name), MASK_ANSWER, masks=chosen.masks)
+
+
+def follow(rng: random.Random, objects: list[Object], frame: int | None) -> Turn | None:
+    """Where an object of a clip is in each frame; in the first it is to be seen in its own colour."""
+    if not (shown := _plain(objects, 0)):
+        return None
+    chosen = rng.choice(shown)
+    return Turn("follow", rng.choice(FOLLOW_WORDINGS).format(chosen.name), MASK_ANSWER, masks=chosen.masks)
+
+
+def follow_given(rng: random.Random, objects: list[Object], frame: int | None) -> Turn | None:
+    """The same of an object whose box in the first frame the user gives."""
+    if not (shown := _plain(objects, 0)):
+        return None
+    chosen = rng.choice(shown)
+    question = rng.choice(FOLLOW_GIVEN_WORDINGS)
+    return Turn("follow_given", question, MASK_ANSWER, masks=chosen.masks, first_box=chosen.boxes_xyxy[0])
 
 
 def _time(frame: int | None) -> float | None:
@@ -210,17 +331,22 @@ def _time(frame: int | None) -> float | None:
 
 
 CHAT = {f.__name__: f for f in (colour, shape, count, exists, relation, side, place, size)}
-CLIP_CHAT = {f.__name__: f for f in (colour, count, exists, relation, side, place, motion)}
+CLIP_CHAT = {f.__name__: f for f in (colour, count, exists, relation, side, place, motion, event)}
 TASKS = {f.__name__: f for f in (region, given_colour, given_shape)}
-KINDS = {**CHAT, **CLIP_CHAT, **TASKS}
+CLIP_TASKS = {**TASKS, "moment": moment}
+MASKS = {f.__name__: f for f in (outline, follow, follow_given)}
+KINDS: dict[str, Callable[..., Turn | None]] = {**CHAT, **CLIP_CHAT, **CLIP_TASKS, **MASKS}
 
 
 def ask(rng: random.Random, objects: list[Object], kinds: dict[str, float], num_turns: int, clip: bool) -> list[Turn]:
-    """Up to `num_turns` different questions about one scene, of kinds drawn by weight; each box at most once a kind."""
+    """Up to `num_turns` different questions about one scene, of kinds drawn by weight.
+
+    Each box comes at most once in a kind.
+    """
     names, weights = list(kinds), list(kinds.values())
     turns: dict[str, Turn] = {}
     for kind in rng.choices(names, weights, k=4 * num_turns):
-        turn = KINDS[kind](rng, objects, rng.randrange(len(CLIP_TIMES)) if clip else None)
+        turn = KINDS[kind](rng, objects, rng.choice(ASKED_FRAMES) if clip else None)
         if turn is not None:
             turns.setdefault(f"{turn.kind} {turn.boxes}" if turn.boxes else turn.question, turn)
         if len(turns) == num_turns:
@@ -232,11 +358,15 @@ def all_texts() -> list[str]:
     """Every wording with every filling, for building a vocabulary."""
     rng = random.Random(0)
     texts = [*COLOURS, *SHAPES, *NUMBERS, *_ROWS, *_COLUMNS, "small", "medium", "large", REGION_ANSWER]
+    texts += [text.format("") for wordings in MOMENT_WORDINGS.values() for text in wordings]
+    texts += [*HAPPENS.values(), TASK_WORDS]
     still = [[0.1, 0.1, 0.3, 0.3]] * len(CLIP_TIMES)
     moved = [[0.6, 0.6, 0.8, 0.8]] * (len(CLIP_TIMES) - 1)
-    objects = [Object("red", "circle", still), Object("blue", "square", still[:1] + moved)]
-    for make in KINDS.values():
-        for frame in [None, *range(len(CLIP_TIMES))]:
+    seen = [True] * len(CLIP_TIMES)
+    turning = Object("blue", "square", still[:1] + moved, "turn", [[1.0, 2.0]], seen)
+    objects = [Object("red", "circle", still, plain=seen), turning]
+    for make in {**CHAT, **CLIP_CHAT, **CLIP_TASKS}.values():  # the words of MASKS are all among TASK_WORDS and these
+        for frame in [None, *ASKED_FRAMES]:
             turns = (make(rng, objects, frame) for _ in range(40))
             texts += [f"{turn.question} {turn.answer}" for turn in turns if turn is not None]
     return texts

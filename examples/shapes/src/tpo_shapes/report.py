@@ -12,68 +12,135 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
-from tpo_shapes.evaluate import GIVEN, Answer, Question, correct, overlap
-from tpo_shapes.questions import CHAT, CLIP_CHAT, PLACEHOLDER
+from tpo_shapes.evaluate import GIVEN, VIDEO, Answer, Question, correct, overlap, span_overlap
+from tpo_shapes.outlines import draw_track, score_masks
+from tpo_shapes.questions import CHAT, CLIP_CHAT, MASK, PLACEHOLDER
+from tpo_shapes.world import CLIP_TIMES
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-TPO, TEXT, CONSTANT, HOST = "TPO", "coordinates as text", "best constant box", "host before TPO"
+TPO, TEXT, MLP, CONSTANT, HOST = "TPO", "as text", "MLP head", "constant", "before TPO"
 
-COLUMNS = (
-    ("box when asked", "images", "box_when_asked"),
-    ("box not asked", "images", "box_otherwise"),
-    ("Acc @0.5", "images", "acc50"),
-    ("mean IoU", "images", "mean_iou"),
-    ("chat", "images", "chat"),
-    ("box given", "images", "given"),
-    ("clip Acc @0.5", "clips", "acc50"),
-    ("clip mean IoU", "clips", "mean_iou"),
-    ("clip chat", "clips", "chat"),
-    ("clip box given", "clips", "given"),
+MEASURES = (
+    ("pictures: box when asked", "images", "box_when_asked"),
+    ("pictures: box not asked", "images", "box_otherwise"),
+    ("pictures: Acc@0.5", "images", "acc50"),
+    ("pictures: mean IoU", "images", "mean_iou"),
+    ("pictures: box given", "images", "given"),
+    ("pictures: chat", "images", "chat"),
+    ("clips: box when asked", "clips", "box_when_asked"),
+    ("clips: box not asked", "clips", "box_otherwise"),
+    ("clips: Acc@0.5", "clips", "acc50"),
+    ("clips: mean IoU", "clips", "mean_iou"),
+    ("clips: box given", "clips", "given"),
+    ("clips: chat", "clips", "chat"),
+    ("moments: when asked", "clips", "moment_when_asked"),
+    ("moments: not asked", "clips", "moment_otherwise"),
+    ("moments: R@1 at IoU 0.3", "clips", "r1_30"),
+    ("moments: R@1 at IoU 0.5", "clips", "r1_50"),
+    ("moments: R@1 at IoU 0.7", "clips", "r1_70"),
+    ("moments: mean IoU", "clips", "moment_iou"),
+    ("pictures: mask not asked", "images", "mask_otherwise"),
+    ("clips: mask not asked", "clips", "mask_otherwise"),
 )
-"""Title of a column, and where its number stands in a row of the results."""
+"""Title of a line of the table, and where its number stands in the results of a model."""
 
 NOTE = (
-    "In percent, but the IoU. Held-out scenes, over photographs never trained on; every answer is generated. "
-    "Box when asked, box not asked: region questions, and all others, whose answer calls for a box (TPO: emits the "
-    "trigger; text: has four numbers). Acc@0.5, mean IoU: of the box with the true one, 0 without a box. Chat: words "
-    "exactly right, mean over the kinds of question. Box given: colour and shape of the object in a box that the user "
-    "gives. Coordinates as text: same host, LoRA, stages, steps and records, but boxes are numbers in the conversation "
-    "and the word embeddings train too, as the host never learned numbers."
+    "In percent, but the mean IoUs. Held-out scenes, over photographs never trained on; every answer is generated. "
+    "When asked, not asked: questions about a box (a moment), and all others, whose answer calls for one (TPO: emits "
+    "the trigger; as text: has the numbers). Acc@0.5, R@1, mean IoU: of the box, or of the first moment with the true "
+    "one that fits it best; 0 without one. Box given: colour and shape of the object in a box that the user gives. "
+    "Chat: words exactly right, mean over the kinds of question. As text: same host, LoRA, stages, steps and records, "
+    "but boxes and moments are numbers in the conversation and the word embeddings train too, as the host never "
+    "learned numbers. MLP head: the same as TPO with an MLP in the place of CG-DETR. Constant: the box and the moment "
+    "that are right most often in training."
 )
-NOT_ASKED = {CONSTANT: ("chat", "given")}
-"""What a row has no answer to: a constant box does not talk."""
+_INEXACT = ("mean_iou", "moment_iou")
+_OF_CONSTANT = ("acc50", "mean_iou", "r1_30", "r1_50", "r1_70", "moment_iou")
+"""What a constant answer is measured by."""
+
+
+MASK_KINDS = {
+    "outline": "pictures: outline it",
+    "follow": "clips: follow it",
+    "follow_given": "clips: follow what a box gives",
+}
+MASK_SCORES = ("called", "J&F", "J", "F")
+MASK_NOTE = (
+    "In percent. Called: how many answers have a mask. J: overlap of the masks, F: of their outlines, over all frames, "
+    "without a mask 0; the mean over questions. What is to be followed is to be seen in the first frame; it may leave, "
+    "come back, turn, and change its colour. A given box reaches the mask head through the language model alone. "
+    "Filled box: that of the region head, in clips of its answers to questions about four moments, with straight lines "
+    "between them; the given box where one is given. True box: the same SAM 2, prompted by the true first box."
+)
+
+
+def mask_cells(results: dict[str, Any]) -> dict[str, list[str]]:
+    """The numbers of the table of masks as text: for each measure one of each source of masks."""
+    return {
+        f"{title}, {key}": [_cell(found[kind].get(key), key) for found in results["masks"].values()]
+        for kind, title in MASK_KINDS.items()
+        for key in MASK_SCORES
+    }
+
+
+def mask_table(results: dict[str, Any]) -> Table:
+    """What the masks are worth."""
+    asked = ", ".join(f"{found['num']} {kind}" for kind, found in results["masks"][TPO].items())
+    caption = f"{MASK_NOTE} Questions: {asked}."
+    shown = Table(title="Masks", caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
+    shown.add_column("", no_wrap=True)
+    for name in results["masks"]:
+        shown.add_column(name, justify="right", max_width=8, style="bold" if name == TPO else "")
+    for title, values in mask_cells(results).items():
+        shown.add_row(title, *values)
+    return shown
 
 
 def cells(results: dict[str, Any]) -> dict[str, list[str]]:
-    """The numbers of the table as text, by row."""
-    return {
-        name: [_cell(None if key in NOT_ASKED.get(name, ()) else row[media][key], key) for _, media, key in COLUMNS]
-        for name, row in results["rows"].items()
-    }
+    """The numbers of the table as text: for each measure one of each model."""
+    lines = {}
+    for title, media, key in MEASURES:
+        values = [
+            None if name == CONSTANT and key not in _OF_CONSTANT else scores[media][key]
+            for name, scores in results["rows"].items()
+        ]
+        lines[title] = [_cell(value, key) for value in values]
+    seconds = [results["seconds"]["cpu"].get(name, {}).get("training") for name in results["rows"]]
+    lines["training, CPU minutes"] = ["-" if value is None else f"{value / 60:.1f}" for value in seconds]
+    return lines
 
 
 def _cell(value: float | None, key: str) -> str:
     if value is None:
         return "-"
-    return f"{value:.3f}" if key == "mean_iou" else f"{100 * value:.1f}"
+    return f"{value:.3f}" if key in _INEXACT else f"{100 * value:.1f}"
 
 
 def table(results: dict[str, Any]) -> Table:
     """The one table of a run."""
     counts = results["rows"][TPO]
-    asked = ", ".join(f"{c['num_region']} + {c['num_other']} questions about {m}" for m, c in counts.items())
+    asked = ", ".join(
+        f"{c['num_region']} + {c['num_moment']} + {c['num_other']} about {media}" for media, c in counts.items()
+    )
     title = f"Held-out scenes, seed {results['seed']}"
     title += " (quick: the path, not the quality)" if results["quick"] else ""
-    caption = f"{NOTE} Asked: {asked}."
-    shown = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    caption = f"{NOTE} Questions (box, moment, other): {asked}. {took(results)}"
+    shown = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
     shown.add_column("", no_wrap=True)
-    for title, _, _ in COLUMNS:
-        shown.add_column(title, justify="right", max_width=5)
-    for name, values in cells(results).items():
-        shown.add_row(name, *values, style="bold" if name == TPO else "")
+    for name in results["rows"]:
+        shown.add_column(name, justify="right", max_width=8, style="bold" if name == TPO else "")
+    for title, values in cells(results).items():
+        shown.add_row(title, *values)
     return shown
+
+
+def took(results: dict[str, Any]) -> str:
+    """How long the demo took, over all of its calls."""
+    seconds = results["seconds"]
+    calls = "" if seconds["calls"] == 1 else f", over {seconds['calls']} calls"
+    return f"{seconds['wall'] / 60:.1f} minutes in all{calls}."
 
 
 def write_report(
@@ -81,38 +148,40 @@ def write_report(
 ) -> Path:
     """Writes report.html: the table, each kind of question, loss curves, pictures, clips and conversations."""
     asked = list(zip(questions, answers[TPO], answers[TEXT], strict=True))
-    boxes = [pair for pair in asked if pair[0].box is not None]
+    boxes = [pair for pair in asked if pair[0].wanted == "box"]
+    moments = [pair for pair in asked if pair[0].wanted == "moment"]
     given = [pair for pair in asked if pair[0].kind in GIVEN and not pair[0].clip]
-    chat = [pair for pair in asked if pair[0].kind not in GIVEN and pair[0].box is None and not pair[0].clip]
+    chat = [pair for pair in asked if pair[0].kind not in GIVEN and pair[0].wanted is None and not pair[0].clip]
     quick = "<p class=warn>A quick run: it shows the path, not the quality.</p>" if results["quick"] else ""
     body = [
         "<h1>tpo demo</h1>",
         quick,
-        _html_table(["", *(title for title, _, _ in COLUMNS)], [[k, *v] for k, v in cells(results).items()]),
+        _html_table(["", *results["rows"]], [[k, *v] for k, v in cells(results).items()]),
         f"<p>{html.escape(NOTE)}</p>",
-        f"<p>Seed {results['seed']}, {_spent(results['seconds'])}</p>",
+        _html_table(["", *results["masks"]], [[k, *v] for k, v in mask_cells(results).items()]),
+        f"<p>{html.escape(MASK_NOTE)}</p>",
+        f"<p>Seed {results['seed']}. {took(results)}</p>",
         "<h2>Where is it?</h2><p><b class=true>Blue</b>: the true box. <b class=found>Orange</b>: the head's. "
-        "<b class=text>Violet</b>: coordinates as text.</p>",
+        "<b class=text>Violet</b>: as text.</p>",
         _gallery(_spread([pair for pair in boxes if not pair[0].clip], 15)),
         "<h2>Clips</h2><p>The frame that the question names.</p>",
         _gallery(_spread([pair for pair in boxes if pair[0].clip], 10)),
+        "<h2>When is it?</h2><p>The whole clip from left to right.</p>",
+        "".join(_timeline(*pair) for pair in _spread(moments, 10)),
+        "<h2>Which pixels?</h2><p>Orange: the mask head's. Blue outline: true. Of a clip every other frame.</p>",
+        _gallery_of_masks(list(zip(questions, answers[TPO], strict=True))),
         "<h2>Conversation</h2>",
         _gallery(_spread(chat, 10)),
         "<h2>About a box that the user gives</h2><p>Blue: the given box.</p>",
         _gallery(_spread(given, 5)),
         "<h2>Each kind of question</h2>",
         _kinds(results),
-        "<h2>Losses</h2><p>Orange: TPO, violet: coordinates as text. Grey: where a stage ends.</p>",
+        "<h2>Losses</h2><p>Orange: TPO, violet: as text. Grey: where a stage ends.</p>",
         *_curves(directory),
     ]
     path = directory / "report.html"
     path.write_text(_PAGE.replace("BODY", "\n".join(body)), encoding="utf-8")
     return path
-
-
-def _spent(seconds: dict[str, Any]) -> str:
-    calls = "" if seconds["calls"] == 1 else f", over {seconds['calls']} calls"
-    return f"{seconds['wall'] / 60:.1f} minutes in all{calls}."
 
 
 def _spread(pairs: list[Any], number: int) -> list[Any]:
@@ -154,7 +223,7 @@ def _figure(question: Question, found: Answer, text: Answer) -> str:
         (kind, a.boxes[0]) for kind, a in (("text", text), ("found", found)) if a.boxes and question.box is not None
     ]
     asked = question.text.replace(PLACEHOLDER, "[this box]")
-    if question.box is not None:
+    if question.wanted == "box":
         verdict = f"IoU {overlap(question, found):.2f}, as text {overlap(question, text):.2f}"
         verdict += "" if found.called else "; no trigger"
     else:
@@ -183,6 +252,44 @@ def draw(question: Question, boxes: list[tuple[str, list[float]]]) -> Image:
     return picture
 
 
+def _timeline(question: Question, found: Answer, text: Answer) -> str:
+    verdict = f"IoU {span_overlap(question, found):.2f}, as text {span_overlap(question, text):.2f}"
+    caption = f"{html.escape(found.text)}<br><i>{verdict}</i>"
+    return f"<figure class=wide>{_img(timeline(question, found))}<figcaption>{caption}</figcaption></figure>"
+
+
+def timeline(question: Question, found: Answer) -> Image:
+    """The clip's frames, the saliency where there is one, the true moments, and those found, the surest first."""
+    from tpo_head_temporal.timeline import render_timeline
+
+    from tpo_plugin.data import VideoOptions, read_video
+
+    curve = {"saliency": found.saliency, "times_s": CLIP_TIMES} if found.saliency else {}
+    video = read_video(question.media, VideoOptions(**VIDEO))
+    return render_timeline(
+        video, {"spans_s": found.spans_s, **curve}, {"spans_s": question.spans_s}, title=question.text
+    )
+
+
+def _gallery_of_masks(pairs: list[tuple[Question, Answer]]) -> str:
+    shown = ""
+    for kind, number in (("outline", 10), ("follow", 6), ("follow_given", 4)):
+        of_kind = [pair for pair in pairs if pair[0].kind == kind]
+        figures = [_mask_figure(question, answer) for question, answer in _spread(of_kind, number)]
+        shown += "<div class=gallery>" + "".join(figures) + "</div>"
+    return shown
+
+
+def _mask_figure(question: Question, answer: Answer) -> str:
+    score = score_masks([question], {TPO: [answer]})[TPO][question.kind]["J&F"]
+    caption = (
+        f"<b>{html.escape(question.text.replace(MASK, '[this box]'))}</b><br>{html.escape(answer.text)}<br>"
+        f"<i>J&amp;F {score:.2f}{'' if answer.track else '; no mask'}</i>"
+    )
+    wide = " class=wide" if question.clip else ""
+    return f"<figure{wide}>{_img(draw_track(question, answer.track))}<figcaption>{caption}</figcaption></figure>"
+
+
 def _img(picture: Image) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
@@ -198,6 +305,8 @@ def _curves(directory: Path) -> list[str]:
         ("loss_mllm", "conversation", ("found", "text")),
         ("loss_assign", "assignment", ("found",)),
         ("loss_region", "region", ("found",)),
+        ("loss_temporal", "temporal", ("found",)),
+        ("loss_mask", "mask", ("found",)),
     )
     return [
         curve(title, {kind: runs[kind][key] for kind in kinds}, runs["found"]["ends"]) for key, title, kinds in named
@@ -206,7 +315,9 @@ def _curves(directory: Path) -> list[str]:
 
 def read_losses(run: Path) -> dict[str, list[Any]]:
     """(step, value) of each loss over all stages of a run, and the steps at which stages end."""
-    found: dict[str, list[Any]] = {"loss_mllm": [], "loss_assign": [], "loss_region": [], "ends": []}
+    found: dict[str, list[Any]] = {
+        name: [] for name in ("loss_mllm", "loss_assign", "loss_region", "loss_temporal", "loss_mask", "ends")
+    }
     begin = 0
     for stage in json.loads((run / "run.json").read_text(encoding="utf-8"))["stages"].values():
         for entry in stage["log"]:
@@ -247,9 +358,10 @@ _PAGE = """<!doctype html>
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 1320px; margin: 2em auto; padding: 0 1em; color: #222 }
 table { border-collapse: collapse } th, td { padding: .3em .7em; border-bottom: 1px solid #ddd; text-align: right }
 th:first-child, td:first-child { text-align: left; white-space: nowrap } h2 { margin-top: 2em }
-.gallery { display: flex; flex-wrap: wrap; gap: 14px } figure { margin: 0; width: 240px }
-img { width: 240px; height: 240px }
-figcaption { font-size: 13px } svg text { font-size: 11px; fill: #777 } .warn { color: #b00; font-weight: bold }
+.gallery { display: flex; flex-wrap: wrap; gap: 14px } figure { margin: 0; max-width: 240px }
+img { max-width: 100% } .wide { max-width: 900px; margin-bottom: 2em }
+figcaption { font-size: 13px } svg text { font-size: 11px; fill: #777 }
+.warn { color: #b00; font-weight: bold }
 .true { color: #1e90ff } .found { color: #ff8c00 } .text { color: #b050ff }
 </style>
 BODY

@@ -5,7 +5,8 @@ S scenes, F frames (1 for a picture), K object slots, P pixels of a side. Positi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
 from functools import cache
 
 import numpy as np
@@ -18,14 +19,21 @@ RGB = np.array([[0.86, 0.16, 0.16], [0.13, 0.60, 0.20], [0.15, 0.30, 0.85], [0.9
 # All in the public domain or CC0, inside scikit-image's wheel. Held-out scenes stand on photographs never trained on.
 PHOTOS = {"train": ("astronaut", "coffee", "rocket", "grass", "gravel"), "heldout": ("chelsea", "camera", "brick")}
 
+EVENTS = ("appear", "leave", "turn", "recolour")
+"""What may happen to a shape of a clip: it is there, is away, is turned, or has another colour, in its moments only."""
+
+EVENT_SHARE = 0.85
+"""Share of a clip's shapes that something happens to; no event comes twice in a clip, and circles do not turn."""
+
 RADIUS = (0.105, 0.21)
 MAX_OBJECTS = 4
 PICTURE_SIZE = 96
 """Side of the files in pixels."""
-CLIP_FPS = 8
+CLIP_FPS = 4
 CLIP_FRAMES = 16
-CLIP_TIMES = (0.25, 0.75, 1.25, 1.75)
-"""Seconds: the middles of the clip's four quarters, which are the frames that a model of four frames sees."""
+CLIP_SECONDS = CLIP_FRAMES / CLIP_FPS
+CLIP_TIMES = tuple(frame / CLIP_FPS for frame in range(CLIP_FRAMES))
+"""When each frame is first shown, in seconds. A model sees all of them."""
 
 
 @dataclass
@@ -38,36 +46,71 @@ class Scenes:
     """[S, K] int, index into SHAPES, -1 for an empty slot."""
     boxes_xyxy: np.ndarray
     """[S, F, K, 4] float32, 0 to 1."""
+    times_s: np.ndarray
+    """[F] seconds; a picture's only frame is at 0."""
+    event: np.ndarray
+    """[S, K] int, index into EVENTS, -1 for none."""
+    other: np.ndarray
+    """[S, K] int, index into COLOURS: the colour in the moments of a "recolour"."""
+    spans_s: np.ndarray
+    """[S, K, 2, 2] start and end of up to two moments, the second later; zeros where there is none."""
 
     def __len__(self) -> int:
         return len(self.colour)
 
+    def in_moment(self, event: str) -> np.ndarray:
+        """[S, F, K] bool: whether a shape has this event and the frame lies in one of its moments."""
+        start, end = self.spans_s[:, None, ..., 0], self.spans_s[:, None, ..., 1]
+        times = self.times_s[None, :, None, None]
+        return ((start <= times) & (times < end)).any(-1) & (self.event == EVENTS.index(event))[:, None]
+
+    def shown(self) -> np.ndarray:
+        """[S, F, K] bool: whether a shape is to be seen."""
+        appears = (self.event == EVENTS.index("appear"))[:, None]
+        there = ~self.in_moment("leave") & (~appears | self.in_moment("appear"))
+        return (self.colour >= 0)[:, None] & there
+
+    def colour_shown(self) -> np.ndarray:
+        """[S, F, K] int, index into COLOURS: the colour that a shape has in a frame."""
+        return np.where(self.in_moment("recolour"), self.other[:, None], self.colour[:, None])
+
 
 def sample_scenes(
-    rng: np.random.Generator, num_scenes: int, times: tuple[float, ...] | None = None, max_objects: int = MAX_OBJECTS
+    rng: np.random.Generator,
+    num_scenes: int,
+    times: tuple[float, ...] | None = None,
+    max_objects: int = MAX_OBJECTS,
+    turned: float = 0.0,
 ) -> Scenes:
     """Scenes of 2 to `max_objects` shapes that never touch, no colour-shape pair twice.
 
-    `times` (seconds) makes clips: every shape moves on a straight line at constant speed from 0 s to the clip's end.
+    `times` (seconds) makes clips: every shape moves on a straight line at constant speed from 0 s to the clip's end,
+    and something happens to most shapes in one or two moments. `turned` is the share of a picture's shapes that stand
+    turned (of its squares and triangles).
     """
-    share = np.zeros(1) if times is None else np.asarray(times) * CLIP_FPS / (CLIP_FRAMES - 1)
     parts: list[Scenes] = []
     missing = num_scenes
     while missing > 0:
-        scenes, valid = _try_scenes(rng, missing + missing // 4 + 8, share, times is not None, max_objects)
-        parts.append(Scenes(scenes.colour[valid], scenes.shape[valid], scenes.boxes_xyxy[valid]))
-        missing -= int(valid.sum())
-    joined = [
-        np.concatenate(field)[:num_scenes]
-        for field in zip(*((p.colour, p.shape, p.boxes_xyxy) for p in parts), strict=True)
-    ]
-    return Scenes(*joined)
+        scenes, valid = _try_scenes(rng, missing + missing // 4 + 8, times, max_objects, turned)
+        names = [field.name for field in fields(scenes) if field.name != "times_s"]
+        parts.append(replace(scenes, **{name: getattr(scenes, name)[valid][:missing] for name in names}))
+        missing -= len(parts[-1])
+    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    return replace(parts[0], **joined)
 
 
 def _try_scenes(
-    rng: np.random.Generator, num_scenes: int, share: np.ndarray, moving: bool, max_objects: int, candidates: int = 32
+    rng: np.random.Generator,
+    num_scenes: int,
+    times: tuple[float, ...] | None,
+    max_objects: int,
+    turned: float,
+    candidates: int = 32,
 ) -> tuple[Scenes, np.ndarray]:
     """Places one slot after the other; the second result says which scenes found room for all their shapes, [S]."""
+    moving = times is not None
+    times_s = np.asarray(times if times is not None else [0.0])
+    share = times_s * CLIP_FPS / (CLIP_FRAMES - 1)
     rows = np.arange(num_scenes)
     counts = rng.integers(2, max_objects + 1, num_scenes)
     pairs = rng.random((num_scenes, len(COLOURS) * len(SHAPES))).argsort(1)[:, :MAX_OBJECTS]
@@ -82,8 +125,8 @@ def _try_scenes(
         centre = start[:, None] + (end - start)[:, None] * share[None, :, None, None].astype(np.float32)
         tried = np.concatenate([centre - radius[:, None], centre + radius[:, None]], -1)  # [S, F, C, 4]
         free = np.ones((num_scenes, candidates), bool)
-        for other in range(slot):
-            placed = boxes[:, :, other, None]
+        for earlier in range(slot):
+            placed = boxes[:, :, earlier, None]
             gap = np.maximum(tried[..., :2] - placed[..., 2:], placed[..., :2] - tried[..., 2:]).max(-1)
             free &= (gap > 0.02).all(1)
         choice = free.argmax(1)
@@ -91,7 +134,50 @@ def _try_scenes(
         boxes[:, :, slot] = tried[rows, :, choice] * present[:, None, slot, None]
     colour = np.where(present, pairs % len(COLOURS), -1)
     shape = np.where(present, pairs // len(COLOURS), -1)
-    return Scenes(colour, shape, boxes), valid
+    event, other, spans_s = _sample_events(rng, colour, shape) if moving else _stand_turned(rng, colour, shape, turned)
+    return Scenes(colour, shape, boxes, times_s, event, other, spans_s), valid
+
+
+def _sample_events(
+    rng: np.random.Generator, colour: np.ndarray, shape: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Event, other colour and moments of each slot of clips. Circles never turn: nobody would see it."""
+    event = rng.random((len(colour), len(EVENTS))).argsort(1)[:, : colour.shape[1]]
+    event = np.where((rng.random(colour.shape) < EVENT_SHARE) & (colour >= 0), event, -1)
+    event[(event == EVENTS.index("turn")) & (shape == SHAPES.index("circle"))] = -1
+    other = (colour + rng.integers(1, len(COLOURS), colour.shape)) % len(COLOURS)
+    names = colour * len(SHAPES) + shape
+    taken = ((other * len(SHAPES) + shape)[..., None] == names[:, None]).any(-1)
+    event[taken & (event == EVENTS.index("recolour"))] = -1  # two shapes would have one name
+    spans_s = np.zeros((*colour.shape, 2, 2))
+    for scene, slot in zip(*np.nonzero(event >= 0), strict=True):
+        moments = _sample_moments(rng)
+        spans_s[scene, slot, : len(moments)] = np.array(moments) / CLIP_FPS
+    return event, other, spans_s
+
+
+def _stand_turned(
+    rng: np.random.Generator, colour: np.ndarray, shape: np.ndarray, share: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same of pictures: nothing happens, but that a share of the squares and triangles stands turned."""
+    turns = (rng.random(colour.shape) < share) & (colour >= 0) & (shape != SHAPES.index("circle"))
+    spans_s = np.zeros((*colour.shape, 2, 2))
+    spans_s[turns, 0] = 0.0, CLIP_SECONDS
+    return np.where(turns, EVENTS.index("turn"), -1), colour, spans_s
+
+
+def _sample_moments(rng: np.random.Generator) -> list[tuple[int, int]]:
+    """First frame, and the frame after the last, of one moment of 2 to 8 frames, or two of 2 to 4, 3 or more apart."""
+    if rng.random() < 0.7:
+        length = int(rng.integers(2, 9))
+        start = int(rng.integers(0, CLIP_FRAMES - length + 1))
+        return [(start, start + length)]
+    lengths, gap = rng.integers(2, 5, 2).tolist(), 3
+    slack = CLIP_FRAMES - sum(lengths) - gap
+    before = int(rng.integers(0, slack + 1))
+    between = gap + int(rng.integers(0, slack - before + 1))
+    end = before + lengths[0]
+    return [(before, end), (end + between, end + between + lengths[1])]
 
 
 @cache
@@ -122,8 +208,28 @@ def render(rng: np.random.Generator, scenes: Scenes, backgrounds: np.ndarray) ->
     num_scenes, num_frames = scenes.boxes_xyxy.shape[:2]
     size = backgrounds.shape[1]
     frames = np.repeat(backgrounds[:, None], num_frames, 1)
-    grid = np.arange(size, dtype=np.float32) + 0.5
     tint = rng.uniform(-0.06, 0.06, (num_scenes, MAX_OBJECTS, 3)).astype(np.float32)
+    colours = scenes.colour_shown()
+    for slot, which, depth in _depths(scenes, size):
+        cover = np.clip(depth + 0.5, 0, 1)[..., None]
+        colour = np.clip(RGB[colours[which, :, slot]] + tint[which, slot][:, None], 0, 1)[:, :, None, None]
+        frames[which] += (colour - frames[which]) * cover
+    return (np.clip(frames, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def masks(scenes: Scenes, size: int = PICTURE_SIZE) -> np.ndarray:
+    """Which pixels each shape covers by half or more, [S, F, K, P, P] bool; none where it is not to be seen."""
+    covered = np.zeros((*scenes.boxes_xyxy.shape[:3], size, size), bool)
+    for slot, which, depth in _depths(scenes, size):
+        covered[which, :, slot] = depth > 0
+    return covered
+
+
+def _depths(scenes: Scenes, size: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Slot, the scenes that have a shape in it, [s], and how many pixels inside its edge each pixel lies, [s, F, P, P]:
+    negative outside, and everywhere while it is not to be seen."""
+    grid = np.arange(size, dtype=np.float32) + 0.5
+    shown, turned = scenes.shown(), scenes.in_moment("turn")
     for slot in range(MAX_OBJECTS):
         which = np.flatnonzero(scenes.colour[:, slot] >= 0)
         if not len(which):
@@ -133,14 +239,14 @@ def render(rng: np.random.Generator, scenes: Scenes, backgrounds: np.ndarray) ->
         x = grid[None, None, None, :] - ((box[..., 0] + box[..., 2]) / 2)[..., None, None]
         y = grid[None, None, :, None] - ((box[..., 1] + box[..., 3]) / 2)[..., None, None]
         kind = scenes.shape[which, slot]
-        depth = np.empty((len(which), num_frames, size, size), np.float32)  # pixels inside the edge, negative outside
+        depth = np.empty((len(which), box.shape[1], size, size), np.float32)
         for index in range(len(SHAPES)):
             own = kind == index
             depth[own] = _DEPTH[index](x[own], y[own], radius[own])
-        cover = np.clip(depth + 0.5, 0, 1)[..., None]
-        colour = np.clip(RGB[scenes.colour[which, slot]] + tint[which, slot], 0, 1)[:, None, None, None]
-        frames[which] += (colour - frames[which]) * cover
-    return (np.clip(frames, 0, 1) * 255 + 0.5).astype(np.uint8)
+            other = own[:, None] & turned[which, :, slot]
+            depth[other] = _TURNED[index](*(np.broadcast_to(v, depth.shape)[other] for v in (x, y, radius)))
+        depth[~shown[which, :, slot]] = -1
+        yield slot, which, depth
 
 
 def _circle(x: np.ndarray, y: np.ndarray, radius: np.ndarray) -> np.ndarray:
@@ -157,4 +263,14 @@ def _triangle(x: np.ndarray, y: np.ndarray, radius: np.ndarray) -> np.ndarray:
     return np.minimum(slope, radius - y)
 
 
+def _standing_square(x: np.ndarray, y: np.ndarray, radius: np.ndarray) -> np.ndarray:
+    """On one of its corners."""
+    return (radius - np.abs(x) - np.abs(y)) / 2**0.5
+
+
+def _hanging_triangle(x: np.ndarray, y: np.ndarray, radius: np.ndarray) -> np.ndarray:
+    return _triangle(x, -y, radius)
+
+
 _DEPTH = (_circle, _square, _triangle)
+_TURNED = (_circle, _standing_square, _hanging_triangle)
