@@ -19,7 +19,6 @@ from tpo_shapes.report import (
     CONSTANT,
     HOST,
     MEASURES,
-    MLP,
     TEXT,
     TPO,
     cells,
@@ -55,7 +54,7 @@ def test_the_table_shows_what_results_json_says(run):
     directory, results = run
     saved = json.loads((directory / "results.json").read_text())
     assert saved == json.loads(json.dumps(results))
-    assert list(saved["rows"]) == [TPO, TEXT, MLP, CONSTANT, HOST]
+    assert list(saved["rows"]) == [TPO, TEXT, CONSTANT, HOST]
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(table(saved))
     lines = console.export_text().splitlines()
@@ -66,14 +65,12 @@ def test_the_table_shows_what_results_json_says(run):
         for text, (name, row) in zip(shown, saved["rows"].items(), strict=True):
             number = row[media][key]
             if text == "-":
-                assert number is None or (
-                    name == CONSTANT and key not in ("acc50", "mean_iou", "r1_30", "r1_50", "r1_70", "moment_iou")
-                )
+                assert number is None or (name == CONSTANT and key not in ("acc50", "mean_iou"))
             else:
                 assert float(text) == pytest.approx(number * (1 if "iou" in key else 100), abs=0.051)
     assert saved["seconds"]["calls"] == 1
     assert saved["seconds"]["wall"] > 0
-    assert all(saved["seconds"]["cpu"][name]["training"] > 0 for name in (TPO, TEXT, MLP))
+    assert all(saved["seconds"]["cpu"][name]["training"] > 0 for name in (TPO, TEXT))
 
 
 def test_the_same_call_adds_up_its_minutes_and_trains_nothing_twice(run, host):
@@ -94,7 +91,7 @@ def test_the_numbers_are_those_of_the_answers(run):
     answers = load_answers(directory / "answers_tpo.jsonl")
     assert score(questions, answers) == results["rows"][TPO]
     assert score(questions, constant_answers(directory)) == results["rows"][CONSTANT]
-    assert results["rows"][CONSTANT]["clips"]["moment_iou"] > 0
+    assert results["rows"][CONSTANT]["images"]["mean_iou"] > 0
 
 
 def test_the_table_of_masks_shows_the_scores_of_the_tracks(run):
@@ -123,8 +120,8 @@ def test_the_report_has_pictures_curves_and_the_table(run):
     assert len(pictures) >= 5
     for picture in pictures:
         Image.open(io.BytesIO(base64.b64decode(picture))).verify()
-    assert page.count("<svg") == 5
-    assert page.count("stroke-width") >= 6  # conversation of both runs, assignment, region, temporal, mask
+    assert page.count("<svg") == 4
+    assert page.count("stroke-width") >= 5  # conversation of both runs, assignment, region, mask
     for values in cells(results).values():
         assert "".join(f"<td>{value}</td>" for value in values) in page
     assert "http" not in page
@@ -152,25 +149,18 @@ def test_without_its_host_it_says_where_that_lies(tmp_path):
         run_demo(tmp_path / "run", TINY, host=tmp_path)
 
 
-@pytest.mark.parametrize(("baseline", "suffix"), [(TEXT, "_text"), (MLP, "_mlp")])
-def test_a_baseline_trains_the_same_steps_on_the_same_records(tmp_path, host, baseline, suffix):
-    ours, other = (train_config(host, tmp_path, TINY, 0, name) for name in (TPO, baseline))
+def test_the_baseline_trains_the_same_steps_on_the_same_records(tmp_path, host):
+    ours, other = (train_config(host, tmp_path, TINY, 0, name) for name in (TPO, TEXT))
     assert (ours.model, ours.lora, ours.seed, ours.data) == (other.model, other.lora, other.seed, other.data)
     for name, stage in other.stages.items():
         same = ours.stages[name]
         for field in ("steps", "batch_size", "warmup", "scheduler"):
             assert getattr(stage, field) == getattr(same, field)
-        assert [(s.file.replace(suffix, ""), s.weight) for s in stage.data] == [(s.file, s.weight) for s in same.data]
+        assert [(s.file.replace("_text", ""), s.weight) for s in stage.data] == [(s.file, s.weight) for s in same.data]
         host_parts = {"lora", "connector", "vision"}
         of_host = {k: v for k, v in same.learning_rates.items() if k in host_parts}
-        if baseline == TEXT:
-            assert stage.losses == ["mllm"]
-            assert stage.learning_rates == of_host | {"words": of_host["lora"]}
-        else:
-            assert stage.losses == same.losses
-            assert {k: v for k, v in stage.learning_rates.items() if k != "heads.temporal"} == {
-                k: v for k, v in same.learning_rates.items() if k != "heads.temporal"
-            }
+        assert stage.losses == ["mllm"]
+        assert stage.learning_rates == of_host | {"words": of_host["lora"]}
 
 
 def test_help_is_fast_to_build_and_needs_no_torch():
@@ -179,8 +169,8 @@ def test_help_is_fast_to_build_and_needs_no_torch():
     assert found.stdout.split() == ["False", "False"]
 
 
-def question(kind="region", box=None, answer="", media="a.png", spans_s=()):
-    return Question(media, kind, "?", answer, box=box, spans_s=list(spans_s))
+def question(kind="region", box=None, answer="", media="a.png"):
+    return Question(media, kind, "?", answer, box=box)
 
 
 BOX = [0.2, 0.2, 0.6, 0.6]
@@ -213,10 +203,6 @@ def test_scores_of_answers_written_by_hand():
         (question("count", answer="two"), Answer("two")),
         (question("given_shape", answer="circle"), Answer("square", [BOX], called=["box"])),
         (question("motion", answer="up", media="a.mp4"), Answer("down")),
-        (question("moment", media="a.mp4", spans_s=[[0, 1], [2, 3]]), Answer("", spans_s=[[2, 3]], called=["moment"])),
-        (question("moment", media="a.mp4", spans_s=[[0, 1]]), Answer("", spans_s=[[2, 3], [0, 1]], called=["moment"])),
-        (question("moment", media="a.mp4", spans_s=[[0, 1]]), Answer("it is here", [BOX], called=["box"])),
-        (question("moment", media="a.mp4", spans_s=[[0, 1]]), Answer("", spans_s=[[0, 0.5]], called=["moment"])),
     ]
     found = score([q for q, _ in asked], [a for _, a in asked])
     images, clips = found["images"], found["clips"]
@@ -230,23 +216,17 @@ def test_scores_of_answers_written_by_hand():
     assert images["chat"] == 0.75  # of colour and count
     assert images["given"] == 0
     assert (clips["acc50"], clips["chat"], clips["given"]) == (None, 0, None)
-    assert (clips["num_moment"], clips["moment_when_asked"], clips["moment_otherwise"]) == (4, 0.75, 0)
-    assert clips["box_otherwise"] == 0.2
-    assert [clips[key] for key in ("r1_30", "r1_50", "r1_70")] == [0.5, 0.5, 0.25]
-    assert clips["moment_iou"] == pytest.approx(0.375)
+    assert clips["box_otherwise"] == 0
 
 
 @pytest.mark.parametrize(
     ("said", "called"),
-    [("it is here 20 20 60 60", ["box"]), ("at 25 50", ["moment"]), ("it is here 20 20", []), ("red", [])],
+    [("it is here 20 20 60 60", ["box"]), ("it is here 20 20", []), ("red", [])],
 )
 def test_numbers_in_words_are_calls(said, called):
     answer = _as_answer(said, [], as_text=True)
-    assert (answer.called, answer.saliency) == (called, [])
-    assert (answer.boxes, answer.spans_s) == (
-        [BOX] if called == ["box"] else [],
-        [[1.0, 2.0]] if called == ["moment"] else [],
-    )
+    assert answer.called == called
+    assert answer.boxes == [BOX] * len(called)
 
 
 def test_a_number_of_answers_that_differs_from_the_questions_is_an_error():

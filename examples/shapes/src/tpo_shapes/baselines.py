@@ -1,6 +1,6 @@
-"""What the heads are compared with: the best constant box and moment, and both written as words of the conversation.
+"""What the heads are compared with: the best constant box, and boxes written as words of the conversation.
 
-N boxes; all boxes are xyxy, 0 to 1. Moments are start and end in seconds.
+N boxes; all boxes are xyxy, 0 to 1.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import re
 
 import numpy as np
 
-from tpo_shapes.questions import MASKS, MOMENTS, PLACEHOLDER, Span
-from tpo_shapes.world import CLIP_SECONDS
+from tpo_shapes.questions import MASKS, PLACEHOLDER
 
 
 def iou(boxes_xyxy: np.ndarray, others_xyxy: np.ndarray) -> np.ndarray:
@@ -35,23 +34,6 @@ def best_constant_box(boxes_xyxy: np.ndarray, steps: int = 17) -> np.ndarray:
     return candidates[hits.argmax()]
 
 
-def span_iou(span_s: Span, others_s: list[Span]) -> float:
-    """Intersection over union of a moment with the one of some others that fits it best."""
-    overlaps = []
-    for start, end in others_s:
-        shared = max(0.0, min(span_s[1], end) - max(span_s[0], start))
-        union = max(span_s[1], end) - min(span_s[0], start) if shared else 1.0
-        overlaps.append(shared / union)
-    return max(overlaps)
-
-
-def best_constant_span(moments_s: list[list[Span]], step: float = 0.25) -> Span:
-    """The span on a grid that is right (IoU at least 0.5 with a true moment) for most of the given lists of moments."""
-    times = np.arange(0, CLIP_SECONDS + step / 2, step).tolist()
-    candidates = [[start, end] for start, end in itertools.combinations(times, 2)]
-    return max(candidates, key=lambda span: sum(span_iou(span, moments) >= 0.5 for moments in moments_s))
-
-
 def box_as_text(box_xyxy: list[float]) -> str:
     """Four whole numbers, percent of the picture's sides."""
     return " ".join(str(round(100 * value)) for value in box_xyxy)
@@ -61,18 +43,6 @@ def text_as_box(text: str) -> list[float] | None:
     """The four numbers behind the word "here" as a box, None where there are fewer."""
     found = re.search(r"here((?: \d+){4})", text)
     return [int(number) / 100 for number in found[1].split()] if found else None
-
-
-def spans_as_text(spans_s: list[Span]) -> str:
-    """Two whole numbers a moment, percent of the clip's length."""
-    return " ".join(str(round(100 * value / CLIP_SECONDS)) for span in spans_s for value in span)
-
-
-def text_as_spans(text: str) -> list[Span]:
-    """The pairs of numbers behind the word "at" as moments in seconds; none where there are fewer than two."""
-    found = re.search(r"at((?: \d+ \d+)+)", text)
-    times = [CLIP_SECONDS * int(number) / 100 for number in found[1].split()] if found else []
-    return [[*pair] for pair in zip(times[::2], times[1::2], strict=True)]
 
 
 def without_masks(record: dict) -> dict:
@@ -88,24 +58,9 @@ def without_masks(record: dict) -> dict:
 
 
 def record_as_text(record: dict) -> dict:
-    """A record without tasks: each placeholder, given or wanted, becomes the numbers of its box or moments."""
+    """A record without tasks: each placeholder, given or wanted, becomes the numbers of its box."""
     plain = copy.deepcopy(record)
     tasks = iter(plain.pop("tasks", []))
     for line in plain["conversations"]:
-        line["value"] = re.sub(f"{PLACEHOLDER}|{MOMENTS}", lambda _: _task_as_text(next(tasks)), line["value"])
-    return plain
-
-
-def _task_as_text(task: dict) -> str:
-    return box_as_text(task["boxes"][0]) if "boxes" in task else spans_as_text(task["spans"])
-
-
-def record_for_mlp(record: dict) -> dict:
-    """The record with its moments wanted from the head "moment" of `moment_mlp`."""
-    plain = copy.deepcopy(record)
-    for line in plain["conversations"]:
-        line["value"] = line["value"].replace(MOMENTS, "<moment>")
-    for task in plain.get("tasks", []):
-        if task["head"] == "temporal":
-            task["head"] = "moment"
+        line["value"] = re.sub(PLACEHOLDER, lambda _: box_as_text(next(tasks)["boxes"][0]), line["value"])
     return plain

@@ -1,7 +1,7 @@
-"""`tpo demo`: data, three stages, the same training without heads or with an MLP in the place of one, and the results.
+"""`tpo demo`: data, three stages, the same training with boxes as words, and the results.
 
 DIRECTORY                 a run of `tpo train`, as `tpo predict` takes it
-DIRECTORY/text, mlp       the baselines' runs
+DIRECTORY/text            the baseline's run
 DIRECTORY/data            train-0, train-1 and heldout
 DIRECTORY/*.log           what the processes wrote
 DIRECTORY/*.seconds       how long they took, over all calls
@@ -31,7 +31,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from tpo_plugin.config import TPOConfig
 from tpo_plugin.errors import TPOError
 from tpo_plugin.training.config import DataConfig, DataSource, StageConfig, TrainConfig
-from tpo_shapes.baselines import best_constant_box, best_constant_span, record_as_text, record_for_mlp, without_masks
+from tpo_shapes.baselines import best_constant_box, record_as_text, without_masks
 from tpo_shapes.dataset import make_dataset, write_records
 from tpo_shapes.evaluate import (
     VIDEO,
@@ -44,37 +44,15 @@ from tpo_shapes.evaluate import (
 )
 from tpo_shapes.micro_sam import ARCHITECTURE, SAM_STEPS, train_micro_sam
 from tpo_shapes.outlines import compare_masks, load_compared, score_masks
-from tpo_shapes.report import CONSTANT, HOST, MLP, TEXT, TPO, mask_table, table, write_report
+from tpo_shapes.report import CONSTANT, HOST, TEXT, TPO, mask_table, table, write_report
 from tpo_shapes.stopwatch import Stopwatch
 
 HOST_DIRECTORY = Path(__file__).resolve().parents[2] / "host"
 SHARDS = ("train-0", "train-1")
 LOGGING_STEPS = 5
-HEADS = {TPO: ("region", "temporal", "mask"), TEXT: ("region", "temporal"), MLP: ("region", "moment")}
-FILES = {TPO: "tpo", TEXT: "text", MLP: "mlp", HOST: "host"}
+HEADS = {TPO: ("region", "mask"), TEXT: ("region",)}
+FILES = {TPO: "tpo", TEXT: "text", HOST: "host"}
 """What the files of a model are called in the demo's directory."""
-LOSS_WEIGHTS: dict[str, dict[str, float]] = {
-    TPO: {"region": 5.0, "temporal": 0.1, "mask": 1.0},
-    TEXT: {},
-    MLP: {"region": 5.0, "moment": 0.5},
-}
-CG_DETR: dict[str, Any] = {
-    "hidden": 64,
-    "num_heads": 4,
-    "feed_forward": 512,
-    "input_layers": 2,
-    "cross_layers": 1,
-    "encoder_layers": 1,
-    "decoder_layers": 2,
-    "dummy_layers": 1,
-    "num_dummies": 4,
-    "num_queries": 3,
-    "dropout": 0.0,
-    "input_dropout": 0.0,
-    "reference_losses": False,
-}
-"""The temporal head for clips of sixteen frames."""
-
 MASK_HEAD: dict[str, Any] = {**ARCHITECTURE, "losses": ["pixel", "prompt"], "given_box": "adapter"}
 """The mask head on the demo's own SAM 2; a box that the user gives reaches it through the language model alone."""
 
@@ -141,7 +119,7 @@ def run_demo(directory: Path, size: Size, seed: int = 0, host: Path = HOST_DIREC
     results = {
         **settings,
         "quick": quick,
-        "rows": {name: score(questions, answers[name]) for name in (TPO, TEXT, MLP, CONSTANT, HOST)},
+        "rows": {name: score(questions, answers[name]) for name in (TPO, TEXT, CONSTANT, HOST)},
         "masks": score_masks(questions, {TPO: answers[TPO], **load_compared(tracks_file(directory), questions)}),
         "seconds": {"wall": clock.seconds, "calls": clock.calls, "cpu": cpu},
         "versions": {name: version(name) for name in ("tpo-plugin", "torch", "transformers", "peft")},
@@ -187,11 +165,11 @@ def tracks_file(directory: Path) -> Path:
 
 
 def train_config(host: Path, directory: Path, size: Size, seed: int, name: str) -> TrainConfig:
-    """The three stages of `TPO`, or of a baseline: the same steps on the same records.
+    """The three stages of `TPO`, or of the baseline: the same steps on the same records.
 
-    `MLP` has a head of one MLP in the place of CG-DETR. `TEXT` trains nothing of TPO: its model has the heads, which
-    nothing calls, and a host whose input has no task token computes what it computed before. The host never learned
-    numbers, so this baseline trains the word embeddings too.
+    `TEXT` trains nothing of TPO: its model has the region head, which nothing calls, and a host whose input has no task
+    token computes what it computed before. The host never learned numbers, so the baseline trains the word embeddings
+    too.
     """
     as_text = name == TEXT
     tpo_parts = ("heads", "tokens")
@@ -225,30 +203,24 @@ def train_config(host: Path, directory: Path, size: Size, seed: int, name: str) 
     def parts(rate: float) -> dict[str, float]:
         return {"lora": rate, **dict.fromkeys(tpo_parts, rate)}
 
-    temporal = {"heads.temporal": 2e-3} if name == TPO else {}
-
+    mask_head = {**MASK_HEAD, "checkpoint": str(sam_file(directory))}
     return TrainConfig(
         model=str(host),
         output_dir=str(directory if name == TPO else directory / FILES[name]),
         heads=list(HEADS[name]),
-        tpo=TPOConfig(loss_weights=LOSS_WEIGHTS[name], heads=_head_configs(directory, name)),
+        tpo=TPOConfig() if as_text else TPOConfig(loss_weights={"region": 5.0}, heads={"mask": mask_head}),
         modules={"words": r"(^|\.)(embed_tokens|lm_head)\."} if as_text else {},
         seed=seed,
         data=DataConfig(video=dict(VIDEO)),
         stage1=stage(1, {"lora": 3e-3, "triggers": 3e-3}, chat=1.0, losses=["mllm", "assign"]),
-        stage2=stage(2, {**parts(3e-3), **temporal}, chat=0.4),
-        stage3=stage(3, {**parts(1e-3), **temporal, "connector": 2e-4, "vision": 2e-4}, chat=0.7),
+        stage2=stage(2, parts(3e-3), chat=0.4),
+        stage3=stage(3, {**parts(1e-3), "connector": 2e-4, "vision": 2e-4}, chat=0.7),
     )
-
-
-def _head_configs(directory: Path, name: str) -> dict[str, dict[str, Any]]:
-    configs = {"temporal": dict(CG_DETR), "mask": {**MASK_HEAD, "checkpoint": str(sam_file(directory))}}
-    return {head: config for head, config in configs.items() if head in HEADS[name]}
 
 
 def _records(kind: str, name: str) -> str:
     """The file of records that a run takes for a kind of them."""
-    return f"{kind}_text" if name == TEXT else f"{kind}_mlp" if name == MLP and kind.endswith("tasks") else kind
+    return f"{kind}_text" if name == TEXT else kind
 
 
 def heldout_files(directory: Path) -> list[Path]:
@@ -257,7 +229,7 @@ def heldout_files(directory: Path) -> list[Path]:
 
 
 def constant_answers(directory: Path) -> list[Answer]:
-    """The box that is right most often in training, one for pictures and one for clips; and the moment."""
+    """The box that is right most often in training, one for pictures and one for clips."""
     import numpy as np
 
     files = [directory / "data" / shard for shard in SHARDS]
@@ -266,11 +238,7 @@ def constant_answers(directory: Path) -> list[Answer]:
         asked = read_questions(root / f"{prefix}tasks.jsonl" for root in files)
         boxes = np.array([q.box for q in asked if q.box is not None][:2000])
         best[bool(clip)] = best_constant_box(boxes).tolist()
-    span_s = best_constant_span([q.spans_s for q in asked if q.spans_s][:2000])
-    return [
-        Answer("", [best[q.clip]] if q.wanted == "box" else [], [span_s] if q.wanted == "moment" else [])
-        for q in read_questions(heldout_files(directory))
-    ]
+    return [Answer("", [best[q.clip]] if q.wanted == "box" else []) for q in read_questions(heldout_files(directory))]
 
 
 # -- jobs of the worker processes --------------------------------------------------------------------------------------
@@ -298,7 +266,7 @@ def _work(log: Path, job: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _make_part(root: Path, size: Size, seed: int) -> None:
-    """One training shard or the held-out scenes, with the records as the baselines take them."""
+    """One training shard or the held-out scenes, with the records as the baseline takes them."""
     if (root / "done").is_file():
         return
     if root.name in SHARDS:
@@ -311,32 +279,22 @@ def _make_part(root: Path, size: Size, seed: int) -> None:
         records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         records = [without_masks(record) for record in records]
         write_records(root / f"{_records(key, TEXT)}.jsonl", map(record_as_text, records))
-        if key.endswith("tasks"):
-            write_records(root / f"{_records(key, MLP)}.jsonl", map(record_for_mlp, records))
     (root / "done").touch()
 
 
 def _train_and_answer(host: Path, directory: Path, size: Size, seed: int, name: str) -> dict[str, Any]:
-    from tpo_plugin.plugins import register_plugin, unregister_plugin
     from tpo_plugin.training.run import load_run, train
-    from tpo_shapes.moment_mlp import MomentPlugin
 
     seconds: dict[str, float] = {}
-    if name == MLP:
-        register_plugin(MomentPlugin(), "moment_mlp")
     if name == TPO:
         with Stopwatch(directory / "micro_sam.seconds", time.process_time) as clock:
             if not sam_file(directory).is_file():
                 train_micro_sam(sam_file(directory), size.sam_steps, seed)
         seconds["sam"] = clock.seconds
-    try:
-        with Stopwatch(directory / f"{FILES[name]}.training.seconds", time.process_time) as clock:
-            run = train(train_config(host, directory, size, seed, name))
-        seconds["training"] = clock.seconds
-        answered = _answer(lambda: load_run(run), directory, name)
-    finally:
-        if name == MLP:
-            unregister_plugin("moment_mlp")
+    with Stopwatch(directory / f"{FILES[name]}.training.seconds", time.process_time) as clock:
+        run = train(train_config(host, directory, size, seed, name))
+    seconds["training"] = clock.seconds
+    answered = _answer(lambda: load_run(run), directory, name)
     if name == TPO:
         with Stopwatch(directory / "tracks.seconds", time.process_time) as clock:
             if not tracks_file(directory).is_file():
