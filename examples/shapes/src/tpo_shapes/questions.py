@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from tpo_head_mask import rle
 
 from tpo_shapes.world import CLIP_TIMES, COLOURS, EVENTS, SHAPES, Scenes
 
@@ -118,10 +117,16 @@ def objects_of(scenes: Scenes, index: int, covered: np.ndarray | None = None) ->
             [span for span in scenes.spans_s[index, s].tolist() if span[1] > span[0]],
             plain[:, s].tolist(),
             COLOURS[scenes.other[index, s]],
-            [] if covered is None else [rle.encode(m) if m.any() else None for m in covered[index, :, s]],
+            [] if covered is None else _encoded(covered[index, :, s]),
         )
         for s in present
     ]
+
+
+def _encoded(masks: np.ndarray) -> list[Mask | None]:
+    from tpo_head_mask import rle  # here, for the host and its words need no head
+
+    return [rle.encode(mask) if mask.any() else None for mask in masks]
 
 
 def when(frame: int | None) -> str:
