@@ -6,19 +6,32 @@ import importlib
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
+from accelerate.state import AcceleratorState
 from peft import LoraConfig, get_peft_model
 from tiny_llava import make_trainer, package_of, tokenizer
 from tpo_patch_llava_next.host import LlavaNextHost
 from transformers import HfArgumentParser
+from transformers.integrations import unset_hf_deepspeed_config
 
 import tpo_plugin as tpo
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "llava_onevision"
 PACKAGE = package_of("next")
+
+
+@pytest.fixture(autouse=True)
+def no_deepspeed_afterwards() -> Iterator[None]:
+    """TrainingArguments with a DeepSpeed file switch it on in the environment, for every later trainer."""
+    with mock.patch.dict(os.environ):
+        yield
+    unset_hf_deepspeed_config()
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def command(folder: Path, *arguments: str) -> list[str]:
