@@ -38,19 +38,28 @@ class SaliencyToken(nn.Module):
         return token, position, overlap(prompts).expand(len(video))
 
 
+class ClipProjection(nn.Linear):
+    """The dot product of each projected clip with a vector of its sample.
+
+    (W clip + b) . v = clip . (W^T v) + b . v: one projection a sample in place of one a clip.
+    """
+
+    def forward(self, clips_NLd: Tensor, vectors_Nd: Tensor) -> Tensor:
+        """[N, L]"""
+        weight, bias = self.weight.float(), self.bias.float()
+        return (clips_NLd @ (vectors_Nd @ weight)[..., None])[..., 0] + (vectors_Nd @ bias)[:, None]
+
+
 class SaliencyScore(nn.Module):
     """How well each clip fits the whole, a scaled dot product of two projections."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.clip_proj, self.whole_proj = Linear(width, width), Linear(width, width)
+        self.clip_proj, self.whole_proj = ClipProjection(width, width), Linear(width, width)
 
     def forward(self, clips_NLd: Tensor, whole_Nd: Tensor) -> Tensor:
         """[N, L], unbounded; of padded clips too."""
-        whole = self.whole_proj(whole_Nd) / whole_Nd.shape[-1] ** 0.5
-        # (W clip + b) . whole = clip . (W^T whole) + b . whole: one projection a sample in place of one a clip
-        weight, bias = self.clip_proj.weight.float(), self.clip_proj.bias.float()
-        return (clips_NLd @ (whole @ weight)[..., None])[..., 0] + (whole @ bias)[:, None]
+        return self.clip_proj(clips_NLd, self.whole_proj(whole_Nd) / whole_Nd.shape[-1] ** 0.5)
 
 
 def overlap(vectors: Tensor) -> Tensor:
