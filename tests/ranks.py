@@ -1,8 +1,12 @@
-"""Scripts on two ranks of the CPU, with gloo between them, and DeepSpeed there."""
+"""Scripts on two ranks of the CPU, with gloo between them, and DeepSpeed there.
+
+As a script it runs another one so, as a rank that torchrun starts: `torchrun … ranks.py SCRIPT ARGUMENTS`.
+"""
 
 from __future__ import annotations
 
 import os
+import runpy
 import socket
 import subprocess
 import sys
@@ -44,3 +48,9 @@ def use_deepspeed() -> None:
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_CPU)  # accelerate looks for a GPU here
+
+
+if __name__ == "__main__":
+    use_deepspeed()
+    del sys.argv[0]
+    runpy.run_path(sys.argv[0], run_name="__main__")

@@ -78,7 +78,7 @@ def make_tower(folder: Path) -> Path:
     for parameter in tower.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, 0, 0.2)
-    tower.save_pretrained(folder)
+    tower.half().float().save_pretrained(folder)  # some scripts cast it to float16, which then changes no weight
     crop = {"height": SIDE, "width": SIDE}
     CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=crop).save_pretrained(folder)
     return folder

@@ -14,11 +14,9 @@ import transformers
 from ranks import on_two_ranks
 
 from tpo_plugin import load_tpo
-from tpo_plugin.training.trainer import SEES_WHOLE_STEP
 
 pytestmark = [
     pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed, which .ci/run installs for this"),
-    pytest.mark.skipif(not SEES_WHOLE_STEP, reason="accelerate 0.34 cannot accumulate under this DeepSpeed"),
 ]
 
 

@@ -92,6 +92,9 @@ class TPOTrainerMixin(_Trainer):
         # The loss that comes out of compute_loss is normalised already: the trainer must not divide it by the steps.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
+        if self.is_deepspeed_enabled and not SEES_WHOLE_STEP:
+            # Or accelerate 0.34 enters no_sync, which ZeRO-2 and 3 refuse: their engine accumulates by itself.
+            self.accelerator.gradient_state.plugin_kwargs["sync_each_batch"] = True
         self._pending: list[Any] = []
         self._sums: dict[str, Tensor] = {}
         self._num_steps = 0
