@@ -1,104 +1,19 @@
 from __future__ import annotations
 
-import logging
-import pickle
 import random
-from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from PIL import Image
+from chats import BOX, BOXES, POINT, PROCESSORS, TAKES_VIDEO, Make, clip, labelled, picture, record
 from torch.utils.data import DataLoader
 
 from tpo_plugin.data.collate import TPOCollator
 from tpo_plugin.data.dataset import Sample
-from tpo_plugin.data.encode import _media_end, locate
-from tpo_plugin.data.media import VideoClip
 from tpo_plugin.data.records import parse_record
 from tpo_plugin.errors import TPOError
-from tpo_plugin.head import TaskHead
-
-Make = Callable[..., Any]
-BOX, BOXES = (
-    {"head": "region", "boxes": [[0.1, 0.2, 0.3, 0.4]]},
-    {"head": "region", "boxes": [[0, 0, 1, 1], [0, 0, 0.5, 1]]},
-)
-POINT = {"head": "point", "xy": [0.5, 0.25]}
-
-# Each answer starts with a blank that the prompt for generation lacks, as those of Idefics3 and SmolVLM do.
-BLANK_TEMPLATE = (
-    "<|im_start|>{% for m in messages %}{{ m['role'] | capitalize }}"
-    "{% if m['content'][0]['type'] == 'image' %}:{% else %}: {% endif %}"
-    "{% for c in m['content'] %}{% if c['type'] == 'image' %}<image>{% else %}{{ c['text'] }}{% endif %}{% endfor %}"
-    "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
-)
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
-    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
-    "{% if c['type'] == 'image' %}IMAGE{% elif c['type'] == 'video' %}VIDEO{% else %}{{ c['text'] }}{% endif %}"
-    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
-def llava(make: Make) -> Any:
-    images = transformers.CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
-    return transformers.LlavaProcessor(
-        images,
-        make(["<image>"]),
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=CHATML.replace("IMAGE", "<image>"),
-    )
-
-
-def llava_onevision(make: Make) -> Any:
-    size = {"height": 28, "width": 28}
-    grid = [[28, 28], [28, 56], [56, 28], [56, 56]]
-    return transformers.LlavaOnevisionProcessor(
-        transformers.LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=grid),
-        make(["<image>", "<video>"]),
-        transformers.LlavaOnevisionVideoProcessor(size=size),
-        num_image_tokens=4,
-        vision_feature_select_strategy="full",
-        chat_template=CHATML.replace("IMAGE", "<image>").replace("VIDEO", "<video>"),
-    )
-
-
-def qwen2_vl(make: Make) -> Any:
-    pixels = {"min_pixels": 28 * 28, "max_pixels": 4 * 28 * 28}
-    parts = {}
-    if hasattr(transformers, "Qwen2VLVideoProcessor"):
-        parts["video_processor"] = transformers.Qwen2VLVideoProcessor(**pixels)
-    plain = make(["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"])
-    tokenizer = transformers.Qwen2TokenizerFast(
-        tokenizer_object=plain._tokenizer, pad_token="<pad>", eos_token="</s>", unk_token=None
-    )
-    return transformers.Qwen2VLProcessor(
-        transformers.Qwen2VLImageProcessor(**pixels),
-        tokenizer,
-        **parts,
-        chat_template=CHATML.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>").replace(
-            "VIDEO", "<|vision_start|><|video_pad|><|vision_end|>"
-        ),
-    )
-
-
-def idefics3(make: Make) -> Any:
-    if not hasattr(transformers, "Idefics3Processor"):
-        pytest.skip("this transformers has no Idefics3")
-    images = transformers.Idefics3ImageProcessor(size={"longest_edge": 56}, max_image_size={"longest_edge": 28})
-    tokenizer = make(["<image>", "<fake_token_around_image>", "<global-img>"])
-    return transformers.Idefics3Processor(images, tokenizer, image_seq_len=4, chat_template=BLANK_TEMPLATE)
-
-
-PROCESSORS = {"llava": llava, "llava_onevision": llava_onevision, "qwen2_vl": qwen2_vl, "idefics3": idefics3}
-TAKES_VIDEO = ("llava_onevision", "qwen2_vl")
 
 
 @pytest.fixture(params=PROCESSORS)
@@ -107,20 +22,6 @@ def host(request: pytest.FixtureRequest, small_tokenizer: Make, make_tpo: Make) 
     tpo = make_tpo(processor.tokenizer, processor)
     tpo.name = request.param
     return tpo
-
-
-def record(tpo: Any, *texts: str, tasks: Any = (), **media: Any) -> Any:
-    turns = [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
-    return parse_record({"id": "r", "conversations": turns, "tasks": list(tasks), **media}, tpo, file="f.json", line=7)
-
-
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8))
-
-
-def clip(num_frames: int = 4) -> VideoClip:
-    frames = np.random.default_rng(1).integers(0, 255, (num_frames, 30, 40, 3), dtype=np.uint8)
-    return VideoClip(frames, np.arange(num_frames) * 0.5, num_frames * 0.5)
 
 
 def samples_for(tpo: Any) -> list[Sample]:
@@ -136,10 +37,6 @@ def samples_for(tpo: Any) -> list[Sample]:
     if getattr(tpo, "name", None) in TAKES_VIDEO:
         samples.append(Sample(record(tpo, "<video>\nWhere?", "Here <region>", video="v", tasks=[BOX]), (), (clip(),)))
     return samples
-
-
-def labelled(tpo: Any, batch: dict[str, Any], row: int) -> str:
-    return tpo.tokenizer.decode(batch["labels"][row][batch["labels"][row] != -100])
 
 
 def test_labels_stand_on_the_answers_only(host: Any) -> None:
@@ -307,70 +204,6 @@ def test_text_only_host(tpo: Any) -> None:
         TPOCollator(tpo)([Sample(record(tpo, "<image>?", "red", image="a"), (picture(9, 9),))])
 
 
-def test_beginning_of_sequence_is_not_doubled(small_tokenizer: Make, make_tpo: Make) -> None:
-    from tokenizers.processors import TemplateProcessing
-
-    def with_bos(*args: Any, **kwargs: Any) -> Any:
-        tokenizer = small_tokenizer(*args, **kwargs)
-        tokenizer.bos_token = "<|im_start|>"
-        tokenizer._tokenizer.post_processor = TemplateProcessing(
-            single="<|im_start|> $A", special_tokens=[("<|im_start|>", tokenizer.bos_token_id)]
-        )
-        return tokenizer
-
-    processor = llava(with_bos)
-    processor.chat_template = (
-        "<|im_start|>{% for m in messages %}{{ m['role'] }}: {% for c in m['content'] %}"
-        "{% if c['type'] == 'image' %}<image>{% else %}{{ c['text'] }}{% endif %}{% endfor %}</s>{% endfor %}"
-        "{% if add_generation_prompt %}assistant: {% endif %}"
-    )
-    tpo = make_tpo(processor.tokenizer, processor)
-    sample = Sample(record(tpo, "<image>a", "red", image="a"), (picture(28, 28),))
-    batch = TPOCollator(tpo)([sample])
-    assert (batch["input_ids"] == tpo.tokenizer.bos_token_id).sum() == 1
-    assert labelled(tpo, batch, 0) == " red</s>"  # the blank and the word are one token
-
-
-def test_template_without_an_end_warns(tpo: Any, caplog: pytest.LogCaptureFixture) -> None:
-    tpo.tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
-    with caplog.at_level(logging.WARNING):
-        batch = TPOCollator(tpo)([Sample(record(tpo, "Hi", "red", "And?", "blue"))])
-    assert "no special token behind an answer" in caplog.text
-    assert labelled(tpo, batch, 0) == " red blue"
-
-
-@pytest.mark.parametrize(
-    ("template", "message"),
-    [
-        ("{% for m in messages %}{{ m['content'] | upper }}{% endfor %}", "changes the assistant's text"),
-        ("{{ messages[0]['content'] }}", "leaves out the answer"),
-    ],
-)
-def test_template_that_spoils_answers(tpo: Any, template: str, message: str) -> None:
-    tpo.tokenizer.chat_template = template
-    with pytest.raises(TPOError, match=message):
-        TPOCollator(tpo)([Sample(record(tpo, "Hi", "red"))])
-
-
-def test_missing_template_and_slow_tokenizer(small_tokenizer: Make, make_tpo: Make) -> None:
-    tpo = make_tpo(small_tokenizer(template=None))
-    with pytest.raises(
-        TPOError, match=r"tokenizer \(.*\) has no chat template; set tokenizer.chat_template to the Jinja"
-    ):
-        TPOCollator(tpo)
-    processor = llava(small_tokenizer)
-    processor.chat_template = None
-    with pytest.raises(
-        TPOError, match=r"processor \(LlavaProcessor\) has no chat template; set processor.chat_template"
-    ):
-        TPOCollator(make_tpo(processor.tokenizer, processor))
-    slow = SimpleNamespace(is_fast=False, chat_template="x")
-    host = SimpleNamespace(ids="input_ids")
-    tpo = SimpleNamespace(tokenizer=slow, processor=None, special_ids=None, tokens={}, heads={}, host=host)
-    with pytest.raises(TPOError, match="slow tokenizer"):
-        TPOCollator(tpo)
-
-
 def test_rows_that_cannot_be_mixed(tpo: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from tpo_plugin.data import encode as encode_module
 
@@ -390,31 +223,6 @@ def test_rows_that_cannot_be_mixed(tpo: Any, monkeypatch: pytest.MonkeyPatch) ->
         TPOCollator(tpo)([red, blue])
 
 
-def test_locate() -> None:
-    assert locate(range(1, 3), [1, 2, 3], [1, 2, 3]) == 1
-    assert locate(range(2, 4), [1, 9, 3, 4], [1, 9, 9, 9, 3, 4]) == 4
-    # the second of two equal answers, between two media
-    assert locate(range(3, 4), [5, 9, 5, 5, 9, 5], [5, 9, 9, 9, 5, 5, 9, 9, 9, 5]) == 5
-    # 7 stands in what was put in, but not with 3 before it; 9 is merged with its neighbour
-    assert locate(range(3, 4), [1, 9, 3, 7], [1, 8, 7, 7, 3, 7]) == 5
-    # 3 before it is changed
-    assert locate(range(3, 4), [1, 9, 3, 7], [1, 8, 8, 7]) == 3
-    assert locate(range(2, 3), [1, 9, 7], [1, 7, 7, 7]) is None
-
-
-@pytest.mark.parametrize(
-    ("plain", "full", "end"),
-    [
-        ([1, 2, 3], [1, 2, 3], 0),
-        ([1, 9, 3], [1, 9, 9, 9, 3], 4),
-        ([1, 9, 2, 9, 3], [1, 9, 9, 2, 9, 9, 3], 6),
-        ([1, 9, 3], [1, 8, 9, 9, 8, 3], 5),
-    ],
-)
-def test_media_end(plain: list[int], full: list[int], end: int) -> None:
-    assert _media_end(plain, full) == end
-
-
 def test_works_in_workers(host: Any) -> None:
     samples = samples_for(host)[:3]
     loader = DataLoader(samples, batch_size=3, num_workers=1, collate_fn=TPOCollator(host), timeout=60)  # type: ignore[arg-type]
@@ -422,80 +230,6 @@ def test_works_in_workers(host: Any) -> None:
     expected = TPOCollator(host)(samples)
     assert batch.keys() == expected.keys()
     assert (batch["labels"] == expected["labels"]).all()
-
-
-def test_a_real_host_takes_the_batch(small_tokenizer: Make) -> None:
-    """A tiny LLaVA-OneVision with the plugin: text, an image, several images and a clip in a batch; then generation."""
-    from tpo_plugin import apply_tpo, register_plugin, unregister_plugin
-    from tpo_plugin.hookspecs import hookimpl
-
-    class Plugin:
-        @hookimpl
-        def register_heads(self, register: Callable[..., None]) -> None:
-            register("point", head=TinyPointHead, trigger="<point_begin>", task_token="<point>")
-
-    processor = llava_onevision(lambda special: small_tokenizer(special, heads=False))
-    tokenizer = processor.tokenizer
-    vision = transformers.SiglipVisionConfig(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14
-    )
-    text = transformers.Qwen2Config(
-        vocab_size=384,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    config = transformers.LlavaOnevisionConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
-        image_grid_pinpoints=[[28, 28], [28, 56], [56, 28], [56, 56]],
-        vision_feature_layer=-1,
-    )
-    torch.manual_seed(0)
-    model = transformers.LlavaOnevisionForConditionalGeneration(config).eval()
-    register_plugin(Plugin(), "tiny-point")
-    try:
-        model = apply_tpo(model, processor, heads=["point"])
-        several = Sample(
-            record(model.tpo, "<image> or <image>?", "At <point>.", image=["a", "b"], tasks=[POINT]),
-            (picture(60, 40), picture(40, 60)),
-        )
-        single = Sample(record(model.tpo, "<image>?", "red <point>", image="a", tasks=[POINT]), (picture(60, 40),))
-        chat = Sample(record(model.tpo, "Hi", "Hello"))
-        film = Sample(record(model.tpo, "<video>?", "<point>", video="v", tasks=[POINT]), (), (clip(),))
-        samples = [several, single, chat, film]
-        collate = pickle.loads(pickle.dumps(TPOCollator(model.tpo)))  # as a worker that is not forked gets it
-        batch = collate(samples)
-        out = model(**batch)
-        assert torch.isfinite(out.loss)
-        assert out.tpo.predictions["point"].shape == (3, 2)
-        generated = model.tpo.generate(
-            **TPOCollator(model.tpo, for_generation=True)(samples), max_new_tokens=4, do_sample=False
-        )
-        assert len(generated.predictions) == 4
-        for row, sample in enumerate(samples):  # alone it says the same: other rows' media do not get into it
-            alone = collate([sample])
-            length = alone["input_ids"].shape[1]
-            assert torch.allclose(model(**alone).logits[0], out.logits[row, :length], atol=1e-4)
-    finally:
-        unregister_plugin("tiny-point")
-
-
-class TinyPointHead(TaskHead):
-    def __init__(self, config: Any, hidden_size: int) -> None:
-        super().__init__()
-        self.proj = torch.nn.Linear(hidden_size, 2)
-
-    def forward(self, e_ND: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"xy": self.proj(e_ND).sigmoid()}
-
-    def loss(self, outputs: Any, targets: Any, num_targets: Any) -> dict[str, torch.Tensor]:
-        return {"loss_l1": (outputs["xy"] - targets["xy"]).abs().sum() / num_targets}
 
 
 def test_the_last_question_of_a_prompt(tpo: Any) -> None:
@@ -516,36 +250,3 @@ def test_the_last_question_of_a_prompt(tpo: Any) -> None:
     assert "It is" not in asked[0]
     assert asked[0] == asked[1]
     assert "labels" not in prompt
-
-
-def test_an_encoder_decoder(tpo: Any) -> None:
-    tpo.host = SimpleNamespace(ids="decoder_input_ids")
-    turns = [[("human", "Where is it?"), ("gpt", "Here <region>")], [("human", "Hello"), ("gpt", "It is here.")]]
-    samples = [
-        Sample(
-            parse_record(
-                {"id": "1", "conversations": [{"from": w, "value": t} for w, t in turn], "tasks": tasks},
-                tpo,
-                file="a.jsonl",
-            ),
-            [],
-            [],
-        )
-        for turn, tasks in zip(turns, ([BOX], []), strict=True)
-    ]
-    batch = TPOCollator(tpo)(samples)
-    decode = tpo.tokenizer.decode
-    assert decode(batch["input_ids"][0]) == "<|im_start|>user\nWhere is it?<|im_end|>\n<|im_start|>assistant\n"
-    assert batch["attention_mask"][1, -1] == 0  # padded on the right
-    labels = batch["labels"][0]
-    trigger, eos = tpo.tokens["region"].trigger_id, tpo.tokenizer.eos_token_id
-    assert labels[labels >= 0].tolist()[-2:] == [trigger, eos]
-    assert labels[(labels == trigger).nonzero().item() + 1] == -100
-    assert decode([i for i in batch["labels"][1].tolist() if i >= 0]) == "It is here.</s>"
-    assert "task_positions" not in batch
-    assert torch.equal(TPOCollator(tpo, for_generation=True)(samples)["input_ids"], batch["input_ids"])
-    with pytest.raises(TPOError, match="more than max_length=3"):
-        TPOCollator(tpo, max_length=3)(samples)
-    several = {"id": "1", "conversations": [{"from": w, "value": t} for w, t in turns[0] + turns[1]], "tasks": [BOX]}
-    with pytest.raises(TPOError, match="an answer before the last has tasks"):
-        TPOCollator(tpo)([Sample(parse_record(several, tpo, file="a.jsonl"), [], [])])
