@@ -49,6 +49,8 @@ class Host:
     """Argument of its forward whose tokens reach the output embedding: `decoder_input_ids` of an encoder-decoder."""
     label_shift: int = 1
     """Labels stand so many columns behind the position that predicts them: 0 in an encoder-decoder."""
+    media_first: bool = False
+    """Whether the states of media stand before those of the ids, which have no placeholders for them: GIT."""
     unseen: str = ""
     """Why it could not be run on text alone; it is looked at again with the inputs of its first forward."""
     towers: Sequence[nn.Module] = ()
@@ -65,8 +67,10 @@ class Host:
         """
         name = type(model).__name__
         embed, head = _embeddings(model, name)
-        decodes = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+        config = getattr(model, "config", None)
+        decodes = bool(getattr(config, "is_encoder_decoder", False))
         kind: dict[str, Any] = {"ids": "decoder_input_ids", "label_shift": 0} if decodes else {}
+        kind["media_first"] = getattr(config, "model_type", None) == "git"
         towers = vision_towers(model)
         try:
             run = _dry_run(model, embed, head, example_inputs)

@@ -5,7 +5,6 @@ Suffixes: B batch, T sequence, D hidden size, E width of the input embeddings, N
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from tpo_plugin.head import TaskHead
 from tpo_plugin.host import Host, tables
 from tpo_plugin.insert import empty_inputs, insert_rows
 from tpo_plugin.losses import Call, TPOOutput, add_losses, flat_index, float32, split_labels, with_result
+from tpo_plugin.structure import follow_peft, look_again
 from tpo_plugin.tokens import (
     Growth,
     HeadTokens,
@@ -30,8 +30,6 @@ from tpo_plugin.tokens import (
     TokenRows,
     Undo,
     decoder_ids,
-    input_embedding,
-    output_embedding,
     token_positions,
 )
 
@@ -77,6 +75,8 @@ class TaskPreferenceModel(nn.Module):
         """Whether the host is embedding pieces of rows, into which nothing is put yet."""
         self._taken = False
         """Whether the last hidden state of the forward in progress was seen."""
+        self._num_columns = 0
+        """Columns of the ids that were embedded last."""
         self._warned: set[str] = set()
         triggers = [tokens[name].trigger_id for name in heads]
         self.register_buffer("_triggers", torch.tensor(triggers), persistent=False)
@@ -179,6 +179,7 @@ class TaskPreferenceModel(nn.Module):
             return None
         call = self.call
         ids_BT = ids.reshape(-1, ids.shape[-1])
+        self._num_columns = ids_BT.shape[1]
         positions = call.positions if call is not None and not call.inserted else None
         if positions is None or positions["shape"] != list(ids_BT.shape) or self.host.ids != "input_ids":
             # other ids than those of `positions`: a decoding step's, or an encoder's
@@ -241,6 +242,8 @@ class TaskPreferenceModel(nn.Module):
         """Keeps the rows of the last hidden state at task tokens and before labelled triggers, if it fits the ids."""
         if hidden_BTD.dim() == 4:  # several streams, of which the first predicts the next token
             hidden_BTD = hidden_BTD[:, 0]
+        if self.host.media_first:
+            hidden_BTD = hidden_BTD[:, -self._num_columns :]
         taken = self.session is not None and self.session.capturing and self.session.capture(hidden_BTD)
         call = self.call
         if call is None or call.positions is None or call.positions["shape"] != list(hidden_BTD.shape[:2]):
@@ -274,11 +277,12 @@ class TaskPreferenceModel(nn.Module):
             names = [n for n, p in self._parameters_of_forward().items() if p.kind is not p.VAR_KEYWORD]
             kwargs, args = dict(zip(names, args, strict=False)) | kwargs, ()
         taken = {name: kwargs.pop(name, None) for name in FORWARD_ARGUMENTS}
-        self._check_structure(taken)
+        self._check_names(taken)
+        follow_peft(self)
         self._taken = False
         labels, counts, positions = kwargs.get("labels"), taken["task_counts"], taken["task_positions"]
         if self.host.unseen:
-            self._look_again(kwargs)
+            look_again(self, kwargs)
         input_ids = self.ids_of(kwargs)
         if positions is None and input_ids is not None and self.session is None:
             positions = token_positions(input_ids, labels, self.tokens, self.host.label_shift)
@@ -323,26 +327,6 @@ class TaskPreferenceModel(nn.Module):
                 kwargs[name] = made
             return made
         return kwargs.get(name)
-
-    def _look_again(self, kwargs: dict[str, Any]) -> None:
-        """Finds the hook points that text alone did not show, with the inputs of the first forward."""
-        reason, self.host.unseen = self.host.unseen, ""
-        left_out = ("labels", "past_key_values", "return_dict")  # a cache would be filled twice
-        inputs = {k: v for k, v in kwargs.items() if v is not None and k not in left_out}
-        if self.host.ids not in inputs and self.host.ids == "input_ids":
-            self.host.unseen = reason
-            return
-        self.detach()
-        self.call = Call({}, None, {}, None, None)  # our forward wrapper stands aside
-        try:
-            found = type(self.host).locate(self.model, inputs)
-            self.host = dataclasses.replace(found, vision_size=self.host.vision_size)
-        except HostError:
-            self.host.unseen = reason
-            raise
-        finally:
-            self.call = None
-            self.attach()
 
     def finish(self, output: Any) -> Any:
         """Runs the heads on the captured rows and adds the losses to the host's output."""
@@ -395,34 +379,12 @@ class TaskPreferenceModel(nn.Module):
         with float32(rows_ND.device):
             return head(rows_ND.float(), **options)
 
-    # -- checks --------------------------------------------------------------------------------------------------------
-
-    def _check_structure(self, taken: dict[str, Any]) -> None:
-        model, host = self.model, self.host
+    def _check_names(self, taken: dict[str, Any]) -> None:
         for argument in ("task_inputs", "task_targets"):
             unknown = set(taken[argument] or {}) - set(self.heads)
             if unknown:
                 raise TPOError(
                     f"{argument} has {sorted(unknown)}, which is not among the applied heads {list(self.heads)}"
-                )
-        if model._modules.get("tpo") is not self:
-            raise TPOError(
-                "model.tpo was wrapped by another library (PEFT's modules_to_save=['tpo'] copies it); leave it out: "
-                "tpo saves and trains its own weights"
-            )
-        embed, head = input_embedding(model), output_embedding(model) or host.head
-        if (
-            embed is not host.embed or head is not host.head
-        ):  # PEFT wrapped it, and its own delta would be added to ours
-            self.detach()
-            host.embed, host.head = embed, head
-            self.attach()
-        if self.training:
-            lora = next((n for n, m in self.named_modules() if type(m).__module__.startswith("peft.")), None)
-            if lora is not None:
-                raise TPOError(
-                    f"PEFT put an adapter into model.tpo ({lora}): call get_peft_model first and apply_tpo second, or "
-                    r"exclude_modules=r'.*\btpo\b.*' in the LoraConfig"
                 )
 
     def _parameters_of_forward(self) -> dict[str, inspect.Parameter]:

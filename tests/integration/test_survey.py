@@ -38,6 +38,7 @@ def test_an_architecture_unlike_the_rest(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
+        "GitForCausalLM",  # its image stands before the text, without placeholders
         "PPFormulaNetForConditionalGeneration",  # does not say its input embedding; its answer begins in the prompt
         "UdopForConditionalGeneration",  # encoder and decoder have a module each for one table
     ],
