@@ -29,8 +29,8 @@ class SeerHead(tpo.TaskHead):
         super().__init__()
 
     def forward(self, e_ND: Tensor, seen: tpo.HostFeatures) -> dict[str, Tensor]:
-        text = (seen.text * seen.text_mask[..., None]).sum(1)
-        return {"state": e_ND, "text": text, "words": seen.text_mask.sum(1), "frames": seen.vision}
+        text, words = seen.text.sum(1), seen.words.sum(1)
+        return {"state": e_ND, "text": text, "words": words, "count": seen.text_mask.sum(1), "frames": seen.vision}
 
     def loss(self, outputs: dict[str, Tensor], targets: dict[str, Any], num_targets: Tensor | int) -> dict[str, Tensor]:
         return {"loss_seer": sum(outputs[name].sum() for name in ("text", "frames")) / num_targets}
@@ -84,10 +84,12 @@ def test_a_head_sees_the_text_and_frames_of_its_sample(seer: str, name: str) -> 
     out = model(**both, task_targets={seer: {"x": torch.zeros(4, 1)}}, output_hidden_states=True)
     seen = out.tpo.outputs[seer]
     ids, hidden = both["input_ids"], out.hidden_states[-1]
+    embedded = model.get_input_embeddings().weight
     words = ordinary(ids) & (both["labels"] == -100) & (ids != model.tpo.token_ids[seer][1])
     for k, row in enumerate((0, 0, 1, 1)):
-        assert seen["words"][k] == words[row].sum() > 7
+        assert seen["count"][k] == words[row].sum() > 7
         torch.testing.assert_close(seen["text"][k], hidden[row, words[row]].sum(0), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(seen["words"][k], embedded[ids[row, words[row]]].sum(0), rtol=1e-4, atol=1e-5)
     frames = expected_frames(model, batch)
     assert frames.shape[1] == VIDEO_HOSTS[name]
     assert name != "qwen2_vl_video" or frames.shape[2] == model.config.vision_config.embed_dim
@@ -116,6 +118,8 @@ def test_generation_shows_what_training_shows(seer: str, name: str, options: dic
     assert {row for row, _ in found} == {0, 1}
     for row, value in found:
         torch.testing.assert_close(value["text"], truth[row, words[row]].sum(0), rtol=1e-3, atol=1e-4)
+        embedded = model.get_input_embeddings().weight[batch["input_ids"][row, words[row]]].sum(0)
+        torch.testing.assert_close(value["words"], embedded, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(value["frames"], frames[row], rtol=1e-3, atol=1e-4)
 
 
@@ -127,10 +131,14 @@ def test_questions_of_a_conversation() -> None:
     assert text_groups(ids, None, special=[0, 1, 2, 30, 31]) == [(0, [1, 2, 5, 6]), (1, [2, 3, 7])]
     captured = Captured(groups, None)
     captured.keep_text(torch.arange(18.0).view(2, 9, 1))
+    captured.keep_words(torch.zeros(2, 7, 1))  # a piece that has not all of the text, as a decoding step's
+    captured.keep_words(torch.arange(18.0, 36.0).view(2, 9, 1))
+    captured.keep_words(torch.zeros(2, 9, 1))  # another table's
     seen = HostFeatures([(0, 4), (0, 7), (1, 5)], captured, NOTHING)
     assert seen.text[..., 0].tolist() == [[1, 2], [5, 6], [11, 12]]
+    assert seen.words[..., 0].tolist() == [[19, 20], [23, 24], [29, 30]]
     none = HostFeatures([], captured, NOTHING)
-    assert none.text.shape == (0, 0, 1)
+    assert none.text.shape == none.words.shape == (0, 0, 1)
 
 
 def test_frames_that_cannot_be_told_apart(seer: str) -> None:
@@ -142,6 +150,8 @@ def test_frames_that_cannot_be_told_apart(seer: str) -> None:
         _ = HostFeatures([(0, 1)], Captured([], None), NOTHING).vision
     with pytest.raises(tpo.HostError, match="the prompt's text"):
         _ = HostFeatures([(0, 1)], Captured([], None), NOTHING).text
+    with pytest.raises(tpo.HostError, match="input embeddings of the prompt's text"):
+        _ = HostFeatures([(0, 1)], Captured([], None), NOTHING).words
 
 
 def test_several_videos_and_merged_frames() -> None:

@@ -46,6 +46,21 @@ class HostFeatures:
         """bool [N, L]"""
         return self._texts[1]
 
+    @cached_property
+    def words(self) -> Tensor:
+        """Input embeddings of the same tokens, float32 [N, L, E], zero where `text_mask` is False.
+
+        Training the host, but for its word embeddings, does not move them. Raises `HostError` for a host that embeds
+        the question elsewhere, as the encoder of an encoder-decoder does.
+        """
+        rows = self._captured.word_rows
+        if rows is None:
+            raise HostError(
+                "the input embeddings of the prompt's text were not seen: a head that looks at the question's words "
+                "needs input_ids, and a host that embeds them where it embeds the task tokens"
+            )
+        return self._gathered(rows)[0]
+
     @property
     def vision(self) -> Tensor:
         """The vision tower's last hidden state of each frame, its mean over patches, float32 [N, F, C]; zero where
@@ -63,12 +78,17 @@ class HostFeatures:
 
     @cached_property
     def _texts(self) -> tuple[Tensor, Tensor]:
-        rows, groups = self._captured.text_rows, self._captured.text_groups
+        rows = self._captured.text_rows
         if rows is None:
             raise HostError(
                 "the states of the prompt's text were not seen: a head that looks at them needs input_ids, and a host "
                 "whose last hidden state covers the whole prompt"
             )
+        return self._gathered(rows)
+
+    def _gathered(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Of rows of all the text those of each task token's question, and their mask."""
+        groups = self._captured.text_groups
         starts = [0, *accumulate(len(columns) for _, columns in groups)]
         chosen: list[list[int]] = []
         for row, column in self._places:
@@ -99,6 +119,8 @@ class Captured:
         self.text_groups = groups
         self.text_rows: Tensor | None = None
         """States of all tokens of `text_groups`, [sum of their lengths, D]."""
+        self.word_rows: Tensor | None = None
+        """Their input embeddings, [sum of their lengths, E]."""
         self.frames = frames
         """For each batch row the number of frames of each of its videos; None where the batch does not say."""
         self.spans: list[list[tuple[int, int]]] | None = None
@@ -123,15 +145,25 @@ class Captured:
 
     def keep_prompt(self, hidden_BTD: Tensor, copies: int) -> None:
         """As `keep_text`, of the first forward of a generation, if that covers the prompt."""
-        last = max((columns[-1] for _, columns in self.text_groups), default=0)
-        if self.text_rows is None and last < hidden_BTD.shape[1]:
+        if self.text_rows is None and self._covered(hidden_BTD):
             self.keep_text(hidden_BTD, copies)
 
     def keep_text(self, hidden_BTD: Tensor, copies: int = 1) -> None:
         """Takes the text's rows out of the last hidden state, in which each sample stands `copies` times."""
-        length = hidden_BTD.shape[1]
+        self.text_rows = self._rows_of_text(hidden_BTD, copies)
+
+    def keep_words(self, embeds_BTE: Tensor, copies: int = 1) -> None:
+        """Takes the text's rows out of the first input embeddings that cover it."""
+        if self.word_rows is None and self._covered(embeds_BTE):
+            self.word_rows = self._rows_of_text(embeds_BTE, copies)
+
+    def _covered(self, states_BTD: Tensor) -> bool:
+        return max((columns[-1] for _, columns in self.text_groups), default=0) < states_BTD.shape[1]
+
+    def _rows_of_text(self, states_BTD: Tensor, copies: int) -> Tensor:
+        length = states_BTD.shape[1]
         flat = [row * copies * length + column for row, columns in self.text_groups for column in columns]
-        self.text_rows = hidden_BTD.flatten(0, 1).index_select(0, _on(hidden_BTD.device, flat))
+        return states_BTD.flatten(0, 1).index_select(0, _on(states_BTD.device, flat))
 
     def frame_features(self) -> list[Tensor]:
         """For each batch row [F, C]: the mean over patches of each frame of its videos, one video after another."""

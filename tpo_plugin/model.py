@@ -180,6 +180,9 @@ class TaskPreferenceModel(nn.Module):
         call = self.call
         ids_BT = ids.reshape(-1, ids.shape[-1])
         self._num_columns = ids_BT.shape[1]
+        if self.captured is not None and self.host.ids == "input_ids":
+            copies = self.session.copies(ids_BT) if self.session is not None else 1
+            self.captured.keep_words(output.reshape(*ids_BT.shape, -1), copies)
         positions = call.positions if call is not None and not call.inserted else None
         if positions is None or positions["shape"] != list(ids_BT.shape) or self.host.ids != "input_ids":
             # other ids than those of `positions`: a decoding step's, or an encoder's

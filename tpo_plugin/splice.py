@@ -64,6 +64,7 @@ def insert_into_spliced(
     if captured is not None:
         captured.spans = spans
         captured.text_groups = spliced_groups(captured.text_groups, list(input_ids_BT.shape), source_BS)
+        captured.keep_words(embeds_BSE)
     with_rows = insert_rows(tpo, embeds_BSE, positions)
     spliced_labels = None if labels_BT is None else spliced_values(labels_BT, source_BS)
     return embeds_BSE if with_rows is None else with_rows, spliced_labels

@@ -73,6 +73,7 @@ def tiny_features(batch_rows: Tensor) -> HostFeatures:
     generator = torch.Generator().manual_seed(0)
     captured = Captured([(row, [2, 3, 4]) for row in range(2)], frames=[[4], [4]])
     captured.keep_text(torch.randn(2, PROMPT_LENGTH, HIDDEN_SIZE, generator=generator))
+    captured.keep_words(torch.randn(2, PROMPT_LENGTH, HIDDEN_SIZE, generator=generator))
     captured.keep_tower(torch.randn(8, 5, VISION_SIZE, generator=generator))
     nothing = torch.zeros(0, VISION_SIZE)
     return HostFeatures([(row, PROMPT_LENGTH) for row in batch_rows.tolist()], captured, nothing)

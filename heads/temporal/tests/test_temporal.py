@@ -416,6 +416,7 @@ def test_results_as_the_public_code_makes_them():
     ("options", "message"),
     [
         ({"features": "frames"}, "features is 'frames'; expected one of 'host', 'clip', 'files'"),
+        ({"text": "tokens"}, "text is 'tokens'; expected one of 'states', 'words'"),
         ({"features": "clip"}, "clip is None; expected the folder or name"),
         ({"features": "files"}, "video_size is None"),
         ({"features": "files", "video_size": 4, "text_features": "x"}, "text_size is None"),

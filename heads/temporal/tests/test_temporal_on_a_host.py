@@ -79,6 +79,18 @@ def test_times_and_features_come_from_the_forward_that_happens_anyway(model):
     assert (outputs["word_mask"].sum(-1) > 3).all()  # the question's words and the task token
 
 
+def test_the_questions_words_are_their_input_embeddings():
+    model = load(text="words", normalise=False)
+    collator = TPOCollator(model.tpo)
+    batch = collator([sample(model, "a", [1, 2], EVEN, 4.0)])
+    given: list[torch.Tensor] = []
+    model.tpo.heads["temporal"].network.register_forward_pre_hook(lambda _, args: given.append(args[2].detach()))
+    with torch.no_grad():
+        model(**batch)
+    ids = model.tpo.tokenizer("When is the red square there?").input_ids
+    torch.testing.assert_close(given[0][0, :-1], model.get_input_embeddings().weight[ids])
+
+
 def test_the_loss_reaches_the_host(model):
     model.train().zero_grad()
     batch = TPOCollator(model.tpo)([sample(model, "a", [1, 2], EVEN, 4.0), sample(model, "b", [2, 5], UNEVEN, 10.0)])

@@ -187,7 +187,7 @@ class SeeingHead(tpo.TaskHead):
     def forward(self, e_ND: Tensor, seen: tpo.HostFeatures) -> dict[str, Tensor]:
         if not len(e_ND):
             return {"state": e_ND}
-        self.seen = (seen.text, seen.text_mask, seen.vision, seen.vision_mask)
+        self.seen = (seen.text, seen.words, seen.text_mask, seen.vision, seen.vision_mask)
         return {"state": e_ND}
 
 
@@ -203,7 +203,8 @@ def test_heads_see_the_questions_text_and_the_frames_of_their_own_video(build):
         tower = model.get_vision_tower()(torch.cat([m if m.ndim == 4 else m[None] for m in given["images"]]))
         hidden = model.model(inputs_embeds=spliced(model, given)[4], attention_mask=spliced(model, given)[2])[0]
     head = model.tpo.heads["seeing"]
-    text, text_mask, vision, vision_mask = head.seen
+    text, words, text_mask, vision, vision_mask = head.seen
+    embedded = model.get_input_embeddings().weight
     assert head.vision_size == 32
     assert vision_mask.sum(1).tolist() == [0, 4, 0, 0, 4]
     means = tower.mean(1)
@@ -214,3 +215,4 @@ def test_heads_see_the_questions_text_and_the_frames_of_their_own_video(build):
         assert text_mask[row].sum() == len(question)
         end = spliced_lengths(model, given)[row] - 4
         torch.testing.assert_close(text[row, : len(question)], hidden[row, end - len(question) : end])
+        torch.testing.assert_close(words[row, : len(question)], embedded[question])

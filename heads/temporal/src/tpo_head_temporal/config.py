@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import tpo_plugin as tpo
 
 Features = Literal["host", "clip", "files"]
+Text = Literal["states", "words"]
 
 
 @dataclass(kw_only=True)
@@ -15,8 +16,11 @@ class TemporalConfig(tpo.HeadConfig):
     """Defaults are those published for QVHighlights (CG-DETR, arXiv 2311.08835)."""
 
     features: Features = "host"
-    """Where the clips' and the words' features come from: "host", its own vision tower and token states; "clip", a
+    """Where the clips' and the words' features come from: "host", its own vision tower and `text`; "clip", a
     frozen CLIP or SigLIP; "files", computed before."""
+    text: Text = "states"
+    """What of the host stands for the question's words: their last hidden states, or their input embeddings, which a
+    host that trains with LoRA does not move, so that the head learns from a few thousand questions."""
     clip: str | None = None
     """Folder or hub name of the CLIP or SigLIP, for features "clip"."""
     clip_sha256: str | None = None
@@ -24,8 +28,8 @@ class TemporalConfig(tpo.HeadConfig):
     video_features: list[str] = field(default_factory=list)
     """For features "files": one folder for each kind of feature, with a file <video's name>.npz or .safetensors."""
     text_features: str | None = None
-    """For features "files": folder with <record's id> or qid<record's id> .npz or .safetensors; None takes the host's
-    token states."""
+    """For features "files": folder with <record's id> or qid<record's id> .npz or .safetensors; None takes the
+    host's `text`."""
     clip_s: float | None = None
     """For features "files" that do not store their video's length: seconds of a clip, to check the length by."""
     video_size: int | None = None
@@ -85,6 +89,9 @@ class TemporalConfig(tpo.HeadConfig):
         if self.features not in get_args(Features):
             choices = ", ".join(map(repr, get_args(Features)))
             raise tpo.TPOError(f"temporal: features is {self.features!r}; expected one of {choices}")
+        if self.text not in get_args(Text):
+            choices = ", ".join(map(repr, get_args(Text)))
+            raise tpo.TPOError(f"temporal: text is {self.text!r}; expected one of {choices}")
         if self.features == "clip" and self.clip is None:
             raise tpo.TPOError("temporal: features is 'clip' and clip is None; expected the folder or name of a model")
         if self.features == "files" and self.video_size is None:

@@ -145,7 +145,13 @@ class TemporalHead(tpo.TaskHead):
             text = rows["words"]
             mask = torch.arange(text.shape[1], device=text.device) < rows["num_words"][:, None]
         else:
-            text, mask = _states(seen).text, _states(seen).text_mask
+            states = _states(seen)
+            text, mask = states.words if self.config.text == "words" else states.text, states.text_mask
+            if text.shape[-1] != self.text_size:
+                raise tpo.TPOError(
+                    f"temporal: the host's {self.config.text} have {text.shape[-1]} numbers each, the head was built "
+                    f"for {self.text_size}; set text_size to {text.shape[-1]}"
+                )
             text = normalised(text) if self.config.normalise else text
         word = e_ND if self.adapter is None else self.adapter(e_ND)
         return append_word(text, mask.float(), word)
