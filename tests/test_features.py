@@ -131,7 +131,8 @@ def test_questions_of_a_conversation() -> None:
     assert text_groups(ids, None, special=[0, 1, 2, 30, 31]) == [(0, [1, 2, 5, 6]), (1, [2, 3, 7])]
     captured = Captured(groups, None)
     captured.keep_text(torch.arange(18.0).view(2, 9, 1))
-    captured.keep_words(torch.zeros(2, 7, 1))  # a piece that has not all of the text, as a decoding step's
+    for shape in ((2, 7, 1), (1, 18, 1)):  # what has not all of the text, as a decoding step; all rows in one
+        captured.keep_words(torch.zeros(shape))
     captured.keep_words(torch.arange(18.0, 36.0).view(2, 9, 1))
     captured.keep_words(torch.zeros(2, 9, 1))  # another table's
     seen = HostFeatures([(0, 4), (0, 7), (1, 5)], captured, NOTHING)

@@ -145,7 +145,7 @@ class Captured:
 
     def keep_prompt(self, hidden_BTD: Tensor, copies: int) -> None:
         """As `keep_text`, of the first forward of a generation, if that covers the prompt."""
-        if self.text_rows is None and self._covered(hidden_BTD):
+        if self.text_rows is None and self._covered(hidden_BTD, copies):
             self.keep_text(hidden_BTD, copies)
 
     def keep_text(self, hidden_BTD: Tensor, copies: int = 1) -> None:
@@ -154,11 +154,12 @@ class Captured:
 
     def keep_words(self, embeds_BTE: Tensor, copies: int = 1) -> None:
         """Takes the text's rows out of the first input embeddings that cover it."""
-        if self.word_rows is None and self._covered(embeds_BTE):
+        if self.word_rows is None and self._covered(embeds_BTE, copies):
             self.word_rows = self._rows_of_text(embeds_BTE, copies)
 
-    def _covered(self, states_BTD: Tensor) -> bool:
-        return max((columns[-1] for _, columns in self.text_groups), default=0) < states_BTD.shape[1]
+    def _covered(self, states_BTD: Tensor, copies: int) -> bool:
+        num_rows, length = states_BTD.shape[:2]
+        return all(row * copies < num_rows and columns[-1] < length for row, columns in self.text_groups)
 
     def _rows_of_text(self, states_BTD: Tensor, copies: int) -> Tensor:
         length = states_BTD.shape[1]
