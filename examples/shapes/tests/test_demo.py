@@ -11,15 +11,16 @@ import sys
 import pytest
 from PIL import Image
 from rich.console import Console
-from tpo_shapes.demo import Size, constant_answers, heldout_files, run_demo, train_config
+from tpo_shapes.demo import constant_answers, heldout_files, run_demo
 from tpo_shapes.evaluate import Answer, Question, _as_answer, load_answers, overlap, read_questions, score
 from tpo_shapes.host import build_host
 from tpo_shapes.outlines import BOUND, FILLED, load_compared, score_masks
+from tpo_shapes.recipe import Size, train_config
 from tpo_shapes.report import (
+    BASELINE,
     CONSTANT,
     HOST,
     MEASURES,
-    TEXT,
     TPO,
     cells,
     curve,
@@ -54,7 +55,7 @@ def test_the_table_shows_what_results_json_says(run):
     directory, results = run
     saved = json.loads((directory / "results.json").read_text())
     assert saved == json.loads(json.dumps(results))
-    assert list(saved["rows"]) == [TPO, TEXT, CONSTANT, HOST]
+    assert list(saved["rows"]) == [TPO, BASELINE, CONSTANT, HOST]
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(table(saved))
     lines = console.export_text().splitlines()
@@ -65,12 +66,14 @@ def test_the_table_shows_what_results_json_says(run):
         for text, (name, row) in zip(shown, saved["rows"].items(), strict=True):
             number = row[media][key]
             if text == "-":
-                assert number is None or (name == CONSTANT and key not in ("acc50", "mean_iou"))
+                assert number is None or (
+                    name == CONSTANT and key not in ("acc50", "mean_iou", "r1_30", "r1_50", "r1_70", "moment_iou")
+                )
             else:
                 assert float(text) == pytest.approx(number * (1 if "iou" in key else 100), abs=0.051)
     assert saved["seconds"]["calls"] == 1
     assert saved["seconds"]["wall"] > 0
-    assert all(saved["seconds"]["cpu"][name]["training"] > 0 for name in (TPO, TEXT))
+    assert all(saved["seconds"]["cpu"][name]["training"] > 0 for name in (TPO, BASELINE))
 
 
 def test_the_same_call_adds_up_its_minutes_and_trains_nothing_twice(run, host):
@@ -91,7 +94,7 @@ def test_the_numbers_are_those_of_the_answers(run):
     answers = load_answers(directory / "answers_tpo.jsonl")
     assert score(questions, answers) == results["rows"][TPO]
     assert score(questions, constant_answers(directory)) == results["rows"][CONSTANT]
-    assert results["rows"][CONSTANT]["images"]["mean_iou"] > 0
+    assert results["rows"][CONSTANT]["clips"]["moment_iou"] > 0
 
 
 def test_the_table_of_masks_shows_the_scores_of_the_tracks(run):
@@ -120,8 +123,8 @@ def test_the_report_has_pictures_curves_and_the_table(run):
     assert len(pictures) >= 5
     for picture in pictures:
         Image.open(io.BytesIO(base64.b64decode(picture))).verify()
-    assert page.count("<svg") == 4
-    assert page.count("stroke-width") >= 5  # conversation of both runs, assignment, region, mask
+    assert page.count("<svg") == 5
+    assert page.count("stroke-width") >= 6  # conversation of both runs, assignment, region, temporal, mask
     for values in cells(results).values():
         assert "".join(f"<td>{value}</td>" for value in values) in page
     assert "http" not in page
@@ -150,17 +153,16 @@ def test_without_its_host_it_says_where_that_lies(tmp_path):
 
 
 def test_the_baseline_trains_the_same_steps_on_the_same_records(tmp_path, host):
-    ours, other = (train_config(host, tmp_path, TINY, 0, name) for name in (TPO, TEXT))
+    ours, other = (train_config(host, tmp_path, TINY, 0, name) for name in (TPO, BASELINE))
     assert (ours.model, ours.lora, ours.seed, ours.data) == (other.model, other.lora, other.seed, other.data)
     for name, stage in other.stages.items():
         same = ours.stages[name]
-        for field in ("steps", "batch_size", "warmup", "scheduler"):
+        for field in ("steps", "batch_size", "warmup", "scheduler", "losses", "trainer"):
             assert getattr(stage, field) == getattr(same, field)
-        assert [(s.file.replace("_text", ""), s.weight) for s in stage.data] == [(s.file, s.weight) for s in same.data]
-        host_parts = {"lora", "connector", "vision"}
-        of_host = {k: v for k, v in same.learning_rates.items() if k in host_parts}
-        assert stage.losses == ["mllm"]
-        assert stage.learning_rates == of_host | {"words": of_host["lora"]}
+        files = [(source.file.replace("_baseline.jsonl", ".jsonl"), source.weight) for source in stage.data]
+        assert files == [(source.file, source.weight) for source in same.data]
+        rates = {part: rate for part, rate in same.learning_rates.items() if part != "heads.temporal"}
+        assert stage.learning_rates == rates | {"words": rates["lora"]}
 
 
 def test_help_is_fast_to_build_and_needs_no_torch():
@@ -169,8 +171,8 @@ def test_help_is_fast_to_build_and_needs_no_torch():
     assert found.stdout.split() == ["False", "False"]
 
 
-def question(kind="region", box=None, answer="", media="a.png"):
-    return Question(media, kind, "?", answer, box=box)
+def question(kind="region", box=None, answer="", media="a.png", spans_s=()):
+    return Question(media, kind, "?", answer, box=box, spans_s=list(spans_s))
 
 
 BOX = [0.2, 0.2, 0.6, 0.6]
@@ -203,6 +205,10 @@ def test_scores_of_answers_written_by_hand():
         (question("count", answer="two"), Answer("two")),
         (question("given_shape", answer="circle"), Answer("square", [BOX], called=["box"])),
         (question("motion", answer="up", media="a.mp4"), Answer("down")),
+        (question("moment", media="a.mp4", spans_s=[[0, 1], [2, 3]]), Answer("", spans_s=[[2, 3]], called=["moment"])),
+        (question("moment", media="a.mp4", spans_s=[[0, 1]]), Answer("", spans_s=[[2, 3], [0, 1]], called=["moment"])),
+        (question("moment", media="a.mp4", spans_s=[[0, 1]]), Answer("it is here", [BOX], called=["box"])),
+        (question("moment", media="a.mp4", spans_s=[[0, 1]]), Answer("", spans_s=[[0, 0.5]], called=["moment"])),
     ]
     found = score([q for q, _ in asked], [a for _, a in asked])
     images, clips = found["images"], found["clips"]
@@ -216,7 +222,10 @@ def test_scores_of_answers_written_by_hand():
     assert images["chat"] == 0.75  # of colour and count
     assert images["given"] == 0
     assert (clips["acc50"], clips["chat"], clips["given"]) == (None, 0, None)
-    assert clips["box_otherwise"] == 0
+    assert (clips["num_moment"], clips["moment_when_asked"], clips["moment_otherwise"]) == (4, 0.75, 0)
+    assert clips["box_otherwise"] == 0.2
+    assert [clips[key] for key in ("r1_30", "r1_50", "r1_70")] == [0.5, 0.5, 0.25]
+    assert clips["moment_iou"] == pytest.approx(0.375)
 
 
 @pytest.mark.parametrize(
@@ -225,8 +234,7 @@ def test_scores_of_answers_written_by_hand():
 )
 def test_numbers_in_words_are_calls(said, called):
     answer = _as_answer(said, [], as_text=True)
-    assert answer.called == called
-    assert answer.boxes == [BOX] * len(called)
+    assert (answer.called, answer.boxes) == (called, [BOX] if called else [])
 
 
 def test_a_number_of_answers_that_differs_from_the_questions_is_an_error():

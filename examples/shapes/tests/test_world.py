@@ -6,7 +6,7 @@ import random
 
 import numpy as np
 import pytest
-from tpo_shapes.dataset import make_dataset
+from tpo_shapes.dataset import make_dataset, saliency
 from tpo_shapes.questions import CHAT, CLIP_CHAT, CLIP_TASKS, HAPPENS, TASKS, ask, objects_of
 from tpo_shapes.world import (
     CLIP_SECONDS,
@@ -104,6 +104,11 @@ def test_pictures_have_no_events():
     assert scenes.shown().sum() == (scenes.colour >= 0).sum()
 
 
+def test_saliency_marks_the_frames_of_the_moments():
+    marks = saliency([[0.25, 1.0], [3.0, 4.0]])
+    assert marks == {"saliency": [0, 12, 12, 12, 0, 0, 0, 0, 0, 0, 0, 0, 12, 12, 12, 12], "clip_s": 0.25}
+
+
 def test_splits_share_no_photograph():
     assert not set(PHOTOS["train"]) & set(PHOTOS["heldout"])
     assert sample_backgrounds(np.random.default_rng(0), 3, "heldout").std() > 0.005
@@ -150,7 +155,8 @@ def test_dataset_is_deterministic_and_well_formed(tmp_path):
             assert values[1::2]
             assert len(values) % 2 == 0
             tasks = record.get("tasks", [])
-            for head, placeholder in (("region", "<region>"), ("mask", "<mask>")):
+            for head, placeholder in (("region", "<region>"), ("temporal", "<temporal>")):
                 wanted = [task for task in tasks if task["head"] == head]
                 assert sum(value.count(placeholder) for value in values) == len(wanted)
             assert all(("time" in task) == ("video" in record) for task in tasks if task["head"] == "region")
+            assert all(len(task["saliency"]) == CLIP_SECONDS / task["clip_s"] for task in tasks if "spans" in task)

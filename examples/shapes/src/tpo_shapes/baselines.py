@@ -1,6 +1,6 @@
-"""What the heads are compared with: the best constant box, and boxes written as words of the conversation.
+"""What the heads are compared with: the best constant box and moment, boxes written as words, moments from an MLP.
 
-N boxes; all boxes are xyxy, 0 to 1.
+N boxes; all boxes are xyxy, 0 to 1. Moments are start and end in seconds.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import re
 
 import numpy as np
 
-from tpo_shapes.questions import MASKS, PLACEHOLDER
+from tpo_shapes.questions import MASKS, MOMENTS, PLACEHOLDER, Span
+from tpo_shapes.world import CLIP_SECONDS
 
 
 def iou(boxes_xyxy: np.ndarray, others_xyxy: np.ndarray) -> np.ndarray:
@@ -32,6 +33,23 @@ def best_constant_box(boxes_xyxy: np.ndarray, steps: int = 17) -> np.ndarray:
     ).clip(0, 1)
     hits = np.array([(iou(candidate, boxes_xyxy) >= 0.5).mean() for candidate in candidates])
     return candidates[hits.argmax()]
+
+
+def span_iou(span_s: Span, others_s: list[Span]) -> float:
+    """Intersection over union of a moment with the one of some others that fits it best."""
+    overlaps = []
+    for start, end in others_s:
+        shared = max(0.0, min(span_s[1], end) - max(span_s[0], start))
+        union = max(span_s[1], end) - min(span_s[0], start) if shared else 1.0
+        overlaps.append(shared / union)
+    return max(overlaps)
+
+
+def best_constant_span(moments_s: list[list[Span]], step: float = 0.25) -> Span:
+    """The span on a grid that is right (IoU at least 0.5 with a true moment) for most of the given lists of moments."""
+    times = np.arange(0, CLIP_SECONDS + step / 2, step).tolist()
+    candidates = [[start, end] for start, end in itertools.combinations(times, 2)]
+    return max(candidates, key=lambda span: sum(span_iou(span, moments) >= 0.5 for moments in moments_s))
 
 
 def box_as_text(box_xyxy: list[float]) -> str:
@@ -57,10 +75,13 @@ def without_masks(record: dict) -> dict:
     return plain
 
 
-def record_as_text(record: dict) -> dict:
-    """A record without tasks: each placeholder, given or wanted, becomes the numbers of its box."""
-    plain = copy.deepcopy(record)
-    tasks = iter(plain.pop("tasks", []))
+def baseline_record(record: dict) -> dict:
+    """The record without masks; each box, given or wanted, as its numbers, and moments wanted from `moment_mlp`."""
+    plain = copy.deepcopy(without_masks(record))
+    tasks = plain.pop("tasks", [])
+    boxes = (task["boxes"][0] for task in tasks if "boxes" in task)
     for line in plain["conversations"]:
-        line["value"] = re.sub(PLACEHOLDER, lambda _: box_as_text(next(tasks)["boxes"][0]), line["value"])
-    return plain
+        line["value"] = re.sub(PLACEHOLDER, lambda _: box_as_text(next(boxes)), line["value"])
+        line["value"] = line["value"].replace(MOMENTS, "<moment>")
+    moments = [{**task, "head": "moment"} for task in tasks if "spans" in task]
+    return plain | ({"tasks": moments} if moments else {})

@@ -6,15 +6,17 @@ import json
 import random
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 from PIL import Image
 
-from tpo_shapes.questions import CHAT, CLIP_CHAT, MASK, PLACEHOLDER, Turn, ask, objects_of
+from tpo_shapes.questions import CHAT, CLIP_CHAT, MASK, MOMENTS, PLACEHOLDER, Span, Turn, ask, objects_of
 from tpo_shapes.world import CLIP_FPS, CLIP_TIMES, masks, render, sample_backgrounds, sample_scenes
 
 TASK_KINDS = {"region": 0.7, "given_colour": 0.15, "given_shape": 0.15}
+CLIP_TASK_KINDS = {"region": 0.35, "given_colour": 0.075, "given_shape": 0.075, "moment": 0.5}
 MASK_KINDS = {"outline": 1.0}
 CLIP_MASK_KINDS = {"follow": 0.6, "follow_given": 0.4}
 MASK_TURNS = {"train": 2, "heldout": 1}
@@ -26,8 +28,9 @@ def make_dataset(
     """Writes `num_scenes` pictures and `num_clips` clips of a split ("train" or "heldout") and records about them.
 
     Each picture has one record of conversation and one of tasks (boxes wanted, boxes given), each of up to `turns`
-    questions; so has each clip. To the tasks of each come up to two masks, one of held-out scenes. Returns the record
-    files: "chat", "tasks", "clip_chat", "clip_tasks". The same arguments give the same files.
+    questions; so has each clip, whose tasks are moments too. To the tasks of each come up to two masks, one of held-out
+    scenes. Returns the record files: "chat", "tasks", "clip_chat", "clip_tasks". The same arguments give the same
+    files.
     """
     root = Path(directory)
     files = _write_part(root, split, num_scenes, seed, turns, clip=False)
@@ -54,7 +57,7 @@ def _write_part(root: Path, split: str, number: int, seed: int, turns: int, clip
                 Image.fromarray(frames[index, 0]).save(root / name, compress_level=1)
             objects = objects_of(scenes, index, covered)
             chat = dict.fromkeys(CLIP_CHAT if clip else CHAT, 1.0) | {"relation": 2.0}
-            for key, kinds in zip(records, (chat, TASK_KINDS), strict=True):
+            for key, kinds in zip(records, (chat, CLIP_TASK_KINDS if clip else TASK_KINDS), strict=True):
                 asked = ask(words, objects, kinds, turns, clip)
                 if key.endswith("tasks"):
                     asked += ask(words, objects, CLIP_MASK_KINDS if clip else MASK_KINDS, MASK_TURNS[split], clip)
@@ -73,6 +76,8 @@ def make_record(identifier: str, media: str, turns: list[Turn]) -> dict:
         conversations.append({"from": "gpt", "value": turn.answer})
         for box in turn.boxes:
             tasks.append({"head": "region", "boxes": [box]} | ({} if turn.time is None else {"time": turn.time}))
+        if turn.spans_s:
+            tasks.append({"head": "temporal", "spans": turn.spans_s, **saliency(turn.spans_s)})
         if turn.first_box is not None:
             tasks.append({"head": "mask", "box": turn.first_box, "time": 0.0})
         if turn.masks:
@@ -81,9 +86,15 @@ def make_record(identifier: str, media: str, turns: list[Turn]) -> dict:
     record: dict = {"id": identifier, "video" if media.endswith(".mp4") else "image": media}
     record |= {"conversations": conversations, "kinds": [turn.kind for turn in turns]}
     if tasks:
-        assert len(tasks) == sum(line["value"].count(p) for line in conversations for p in (PLACEHOLDER, MASK))
+        assert len(tasks) == sum(line["value"].count(p) for line in conversations for p in (PLACEHOLDER, MOMENTS, MASK))
         record["tasks"] = tasks
     return record
+
+
+def saliency(spans_s: list[Span]) -> dict[str, Any]:
+    """A mark for each frame: 12 in one of the moments, else 0."""
+    marks = [12 * any(start <= time < end for start, end in spans_s) for time in CLIP_TIMES]
+    return {"saliency": marks, "clip_s": 1 / CLIP_FPS}
 
 
 def write_records(path: Path, records: Iterable[dict]) -> Path:

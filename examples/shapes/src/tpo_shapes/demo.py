@@ -1,7 +1,7 @@
-"""`tpo demo`: data, three stages, the same training with boxes as words, and the results.
+"""`tpo demo`: data, three stages, the same training with boxes as words and an MLP for moments, and the results.
 
 DIRECTORY                 a run of `tpo train`, as `tpo predict` takes it
-DIRECTORY/text            the baseline's run
+DIRECTORY/baseline        the baseline's run
 DIRECTORY/data            train-0, train-1 and heldout
 DIRECTORY/*.log           what the processes wrote
 DIRECTORY/*.seconds       how long they took, over all calls
@@ -17,9 +17,9 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -28,13 +28,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tpo_plugin.config import TPOConfig
 from tpo_plugin.errors import TPOError
-from tpo_plugin.training.config import DataConfig, DataSource, StageConfig, TrainConfig
-from tpo_shapes.baselines import best_constant_box, record_as_text, without_masks
+from tpo_shapes.baselines import baseline_record, best_constant_box, best_constant_span
 from tpo_shapes.dataset import make_dataset, write_records
 from tpo_shapes.evaluate import (
-    VIDEO,
     Answer,
     answer_questions,
     load_answers,
@@ -42,56 +39,24 @@ from tpo_shapes.evaluate import (
     save_answers,
     score,
 )
-from tpo_shapes.micro_sam import ARCHITECTURE, SAM_STEPS, train_micro_sam
+from tpo_shapes.micro_sam import train_micro_sam
 from tpo_shapes.outlines import compare_masks, load_compared, score_masks
-from tpo_shapes.report import CONSTANT, HOST, TEXT, TPO, mask_table, table, write_report
-from tpo_shapes.stopwatch import Stopwatch
+from tpo_shapes.recipe import (
+    FILES,
+    HEADS,
+    LOGGING_STEPS,
+    QUICK,
+    SHARDS,
+    Size,
+    records_file,
+    run_directory,
+    sam_file,
+    train_config,
+)
+from tpo_shapes.report import BASELINE, CONSTANT, HOST, TPO, mask_table, table, write_report
+from tpo_shapes.stopwatch import Stopwatch, cpu_time
 
 HOST_DIRECTORY = Path(__file__).resolve().parents[2] / "host"
-SHARDS = ("train-0", "train-1")
-LOGGING_STEPS = 5
-HEADS = {TPO: ("region", "mask"), TEXT: ("region",)}
-FILES = {TPO: "tpo", TEXT: "text", HOST: "host"}
-"""What the files of a model are called in the demo's directory."""
-MASK_HEAD: dict[str, Any] = {**ARCHITECTURE, "losses": ["pixel", "prompt"], "given_box": "adapter"}
-"""The mask head on the demo's own SAM 2; a box that the user gives reaches it through the language model alone."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Size:
-    """How much a run makes, trains and asks."""
-
-    num_scenes: int
-    """Training pictures; each has one record of conversation and one of tasks."""
-    num_clips: int
-    """Training clips."""
-    heldout_scenes: int
-    heldout_clips: int
-    steps: tuple[int, int, int]
-    """Of the three stages."""
-    batch_size: int
-    sam_steps: tuple[int, ...]
-    """Of the micro SAM 2, on clips of 1, 2 and 4 frames."""
-
-
-FULL = Size(
-    num_scenes=5000,
-    num_clips=2400,
-    heldout_scenes=300,
-    heldout_clips=200,
-    steps=(50, 350, 200),
-    batch_size=48,
-    sam_steps=SAM_STEPS,
-)
-QUICK = Size(
-    num_scenes=96,
-    num_clips=24,
-    heldout_scenes=12,
-    heldout_clips=6,
-    steps=(5, 15, 5),
-    batch_size=16,
-    sam_steps=(2, 1, 1),
-)
 
 
 def run_demo(directory: Path, size: Size, seed: int = 0, host: Path = HOST_DIRECTORY) -> dict[str, Any]:
@@ -111,15 +76,14 @@ def run_demo(directory: Path, size: Size, seed: int = 0, host: Path = HOST_DIREC
     if quick:
         console.print("[bold]--quick shows the path, not the quality: its numbers mean nothing[/bold]")
     with Stopwatch(directory / "all.seconds", time.monotonic) as clock:
-        done = _run_jobs(directory, size, seed, host, console)
+        cpu = _run_jobs(directory, size, seed, host, console)
     questions = read_questions(heldout_files(directory))
-    answers = {name: load_answers(result["answers"]) for name, result in done.items()}
+    answers = {name: load_answers(answers_file(directory, name)) for name in FILES}
     answers[CONSTANT] = constant_answers(directory)
-    cpu = {name: result["cpu_s"] for name, result in done.items()}
     results = {
         **settings,
         "quick": quick,
-        "rows": {name: score(questions, answers[name]) for name in (TPO, TEXT, CONSTANT, HOST)},
+        "rows": {name: score(questions, answers[name]) for name in (TPO, BASELINE, CONSTANT, HOST)},
         "masks": score_masks(questions, {TPO: answers[TPO], **load_compared(tracks_file(directory), questions)}),
         "seconds": {"wall": clock.seconds, "calls": clock.calls, "cpu": cpu},
         "versions": {name: version(name) for name in ("tpo-plugin", "torch", "transformers", "peft")},
@@ -136,91 +100,41 @@ def run_demo(directory: Path, size: Size, seed: int = 0, host: Path = HOST_DIREC
     return results
 
 
-def _run_jobs(directory: Path, size: Size, seed: int, host: Path, console: Console) -> dict[str, dict[str, Any]]:
-    """Data, then training and answers in two processes of one thread each; what the jobs returned."""
-    total = sum(size.steps)
+def _run_jobs(directory: Path, size: Size, seed: int, host: Path, console: Console) -> dict[str, dict[str, float]]:
+    """Data and the micro SAM 2, training, answers, two jobs at a time, of one thread each: CPU seconds of each job."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(2, mp_context=context, initializer=_start_worker) as pool, _progress(console) as progress:
 
-        def start(name: str, job: Callable[..., Any], *arguments: Any) -> Future:
-            return pool.submit(_work, _log(directory, name), job, *arguments)
+        def start(log: str, job: Callable[..., Any], *arguments: Any) -> Future:
+            return pool.submit(_work, _log(directory, log), job, *arguments)
 
+        sam = start("micro_sam", _train_sam, directory, size, seed)
         data = [start(name, _make_part, directory / "data" / name, size, seed) for name in (*SHARDS, "heldout")]
         _wait(progress, {"data": (data, lambda: sum(job.done() for job in data), len(data))})
-        jobs = {name: start(name, _train_and_answer, host, directory, size, seed, name) for name in HEADS}
-        jobs[HOST] = start(HOST, _answer_before, host, directory)
-        bars = {name: ([jobs[name]], partial(_steps, _log(directory, name)), total) for name in HEADS}
-        _wait(progress, {**bars, HOST: ([jobs[HOST]], lambda: 0, 1)})
-    return {name: job.result() for name, job in jobs.items()}
+        answers = {HOST: start(HOST, _answer, directory, HOST, host)}
+        _wait(progress, {"micro SAM 2": ([sam], lambda: 0, 1), HOST: ([answers[HOST]], lambda: 0, 1)})
+        runs = {name: start(name, _train, host, directory, size, seed, name) for name in HEADS}
+        steps = {name: partial(_steps, _log(directory, name)) for name in HEADS}
+        _wait(progress, {name: ([run], steps[name], sum(size.steps)) for name, run in runs.items()})
+        answers |= {name: start(name, _answer, directory, name, host) for name in HEADS}
+        tracks = start("tracks", _compare, directory)
+        asked = [*answers.values(), tracks]
+        _wait(progress, {"answers": (asked, lambda: sum(job.done() for job in asked), len(asked))})
+    seconds = {name: {"answers": job.result()} for name, job in answers.items()}
+    for name, run in runs.items():
+        seconds[name]["training"] = run.result()
+    seconds[TPO] |= {"sam": sam.result(), "tracks": tracks.result()}
+    return seconds
 
 
-def sam_file(directory: Path) -> Path:
-    """Where the weights of the demo's SAM 2 are."""
-    return directory / "micro_sam.safetensors"
+def answers_file(directory: Path, name: str) -> Path:
+    """What a model answered."""
+    return directory / f"answers_{FILES[name]}.jsonl"
 
 
 def tracks_file(directory: Path) -> Path:
     """Where the masks are that the answers' are compared with."""
     return directory / "tracks.json"
-
-
-def train_config(host: Path, directory: Path, size: Size, seed: int, name: str) -> TrainConfig:
-    """The three stages of `TPO`, or of the baseline: the same steps on the same records.
-
-    `TEXT` trains nothing of TPO: its model has the region head, which nothing calls, and a host whose input has no task
-    token computes what it computed before. The host never learned numbers, so the baseline trains the word embeddings
-    too.
-    """
-    as_text = name == TEXT
-    tpo_parts = ("heads", "tokens")
-
-    def text_rates(rates: dict[str, float]) -> dict[str, float]:
-        host_parts = {part: rate for part, rate in rates.items() if part not in (*tpo_parts, "triggers")}
-        return host_parts | {"words": rates["lora"]}
-
-    def stage(number: int, rates: dict[str, float], chat: float, losses: list[str] | None = None) -> StageConfig:
-        return StageConfig(
-            learning_rates=text_rates(rates) if as_text else rates,
-            losses=["mllm"] if as_text else losses,
-            data=[
-                DataSource(
-                    file=str(directory / "data" / shard / f"{_records(prefix + kind, name)}.jsonl"),
-                    weight=weight * passes,
-                )
-                for shard in SHARDS
-                for prefix, passes in (("", 1.0), ("clip_", 2.0))
-                for kind, weight in (("chat", chat), ("tasks", 1.0))
-            ],
-            steps=size.steps[number - 1],
-            batch_size=size.batch_size,
-            micro_batch_size=size.batch_size,
-            warmup=0.1,
-            save_steps=200,
-            logging_steps=LOGGING_STEPS,
-            trainer={"disable_tqdm": True, "report_to": "none"},
-        )
-
-    def parts(rate: float) -> dict[str, float]:
-        return {"lora": rate, **dict.fromkeys(tpo_parts, rate)}
-
-    mask_head = {**MASK_HEAD, "checkpoint": str(sam_file(directory))}
-    return TrainConfig(
-        model=str(host),
-        output_dir=str(directory if name == TPO else directory / FILES[name]),
-        heads=list(HEADS[name]),
-        tpo=TPOConfig() if as_text else TPOConfig(loss_weights={"region": 5.0}, heads={"mask": mask_head}),
-        modules={"words": r"(^|\.)(embed_tokens|lm_head)\."} if as_text else {},
-        seed=seed,
-        data=DataConfig(video=dict(VIDEO)),
-        stage1=stage(1, {"lora": 3e-3, "triggers": 3e-3}, chat=1.0, losses=["mllm", "assign"]),
-        stage2=stage(2, parts(3e-3), chat=0.4),
-        stage3=stage(3, {**parts(1e-3), "connector": 2e-4, "vision": 2e-4}, chat=0.7),
-    )
-
-
-def _records(kind: str, name: str) -> str:
-    """The file of records that a run takes for a kind of them."""
-    return f"{kind}_text" if name == TEXT else kind
 
 
 def heldout_files(directory: Path) -> list[Path]:
@@ -229,7 +143,7 @@ def heldout_files(directory: Path) -> list[Path]:
 
 
 def constant_answers(directory: Path) -> list[Answer]:
-    """The box that is right most often in training, one for pictures and one for clips."""
+    """The box that is right most often in training, one for pictures and one for clips; and the moment."""
     import numpy as np
 
     files = [directory / "data" / shard for shard in SHARDS]
@@ -238,7 +152,11 @@ def constant_answers(directory: Path) -> list[Answer]:
         asked = read_questions(root / f"{prefix}tasks.jsonl" for root in files)
         boxes = np.array([q.box for q in asked if q.box is not None][:2000])
         best[bool(clip)] = best_constant_box(boxes).tolist()
-    return [Answer("", [best[q.clip]] if q.wanted == "box" else []) for q in read_questions(heldout_files(directory))]
+    span_s = best_constant_span([q.spans_s for q in asked if q.spans_s][:2000])
+    return [
+        Answer("", [best[q.clip]] if q.wanted == "box" else [], [span_s] if q.wanted == "moment" else [])
+        for q in read_questions(heldout_files(directory))
+    ]
 
 
 # -- jobs of the worker processes --------------------------------------------------------------------------------------
@@ -266,7 +184,7 @@ def _work(log: Path, job: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _make_part(root: Path, size: Size, seed: int) -> None:
-    """One training shard or the held-out scenes, with the records as the baseline takes them."""
+    """One training shard or the held-out scenes, with the tasks as the baseline takes them."""
     if (root / "done").is_file():
         return
     if root.name in SHARDS:
@@ -276,55 +194,73 @@ def _make_part(root: Path, size: Size, seed: int) -> None:
     else:
         files = make_dataset(root, "heldout", size.heldout_scenes, 1000 * seed + 500, size.heldout_clips)
     for key, file in files.items():
-        records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        records = [without_masks(record) for record in records]
-        write_records(root / f"{_records(key, TEXT)}.jsonl", map(record_as_text, records))
+        if key.endswith("tasks"):
+            records = (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines())
+            write_records(root / records_file(key, BASELINE), map(baseline_record, records))
     (root / "done").touch()
 
 
-def _train_and_answer(host: Path, directory: Path, size: Size, seed: int, name: str) -> dict[str, Any]:
-    from tpo_plugin.training.run import load_run, train
-
-    seconds: dict[str, float] = {}
-    if name == TPO:
-        with Stopwatch(directory / "micro_sam.seconds", time.process_time) as clock:
-            if not sam_file(directory).is_file():
-                train_micro_sam(sam_file(directory), size.sam_steps, seed)
-        seconds["sam"] = clock.seconds
-    with Stopwatch(directory / f"{FILES[name]}.training.seconds", time.process_time) as clock:
-        run = train(train_config(host, directory, size, seed, name))
-    seconds["training"] = clock.seconds
-    answered = _answer(lambda: load_run(run), directory, name)
-    if name == TPO:
-        with Stopwatch(directory / "tracks.seconds", time.process_time) as clock:
-            if not tracks_file(directory).is_file():
-                compare_masks(load_run(run), read_questions(heldout_files(directory)), tracks_file(directory))
-        seconds["tracks"] = clock.seconds
-    answered["cpu_s"] |= seconds
-    return answered
+def _train_sam(directory: Path, size: Size, seed: int) -> float:
+    with Stopwatch(directory / "micro_sam.seconds", cpu_time) as clock:
+        if not sam_file(directory).is_file():
+            train_micro_sam(sam_file(directory), size.sam_steps, seed)
+    return clock.seconds
 
 
-def _answer_before(host: Path, directory: Path) -> dict[str, Any]:
-    """The host with heads applied and nothing trained answers as the host does."""
+def _train(host: Path, directory: Path, size: Size, seed: int, name: str) -> float:
+    from tpo_plugin.training.run import train
+
+    with Stopwatch(directory / f"{FILES[name]}.training.seconds", cpu_time) as clock, _heads_of(name):
+        train(train_config(host, directory, size, seed, name))
+    return clock.seconds
+
+
+def _answer(directory: Path, name: str, host: Path) -> float:
+    """Asks a model all questions, unless an earlier call did."""
+    path = answers_file(directory, name)
+    with Stopwatch(directory / f"{FILES[name]}.answers.seconds", cpu_time) as clock, _heads_of(name):
+        if not path.is_file():
+            questions = read_questions(heldout_files(directory))
+            save_answers(path, answer_questions(_load(directory, name, host), questions, as_text=name != TPO))
+    return clock.seconds
+
+
+def _compare(directory: Path) -> float:
+    """Follows the objects with the masks that the answers' are compared with."""
+    from tpo_plugin.training.run import load_run
+
+    with Stopwatch(directory / "tracks.seconds", cpu_time) as clock:
+        if not tracks_file(directory).is_file():
+            compare_masks(load_run(directory), read_questions(heldout_files(directory)), tracks_file(directory))
+    return clock.seconds
+
+
+def _load(directory: Path, name: str, host: Path) -> Any:
+    """A trained model, or the host with heads applied and nothing trained, which answers as the host does."""
     from transformers import AutoProcessor
 
     from tpo_plugin import apply_tpo
-    from tpo_plugin.training.run import load_host
+    from tpo_plugin.training.run import load_host, load_run
 
-    def model() -> Any:
-        return apply_tpo(load_host(str(host)).eval(), AutoProcessor.from_pretrained(host), heads=list(HEADS[TEXT]))
+    if name != HOST:
+        return load_run(run_directory(directory, name))
+    return apply_tpo(load_host(str(host)).eval(), AutoProcessor.from_pretrained(host), heads=["region", "temporal"])
 
-    return _answer(model, directory, HOST)
 
+@contextmanager
+def _heads_of(name: str) -> Iterator[None]:
+    """The baseline's head is installed nowhere: it is registered while it is needed."""
+    from tpo_plugin.plugins import register_plugin, unregister_plugin
+    from tpo_shapes.moment_mlp import MomentPlugin
 
-def _answer(load: Callable[[], Any], directory: Path, name: str) -> dict[str, Any]:
-    """Asks a model all questions, unless an earlier call did."""
-    path = directory / f"answers_{FILES[name]}.jsonl"
-    with Stopwatch(directory / f"{FILES[name]}.answers.seconds", time.process_time) as clock:
-        if not path.is_file():
-            questions = read_questions(heldout_files(directory))
-            save_answers(path, answer_questions(load(), questions, as_text=name in (TEXT, HOST)))
-    return {"answers": path, "cpu_s": {"answers": clock.seconds}}
+    if name != BASELINE:
+        yield
+        return
+    register_plugin(MomentPlugin(), "moment_mlp")
+    try:
+        yield
+    finally:
+        unregister_plugin("moment_mlp")
 
 
 # -- the run as a whole ------------------------------------------------------------------------------------------------

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from tpo_shapes.baselines import box_as_text, iou, text_as_box
-from tpo_shapes.questions import CHAT, CLIP_CHAT, MASK, PLACEHOLDER, Box, Mask
+from tpo_shapes.baselines import box_as_text, iou, span_iou, text_as_box
+from tpo_shapes.questions import CHAT, CLIP_CHAT, MASK, MOMENTS, PLACEHOLDER, Box, Mask, Span
 from tpo_shapes.world import CLIP_FRAMES
 
 GIVEN = ("given_colour", "given_shape")
 CALLS = {"region": "box", "mask": "mask"}
-"""What a head's trigger calls for."""
+"""What a head's trigger calls for; that of any other for a moment."""
 VIDEO: dict[str, Any] = {"num_frames": CLIP_FRAMES, "sampling": "middle"}
 """How clips are read, in training and in evaluation: the frames at `CLIP_TIMES`."""
 
@@ -35,12 +35,14 @@ class Question:
     text: str
     """With a placeholder for each box that the user gives."""
     answer: str
-    """The wanted words; with a placeholder where a box or a mask is wanted."""
+    """The wanted words; with a placeholder where a box is wanted, or moments."""
     given: list[Box] = field(default_factory=list)
     box: Box | None = None
     """The wanted box."""
     time: float | None = None
     """Seconds, for a box of a clip."""
+    spans_s: list[Span] = field(default_factory=list)
+    """The wanted moments."""
     masks: list[Mask | None] = field(default_factory=list)
     """The wanted masks, one for each frame, None for a frame without the object."""
     first_box: Box | None = None
@@ -48,8 +50,8 @@ class Question:
 
     @property
     def wanted(self) -> str | None:
-        """What the answer shall call for: "box", "mask", or neither."""
-        return "box" if self.box is not None else "mask" if self.masks else None
+        """What the answer shall call for: "box", "moment", "mask", or none of them."""
+        return "box" if self.box is not None else "moment" if self.spans_s else "mask" if self.masks else None
 
     @property
     def clip(self) -> bool:
@@ -64,8 +66,12 @@ class Answer:
     text: str
     boxes: list[Box] = field(default_factory=list)
     """In the order of the answer."""
+    spans_s: list[Span] = field(default_factory=list)
+    """The moments of one answer, the one that it is surest of first."""
+    saliency: list[float] = field(default_factory=list)
+    """Of each frame of a clip, where moments were asked and a head said it."""
     called: list[str] = field(default_factory=list)
-    """What was called for, "box" or "mask": the trigger was emitted, or the numbers were said."""
+    """What was called for, "box", "moment" or "mask": the trigger was emitted, or the numbers were said."""
     track: dict[str, Any] | None = None
     """The first object's "masks" (RLE) at "times" (seconds), where masks were called for."""
 
@@ -93,6 +99,8 @@ def _turns(record: dict[str, Any], root: Path) -> list[Question]:
         if PLACEHOLDER in answer:
             task = next(tasks)
             question.box, question.time = task["boxes"][0], task.get("time")
+        if MOMENTS in answer:
+            question.spans_s = next(tasks)["spans"]
         if MASK in text:
             question.first_box = next(tasks)["box"]
         if MASK in answer:
@@ -144,23 +152,24 @@ def _can(tpo: Any, question: Question) -> bool:
 
 
 def _as_answer(said: str, predictions: list[Any], as_text: bool) -> Answer:
-    said = said.strip()
-    if as_text:
-        box = text_as_box(said)
-        return Answer(said, [box] if box else [], called=["box"] * bool(box))
-    answer = Answer(said, called=[CALLS[p.head] for p in predictions])
+    answer = Answer(said.strip(), called=[CALLS.get(p.head, "moment") for p in predictions])
+    if as_text and (box := text_as_box(answer.text)):
+        answer.boxes, answer.called = [box], ["box", *answer.called]
     for prediction in predictions:
         if prediction.value is None:
             continue
         if prediction.head == "region":
             answer.boxes.append(prediction.value.tolist())
-        else:
+        elif prediction.head == "mask":
             answer.track = answer.track or {key: prediction.value[key] for key in ("masks", "times")}
+        else:
+            answer.spans_s += prediction.value["spans_s"].tolist()
+            answer.saliency = prediction.value.get("saliency", np.empty(0)).tolist()
     return answer
 
 
 def score(questions: list[Question], answers: list[Answer]) -> dict[str, Any]:
-    """Shares from 0 to 1, for pictures and for clips; no box scores an IoU of 0, words count where exact.
+    """Shares from 0 to 1, for pictures and for clips; no box and no moment score an IoU of 0, words count where exact.
 
     A value is None where no question asks for it.
     """
@@ -172,18 +181,23 @@ def score(questions: list[Question], answers: list[Answer]) -> dict[str, Any]:
 
 
 def _score(pairs: list[tuple[Question, Answer]], chat: tuple[str, ...]) -> dict[str, Any]:
-    boxes = [(q, a) for q, a in pairs if q.wanted == "box"]
+    boxes, moments = ([(q, a) for q, a in pairs if q.wanted == kind] for kind in ("box", "moment"))
     others = [(q, a) for q, a in pairs if q.wanted is None]
-    overlaps = [overlap(q, a) for q, a in boxes]
+    overlaps, span_overlaps = [overlap(q, a) for q, a in boxes], [span_overlap(q, a) for q, a in moments]
     kinds = {kind: _mean([correct(q, a) for q, a in others if q.kind == kind]) for kind in (*chat, *GIVEN)}
     return {
         "num_region": len(boxes),
+        "num_moment": len(moments),
         "num_other": len(others),
         "box_when_asked": _mean(["box" in a.called for _, a in boxes]),
-        "box_otherwise": _mean(["box" in a.called for _, a in others]),
-        "mask_otherwise": _mean(["mask" in a.called for _, a in (*boxes, *others)]),
+        "box_otherwise": _mean(["box" in a.called for _, a in (*moments, *others)]),
+        "moment_when_asked": _mean(["moment" in a.called for _, a in moments]),
+        "moment_otherwise": _mean(["moment" in a.called for _, a in (*boxes, *others)]) if moments else None,
+        "mask_otherwise": _mean(["mask" in a.called for _, a in (*boxes, *moments, *others)]),
         "acc50": _mean([value >= 0.5 for value in overlaps]),
         "mean_iou": _mean(overlaps),
+        **{f"r1_{percent}": _mean([value >= percent / 100 for value in span_overlaps]) for percent in (30, 50, 70)},
+        "moment_iou": _mean(span_overlaps),
         "chat": _mean([v for kind in chat if (v := kinds[kind]) is not None]),
         "given": _mean([v for kind in GIVEN if (v := kinds[kind]) is not None]),
         "kinds": kinds,
@@ -195,6 +209,11 @@ def overlap(question: Question, answer: Answer) -> float:
     if not answer.boxes:
         return 0.0
     return float(iou(np.array(answer.boxes[0]), np.array(question.box)))
+
+
+def span_overlap(question: Question, answer: Answer) -> float:
+    """IoU of the answer's first moment with the wanted one that fits it best; 0 for an answer without a moment."""
+    return span_iou(answer.spans_s[0], question.spans_s) if answer.spans_s else 0.0
 
 
 def correct(question: Question, answer: Answer) -> bool:

@@ -20,7 +20,8 @@ def demo(
     Makes its own data, uses two CPU cores, and needs no network. Ends with a table of what was measured on held-out
     scenes, and with report.html in the folder of the run. The same call goes on with a run that was interrupted.
     """
-    from tpo_shapes.demo import FULL, QUICK, run_demo
+    from tpo_shapes.demo import run_demo
+    from tpo_shapes.recipe import FULL, QUICK
 
     run_demo(output, QUICK if quick else FULL, seed)
 

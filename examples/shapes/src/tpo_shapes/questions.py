@@ -346,14 +346,15 @@ KINDS: dict[str, Callable[..., Turn | None]] = {**CHAT, **CLIP_CHAT, **CLIP_TASK
 def ask(rng: random.Random, objects: list[Object], kinds: dict[str, float], num_turns: int, clip: bool) -> list[Turn]:
     """Up to `num_turns` different questions about one scene, of kinds drawn by weight.
 
-    Each box comes at most once in a kind.
+    Each box, and each moment, comes at most once in a kind.
     """
     names, weights = list(kinds), list(kinds.values())
     turns: dict[str, Turn] = {}
     for kind in rng.choices(names, weights, k=4 * num_turns):
         turn = KINDS[kind](rng, objects, rng.choice(ASKED_FRAMES) if clip else None)
         if turn is not None:
-            turns.setdefault(f"{turn.kind} {turn.boxes}" if turn.boxes else turn.question, turn)
+            wanted = turn.boxes or turn.spans_s
+            turns.setdefault(f"{turn.kind} {wanted}" if wanted else turn.question, turn)
         if len(turns) == num_turns:
             break
     return list(turns.values())

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
-from tpo_shapes.evaluate import GIVEN, Answer, Question, correct, overlap
+from tpo_shapes.evaluate import GIVEN, VIDEO, Answer, Question, correct, overlap, span_overlap
 from tpo_shapes.outlines import draw_track, score_masks
 from tpo_shapes.questions import CHAT, CLIP_CHAT, MASK, PLACEHOLDER
+from tpo_shapes.world import CLIP_TIMES
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-TPO, TEXT, CONSTANT, HOST = "TPO", "as text", "constant", "before TPO"
+TPO, BASELINE, CONSTANT, HOST = "TPO", "text, MLP", "constant", "before TPO"
 
 MEASURES = (
     ("pictures: box when asked", "images", "box_when_asked"),
@@ -34,6 +35,12 @@ MEASURES = (
     ("clips: mean IoU", "clips", "mean_iou"),
     ("clips: box given", "clips", "given"),
     ("clips: chat", "clips", "chat"),
+    ("moments: when asked", "clips", "moment_when_asked"),
+    ("moments: not asked", "clips", "moment_otherwise"),
+    ("moments: R@1 at IoU 0.3", "clips", "r1_30"),
+    ("moments: R@1 at IoU 0.5", "clips", "r1_50"),
+    ("moments: R@1 at IoU 0.7", "clips", "r1_70"),
+    ("moments: mean IoU", "clips", "moment_iou"),
     ("pictures: mask not asked", "images", "mask_otherwise"),
     ("clips: mask not asked", "clips", "mask_otherwise"),
 )
@@ -41,14 +48,16 @@ MEASURES = (
 
 NOTE = (
     "In percent, but the mean IoUs. Held-out scenes, over photographs never trained on; every answer is generated. "
-    "When asked, not asked: questions about a box, and all others, whose answer calls for one (TPO: emits the trigger; "
-    "as text: has the numbers). Acc@0.5, mean IoU: of the box; 0 without one. Box given: colour and shape of the "
-    "object in a box that the user gives. Chat: words exactly right, mean over the kinds of question. As text: same "
-    "host, LoRA, stages, steps and records, but without masks, boxes are numbers in the conversation, and the word "
-    "embeddings train too, as the host never learned numbers. Constant: the box that is right most often in training."
+    "When asked, not asked: questions about a box (a moment), and all others, whose answer calls for one (emits the "
+    "trigger; has the numbers). Acc@0.5, R@1, mean IoU: of the box, or of the first moment with the true one that fits "
+    "it best; 0 without one. Box given: colour and shape of the object in a box that the user gives. Chat: words "
+    "exactly right, mean over the kinds of question. Text, MLP: the same host, LoRA, stages, steps and records without "
+    "masks, where boxes are numbers in the conversation (the word embeddings train too, as the host never learned "
+    "numbers) and moments come from an MLP in the place of CG-DETR. Constant: the box and the moment that are right "
+    "most often in training."
 )
-_INEXACT = ("mean_iou",)
-_OF_CONSTANT = ("acc50", "mean_iou")
+_INEXACT = ("mean_iou", "moment_iou")
+_OF_CONSTANT = ("acc50", "mean_iou", "r1_30", "r1_50", "r1_70", "moment_iou")
 """What a constant answer is measured by."""
 
 
@@ -112,10 +121,12 @@ def _cell(value: float | None, key: str) -> str:
 def table(results: dict[str, Any]) -> Table:
     """The one table of a run."""
     counts = results["rows"][TPO]
-    asked = ", ".join(f"{c['num_region']} + {c['num_other']} about {media}" for media, c in counts.items())
+    asked = ", ".join(
+        f"{c['num_region']} + {c['num_moment']} + {c['num_other']} about {media}" for media, c in counts.items()
+    )
     title = f"Held-out scenes, seed {results['seed']}"
     title += " (quick: the path, not the quality)" if results["quick"] else ""
-    caption = f"{NOTE} Questions (box, other): {asked}. {took(results)}"
+    caption = f"{NOTE} Questions (box, moment, other): {asked}. {took(results)}"
     shown = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
     shown.add_column("", no_wrap=True)
     for name in results["rows"]:
@@ -136,8 +147,9 @@ def write_report(
     directory: Path, results: dict[str, Any], questions: list[Question], answers: dict[str, list[Answer]]
 ) -> Path:
     """Writes report.html: the table, each kind of question, loss curves, pictures, clips and conversations."""
-    asked = list(zip(questions, answers[TPO], answers[TEXT], strict=True))
+    asked = list(zip(questions, answers[TPO], answers[BASELINE], strict=True))
     boxes = [pair for pair in asked if pair[0].wanted == "box"]
+    moments = [pair for pair in asked if pair[0].wanted == "moment"]
     given = [pair for pair in asked if pair[0].kind in GIVEN and not pair[0].clip]
     chat = [pair for pair in asked if pair[0].kind not in GIVEN and pair[0].wanted is None and not pair[0].clip]
     quick = "<p class=warn>A quick run: it shows the path, not the quality.</p>" if results["quick"] else ""
@@ -154,6 +166,8 @@ def write_report(
         _gallery(_spread([pair for pair in boxes if not pair[0].clip], 15)),
         "<h2>Clips</h2><p>The frame that the question names.</p>",
         _gallery(_spread([pair for pair in boxes if pair[0].clip], 10)),
+        "<h2>When is it?</h2><p>The whole clip from left to right.</p>",
+        "".join(_timeline(*pair) for pair in _spread(moments, 10)),
         "<h2>Which pixels?</h2><p>Orange: the mask head's. Blue outline: true. Of a clip every other frame.</p>",
         _gallery_of_masks(list(zip(questions, answers[TPO], strict=True))),
         "<h2>Conversation</h2>",
@@ -162,7 +176,7 @@ def write_report(
         _gallery(_spread(given, 5)),
         "<h2>Each kind of question</h2>",
         _kinds(results),
-        "<h2>Losses</h2><p>Orange: TPO, violet: as text. Grey: where a stage ends.</p>",
+        "<h2>Losses</h2><p>Orange: TPO, violet: text, MLP. Grey: where a stage ends.</p>",
         *_curves(directory),
     ]
     path = directory / "report.html"
@@ -238,6 +252,25 @@ def draw(question: Question, boxes: list[tuple[str, list[float]]]) -> Image:
     return picture
 
 
+def _timeline(question: Question, found: Answer, mlp: Answer) -> str:
+    verdict = f"IoU {span_overlap(question, found):.2f}, MLP {span_overlap(question, mlp):.2f}"
+    caption = f"{html.escape(found.text)}<br><i>{verdict}</i>"
+    return f"<figure class=wide>{_img(timeline(question, found))}<figcaption>{caption}</figcaption></figure>"
+
+
+def timeline(question: Question, found: Answer) -> Image:
+    """The clip's frames, the saliency where there is one, the true moments, and those found, the surest first."""
+    from tpo_head_temporal.timeline import render_timeline
+
+    from tpo_plugin.data import VideoOptions, read_video
+
+    curve = {"saliency": found.saliency, "times_s": CLIP_TIMES} if found.saliency else {}
+    video = read_video(question.media, VideoOptions(**VIDEO))
+    return render_timeline(
+        video, {"spans_s": found.spans_s, **curve}, {"spans_s": question.spans_s}, title=question.text
+    )
+
+
 def _gallery_of_masks(pairs: list[tuple[Question, Answer]]) -> str:
     shown = ""
     for kind, number in (("outline", 10), ("follow", 6), ("follow_given", 4)):
@@ -267,11 +300,12 @@ def _img(picture: Image) -> str:
 
 
 def _curves(directory: Path) -> list[str]:
-    runs = {"found": read_losses(directory), "text": read_losses(directory / "text")}
+    runs = {"found": read_losses(directory), "text": read_losses(directory / "baseline")}
     named = (
         ("loss_mllm", "conversation", ("found", "text")),
         ("loss_assign", "assignment", ("found",)),
         ("loss_region", "region", ("found",)),
+        ("loss_temporal", "temporal", ("found",)),
         ("loss_mask", "mask", ("found",)),
     )
     return [
@@ -282,7 +316,7 @@ def _curves(directory: Path) -> list[str]:
 def read_losses(run: Path) -> dict[str, list[Any]]:
     """(step, value) of each loss over all stages of a run, and the steps at which stages end."""
     found: dict[str, list[Any]] = {
-        name: [] for name in ("loss_mllm", "loss_assign", "loss_region", "loss_mask", "ends")
+        name: [] for name in ("loss_mllm", "loss_assign", "loss_region", "loss_temporal", "loss_mask", "ends")
     }
     begin = 0
     for stage in json.loads((run / "run.json").read_text(encoding="utf-8"))["stages"].values():

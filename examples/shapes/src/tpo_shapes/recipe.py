@@ -1,0 +1,149 @@
+"""How much the demo makes, and how it trains: sizes, heads, loss weights and the three stages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tpo_plugin.config import TPOConfig
+from tpo_plugin.training.config import DataConfig, DataSource, StageConfig, TrainConfig
+from tpo_shapes.evaluate import VIDEO
+from tpo_shapes.micro_sam import ARCHITECTURE, SAM_STEPS
+from tpo_shapes.report import BASELINE, HOST, TPO
+
+SHARDS = ("train-0", "train-1")
+LOGGING_STEPS = 5
+HEADS = {TPO: ("region", "temporal", "mask"), BASELINE: ("moment",)}
+FILES = {TPO: "tpo", BASELINE: "baseline", HOST: "host"}
+"""What the files of a model are called in the demo's directory."""
+LOSS_WEIGHTS: dict[str, dict[str, float]] = {
+    TPO: {"region": 5.0, "temporal": 0.1},
+    BASELINE: {"moment": 0.5},
+}
+CG_DETR: dict[str, Any] = {
+    "hidden": 64,
+    "num_heads": 4,
+    "feed_forward": 512,
+    "input_layers": 2,
+    "cross_layers": 1,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "dummy_layers": 1,
+    "num_dummies": 4,
+    "num_queries": 3,
+    "dropout": 0.0,
+    "input_dropout": 0.0,
+    "reference_losses": False,
+    "text": "words",
+}
+"""The temporal head for clips of sixteen frames."""
+
+MASK_HEAD: dict[str, Any] = {**ARCHITECTURE, "losses": ["pixel", "prompt"], "given_box": "adapter"}
+"""The mask head on the demo's own SAM 2; a box that the user gives reaches it through the language model alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much a run makes, trains and asks."""
+
+    num_scenes: int
+    """Training pictures; each has one record of conversation and one of tasks."""
+    num_clips: int
+    """Training clips."""
+    heldout_scenes: int
+    heldout_clips: int
+    steps: tuple[int, int, int]
+    """Of the three stages."""
+    batch_size: int
+    sam_steps: tuple[int, ...]
+    """Of the micro SAM 2, on clips of 1, 2 and 4 frames."""
+
+
+FULL = Size(
+    num_scenes=5000,
+    num_clips=2400,
+    heldout_scenes=300,
+    heldout_clips=200,
+    steps=(50, 500, 300),
+    batch_size=48,
+    sam_steps=SAM_STEPS,
+)
+QUICK = Size(
+    num_scenes=96,
+    num_clips=24,
+    heldout_scenes=12,
+    heldout_clips=6,
+    steps=(5, 15, 5),
+    batch_size=16,
+    sam_steps=(2, 1, 1),
+)
+
+
+def run_directory(directory: Path, name: str) -> Path:
+    """Where a model is trained."""
+    return directory if name == TPO else directory / FILES[name]
+
+
+def sam_file(directory: Path) -> Path:
+    """Where the weights of the demo's SAM 2 are."""
+    return directory / "micro_sam.safetensors"
+
+
+def train_config(host: Path, directory: Path, size: Size, seed: int, name: str) -> TrainConfig:
+    """The three stages of `TPO`, or of the baseline: the same steps on the same records.
+
+    The baseline says boxes in words, which the host never learned, so its word embeddings train too; its moments come
+    from `moment_mlp`.
+    """
+
+    as_text = name == BASELINE
+
+    def host_parts(rate: float) -> dict[str, float]:
+        return {"lora": rate, "words": rate} if as_text else {"lora": rate}
+
+    def parts(rate: float) -> dict[str, float]:
+        temporal = {} if as_text else {"heads.temporal": 2e-3}
+        return {**host_parts(rate), "tokens": rate, "heads": rate, **temporal}
+
+    def stage(number: int, rates: dict[str, float], chat: float, losses: list[str] | None = None) -> StageConfig:
+        mix = {"chat": chat, "tasks": 1.0, "clip_chat": 1.5 * chat, "clip_tasks": 3.0}
+        return StageConfig(
+            learning_rates=rates,
+            losses=losses,
+            data=[
+                DataSource(file=str(directory / "data" / shard / records_file(kind, name)), weight=weight)
+                for shard in SHARDS
+                for kind, weight in mix.items()
+            ],
+            steps=size.steps[number - 1],
+            batch_size=size.batch_size,
+            micro_batch_size=size.batch_size,
+            warmup=0.1,
+            save_steps=200,
+            logging_steps=LOGGING_STEPS,
+            trainer={"disable_tqdm": True, "report_to": "none", "adam_beta2": 0.98},
+        )
+
+    return TrainConfig(
+        model=str(host),
+        output_dir=str(run_directory(directory, name)),
+        heads=list(HEADS[name]),
+        tpo=TPOConfig(loss_weights=LOSS_WEIGHTS[name], heads=_head_configs(directory, name)),
+        modules={"words": r"(^|\.)(embed_tokens|lm_head)\."} if as_text else {},
+        seed=seed,
+        data=DataConfig(video=dict(VIDEO), num_workers=1),
+        stage1=stage(1, {**host_parts(3e-3), "triggers": 3e-3}, chat=1.0, losses=["mllm", "assign"]),
+        stage2=stage(2, parts(3e-3), chat=0.4),
+        stage3=stage(3, {**parts(1e-3), "connector": 2e-4, "vision": 2e-4}, chat=0.7),
+    )
+
+
+def _head_configs(directory: Path, name: str) -> dict[str, dict[str, Any]]:
+    configs = {"temporal": dict(CG_DETR), "mask": {**MASK_HEAD, "checkpoint": str(sam_file(directory))}}
+    return {head: config for head, config in configs.items() if head in HEADS[name]}
+
+
+def records_file(kind: str, name: str) -> str:
+    """Name of the file of records that a run takes for a kind of them."""
+    return f"{kind}_baseline.jsonl" if name == BASELINE and kind.endswith("tasks") else f"{kind}.jsonl"
