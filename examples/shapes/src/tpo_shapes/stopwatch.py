@@ -45,7 +45,7 @@ class Stopwatch:
             self._write()
 
     def _write(self) -> None:
-        self.seconds = self._before + self._clock() - self._begin
+        self.seconds = self._before + (self._clock() - self._begin)
         text = json.dumps({"seconds": self.seconds, "calls": self.calls})
         temporary = self._path.with_name(self._path.name + ".new")
         temporary.write_text(text + "\n", encoding="utf-8")
