@@ -54,7 +54,7 @@ from tpo_shapes.recipe import (
     train_config,
 )
 from tpo_shapes.report import BASELINE, CONSTANT, HOST, TPO, mask_table, table, write_report
-from tpo_shapes.stopwatch import Stopwatch, cpu_time
+from tpo_shapes.stopwatch import Stopwatch
 
 HOST_DIRECTORY = Path(__file__).resolve().parents[2] / "host"
 
@@ -101,7 +101,7 @@ def run_demo(directory: Path, size: Size, seed: int = 0, host: Path = HOST_DIREC
 
 
 def _run_jobs(directory: Path, size: Size, seed: int, host: Path, console: Console) -> dict[str, dict[str, float]]:
-    """Data and the micro SAM 2, training, answers, two jobs at a time, of one thread each: CPU seconds of each job."""
+    """Data and the micro SAM 2, training, answers, in two processes of one thread each: CPU seconds of each job."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(2, mp_context=context, initializer=_start_worker) as pool, _progress(console) as progress:
 
@@ -201,7 +201,7 @@ def _make_part(root: Path, size: Size, seed: int) -> None:
 
 
 def _train_sam(directory: Path, size: Size, seed: int) -> float:
-    with Stopwatch(directory / "micro_sam.seconds", cpu_time) as clock:
+    with Stopwatch(directory / "micro_sam.seconds", time.process_time) as clock:
         if not sam_file(directory).is_file():
             train_micro_sam(sam_file(directory), size.sam_steps, seed)
     return clock.seconds
@@ -210,7 +210,7 @@ def _train_sam(directory: Path, size: Size, seed: int) -> float:
 def _train(host: Path, directory: Path, size: Size, seed: int, name: str) -> float:
     from tpo_plugin.training.run import train
 
-    with Stopwatch(directory / f"{FILES[name]}.training.seconds", cpu_time) as clock, _heads_of(name):
+    with Stopwatch(directory / f"{FILES[name]}.training.seconds", time.process_time) as clock, _heads_of(name):
         train(train_config(host, directory, size, seed, name))
     return clock.seconds
 
@@ -218,7 +218,7 @@ def _train(host: Path, directory: Path, size: Size, seed: int, name: str) -> flo
 def _answer(directory: Path, name: str, host: Path) -> float:
     """Asks a model all questions, unless an earlier call did."""
     path = answers_file(directory, name)
-    with Stopwatch(directory / f"{FILES[name]}.answers.seconds", cpu_time) as clock, _heads_of(name):
+    with Stopwatch(directory / f"{FILES[name]}.answers.seconds", time.process_time) as clock, _heads_of(name):
         if not path.is_file():
             questions = read_questions(heldout_files(directory))
             save_answers(path, answer_questions(_load(directory, name, host), questions, as_text=name != TPO))
@@ -229,7 +229,7 @@ def _compare(directory: Path) -> float:
     """Follows the objects with the masks that the answers' are compared with."""
     from tpo_plugin.training.run import load_run
 
-    with Stopwatch(directory / "tracks.seconds", cpu_time) as clock:
+    with Stopwatch(directory / "tracks.seconds", time.process_time) as clock:
         if not tracks_file(directory).is_file():
             compare_masks(load_run(directory), read_questions(heldout_files(directory)), tracks_file(directory))
     return clock.seconds

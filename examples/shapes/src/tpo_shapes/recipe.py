@@ -132,7 +132,7 @@ def train_config(host: Path, directory: Path, size: Size, seed: int, name: str) 
         tpo=TPOConfig(loss_weights=LOSS_WEIGHTS[name], heads=_head_configs(directory, name)),
         modules={"words": r"(^|\.)(embed_tokens|lm_head)\."} if as_text else {},
         seed=seed,
-        data=DataConfig(video=dict(VIDEO), num_workers=1),
+        data=DataConfig(video=dict(VIDEO)),
         stage1=stage(1, {**host_parts(3e-3), "triggers": 3e-3}, chat=1.0, losses=["mllm", "assign"]),
         stage2=stage(2, parts(3e-3), chat=0.4),
         stage3=stage(3, {**parts(1e-3), "connector": 2e-4, "vision": 2e-4}, chat=0.7),

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-
-def cpu_time() -> float:
-    """CPU seconds of this process and of those of its children that have ended, as a data loader's workers."""
-    return sum(os.times()[:4])
 
 
 class Stopwatch:
