@@ -14,7 +14,7 @@ import zoo
 from safetensors.torch import load_file
 
 from tpo_plugin import TPOConfig, TPOError, apply_tpo, load_tpo
-from tpo_plugin.checkpoint import CONFIG_FILE, WEIGHTS_FILE
+from tpo_plugin.files import CONFIG_FILE, WEIGHTS_FILE
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_an_interrupted_save_leaves_the_old_files(model: Any, saved: Path, monke
         Path(path).write_bytes(b"half a file")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tpo_plugin.checkpoint.save_file", dies)
+    monkeypatch.setattr("tpo_plugin.files.save_file", dies)
     with torch.no_grad():
         model.tpo.embeddings["region"].task.add_(1)
     with pytest.raises(KeyboardInterrupt):

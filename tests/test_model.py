@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tpo_plugin import HostError, TPOConfig, TPOError, apply_tpo, remove_tpo
-from tpo_plugin.tokens import token_positions
+from tpo_plugin.positions import token_positions
 
 LOSS_HOSTS = ["llama", "gemma2", "phi", "qwen2_vl"]  # plain, soft-capped, a head with bias, M-RoPE
 

@@ -10,7 +10,8 @@ import zoo
 from transformers import PreTrainedTokenizerFast
 
 from tpo_plugin import TPOError, apply_tpo
-from tpo_plugin.tokens import HeadTokens, add_tokens, token_positions
+from tpo_plugin.positions import token_positions
+from tpo_plugin.tokens import HeadTokens, add_tokens
 
 TOKENS = {
     "a": HeadTokens("<a_begin>", "<a>", None, 40, 41, None),

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from tpo_plugin.checkpoint import load_tpo
     from tpo_plugin.data.dataset import Sample
     from tpo_plugin.data.media import VideoClip, VideoOptions, read_video, stream_video
-    from tpo_plugin.features import HostFeatures
     from tpo_plugin.generate import Prediction
     from tpo_plugin.head import HeadMetrics, Linear, TaskHead
     from tpo_plugin.host import Host
     from tpo_plugin.model import TaskPreferenceModel
+    from tpo_plugin.seen import HostFeatures
     from tpo_plugin.splice import SplicingHost
     from tpo_plugin.training.trainer import wrap_trainer
 
@@ -31,7 +31,7 @@ _LAZY = {
     "remove_tpo": "apply",
     "load_tpo": "checkpoint",
     "Prediction": "generate",
-    "HostFeatures": "features",
+    "HostFeatures": "seen",
     "HeadMetrics": "head",
     "Linear": "head",
     "TaskHead": "head",

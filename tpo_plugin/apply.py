@@ -20,7 +20,8 @@ from tpo_plugin.head import TaskHead
 from tpo_plugin.host import Host
 from tpo_plugin.model import FORWARD_ARGUMENTS, TaskPreferenceModel
 from tpo_plugin.plugins import HeadSpec, registry
-from tpo_plugin.tokens import Growth, HeadTokens, TokenRows, Undo, add_tokens, grow_vocabulary, resolve_tokens
+from tpo_plugin.tokens import HeadTokens, TokenRows, Undo, add_tokens, resolve_tokens
+from tpo_plugin.vocabulary import Growth, grow_vocabulary
 
 logger = logging.getLogger(__name__)
 

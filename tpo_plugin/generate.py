@@ -18,8 +18,8 @@ from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList
 from transformers.utils import ModelOutput
 
 from tpo_plugin.errors import HostError, TPOError, did_you_mean
+from tpo_plugin.positions import Positions
 from tpo_plugin.session import Session, TriggerProcessor
-from tpo_plugin.tokens import Positions
 
 if TYPE_CHECKING:
     from tpo_plugin.head import TaskHead

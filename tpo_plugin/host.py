@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tpo_plugin.errors import HostError
-from tpo_plugin.features import tower_width, vision_towers
-from tpo_plugin.tokens import input_embedding, output_embedding
+from tpo_plugin.seen import tower_width, vision_towers
+from tpo_plugin.vocabulary import input_embedding, output_embedding
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from tpo_plugin.errors import HostError, TPOError
 from tpo_plugin.head import collate_inputs
 from tpo_plugin.losses import flat_index, float32
-from tpo_plugin.tokens import Positions
+from tpo_plugin.positions import Positions
 
 if TYPE_CHECKING:
     from tpo_plugin.model import TaskPreferenceModel

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tpo_plugin.errors import HostError, TPOError
-from tpo_plugin.features import Captured
-from tpo_plugin.tokens import HeadTokens, Positions, token_positions
+from tpo_plugin.positions import Positions, token_positions
+from tpo_plugin.seen import Captured
+from tpo_plugin.tokens import HeadTokens
 
 if TYPE_CHECKING:
     from tpo_plugin.model import TaskPreferenceModel

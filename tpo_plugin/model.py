@@ -17,21 +17,15 @@ from torch.nn import functional as F
 
 from tpo_plugin.config import TPOConfig
 from tpo_plugin.errors import HostError, TPOError
-from tpo_plugin.features import Captured, HostFeatures, last_layer, special_ids, text_groups, tower_grid
 from tpo_plugin.head import TaskHead
 from tpo_plugin.host import Host, tables
 from tpo_plugin.insert import empty_inputs, insert_rows
 from tpo_plugin.losses import Call, TPOOutput, add_losses, flat_index, float32, split_labels, with_result
+from tpo_plugin.positions import Positions, decoder_ids, token_positions
+from tpo_plugin.seen import Captured, HostFeatures, last_layer, special_ids, text_groups, tower_grid
 from tpo_plugin.structure import follow_peft, look_again
-from tpo_plugin.tokens import (
-    Growth,
-    HeadTokens,
-    Positions,
-    TokenRows,
-    Undo,
-    decoder_ids,
-    token_positions,
-)
+from tpo_plugin.tokens import HeadTokens, TokenRows, Undo
+from tpo_plugin.vocabulary import Growth
 
 FORWARD_ARGUMENTS = ("task_inputs", "task_targets", "task_positions", "task_frames", "task_counts")
 """Keyword arguments that the plugin takes out of the host's forward."""
@@ -112,8 +106,8 @@ class TaskPreferenceModel(nn.Module):
         return generate(self, *args, **kwargs)
 
     def save_pretrained(self, directory: Any) -> None:
-        """Writes config, task tokens, heads and tokenizer; see `tpo_plugin.checkpoint.save_tpo`."""
-        from tpo_plugin.checkpoint import save_tpo
+        """Writes config, task tokens, heads and tokenizer; see `tpo_plugin.files.save_tpo`."""
+        from tpo_plugin.files import save_tpo
 
         save_tpo(self, directory)
 

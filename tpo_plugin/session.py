@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from tpo_plugin.features import Captured
-from tpo_plugin.tokens import Positions
+from tpo_plugin.positions import Positions
+from tpo_plugin.seen import Captured
 
 if TYPE_CHECKING:
     from tpo_plugin.model import TaskPreferenceModel

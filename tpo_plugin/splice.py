@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from transformers import GenerationMixin
 
 from tpo_plugin.errors import HostError, TPOError
-from tpo_plugin.features import TextGroups
 from tpo_plugin.host import Host
 from tpo_plugin.insert import KINDS, insert_rows
-from tpo_plugin.tokens import HeadTokens, Positions, token_positions
+from tpo_plugin.positions import Positions, token_positions
+from tpo_plugin.seen import TextGroups
+from tpo_plugin.tokens import HeadTokens
 
 if TYPE_CHECKING:
     from tpo_plugin.model import TaskPreferenceModel

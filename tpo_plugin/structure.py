@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tpo_plugin.errors import HostError, TPOError
 from tpo_plugin.losses import Call
-from tpo_plugin.tokens import input_embedding, output_embedding
+from tpo_plugin.vocabulary import input_embedding, output_embedding
 
 if TYPE_CHECKING:
     from tpo_plugin.model import TaskPreferenceModel

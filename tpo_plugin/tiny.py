@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tpo_plugin.features import Captured, HostFeatures
+from tpo_plugin.seen import Captured, HostFeatures
 
 HIDDEN_SIZE, VISION_SIZE = 32, 24
 WORDS = ("<pad>", "<s>", "</s>", "<unk>", "where", "is", "the", "red", "circle", "it", "stands", "here")

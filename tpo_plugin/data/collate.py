@@ -14,9 +14,9 @@ from tpo_plugin.data.chat import ChatTemplate
 from tpo_plugin.data.dataset import Sample
 from tpo_plugin.data.encode import IGNORED, Row, encode, encode_pair
 from tpo_plugin.errors import TPOError
-from tpo_plugin.features import text_groups
 from tpo_plugin.head import asks_for_samples, collate_inputs
-from tpo_plugin.tokens import token_positions
+from tpo_plugin.positions import token_positions
+from tpo_plugin.seen import text_groups
 
 logger = logging.getLogger(__name__)
 

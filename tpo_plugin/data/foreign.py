@@ -22,9 +22,9 @@ from tpo_plugin.data.encode import IGNORED
 from tpo_plugin.data.media import VideoOptions
 from tpo_plugin.data.records import Record, Turn, check_tasks, expand_turns, parse_record
 from tpo_plugin.errors import RecordError, TPOError
-from tpo_plugin.features import text_groups
 from tpo_plugin.head import asks_for_samples
-from tpo_plugin.tokens import token_positions
+from tpo_plugin.positions import token_positions
+from tpo_plugin.seen import text_groups
 
 SAMPLE = "tpo_sample"
 """Key of a row under which its tasks travel from dataset to collator."""

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tpo_plugin import zero
-from tpo_plugin.checkpoint import CONFIG_FILE, WEIGHTS_FILE, replace_file
 from tpo_plugin.errors import TPOError
+from tpo_plugin.files import CONFIG_FILE, WEIGHTS_FILE, replace_file
 from tpo_plugin.training.parts import LORA
 
 HOST_WEIGHTS_FILE = "tpo_host_weights.safetensors"

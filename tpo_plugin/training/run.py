@@ -29,10 +29,11 @@ from transformers.trainer_utils import IntervalStrategy
 
 from tpo_plugin import zero
 from tpo_plugin.apply import apply_tpo
-from tpo_plugin.checkpoint import load_tpo, load_weights, replace_file, save_tpo
+from tpo_plugin.checkpoint import load_tpo
 from tpo_plugin.config import FORMAT_VERSION, config_from_dict
 from tpo_plugin.data import RecordDataset, Records, TPOCollator, VideoOptions
 from tpo_plugin.errors import TPOError, did_you_mean
+from tpo_plugin.files import load_weights, replace_file, save_tpo
 from tpo_plugin.training.attention import attention
 from tpo_plugin.training.checkpoints import last_checkpoint, load_host_weights, save_host_weights
 from tpo_plugin.training.config import DataSource, StageConfig, TrainConfig

@@ -26,8 +26,8 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from tpo_plugin import zero
-from tpo_plugin.checkpoint import load_weights, save_tpo
 from tpo_plugin.errors import TPOError
+from tpo_plugin.files import load_weights, save_tpo
 from tpo_plugin.losses import count_targets
 from tpo_plugin.training.checkpoints import (
     adapter_only,

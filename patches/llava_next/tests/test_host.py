@@ -110,7 +110,7 @@ def test_every_row_of_ours_gets_a_gradient(build, echo):
 
 
 def test_positions_of_a_collator_serve(build, echo):
-    from tpo_plugin.tokens import token_positions
+    from tpo_plugin.positions import token_positions
 
     model = applied(build)
     given = labelled(model, batch(KINDS, with_tasks(model, [1, 2, 0, 3, 1])))

@@ -13,7 +13,7 @@ from registered import registered
 from torch import Tensor
 
 import tpo_plugin as tpo
-from tpo_plugin.features import Captured, HostFeatures, text_groups
+from tpo_plugin.seen import Captured, HostFeatures, text_groups
 
 VIDEO_HOSTS = {"qwen2_vl_video": 2, "video_llava": 8, "llava_onevision": 3}
 """Frames that the vision tower of each sees of a row's video."""
