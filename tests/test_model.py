@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tpo_plugin import HostError, TPOConfig, TPOError, apply_tpo, remove_tpo
-from tpo_plugin.positions import token_positions
+from tpo_plugin.positions import Counts, token_positions
 
 LOSS_HOSTS = ["llama", "gemma2", "phi", "qwen2_vl"]  # plain, soft-capped, a head with bias, M-RoPE
 
@@ -120,7 +120,7 @@ def test_counts_make_sums_over_the_whole_batch() -> None:
     batch, boxes = batch_of(model), zoo.boxes(4)
     whole = model(**batch, task_targets=targets())
     num_ordinary = int((batch["labels"][:, 1:] != -100).sum()) - 4
-    counts = {"mllm": num_ordinary, "assign": 4, "region": 4}
+    counts = Counts(num_ordinary, 4, {"region": 4})
     total = 0.0
     for row in range(2):
         micro = {k: v[row : row + 1] for k, v in batch.items()}
@@ -156,7 +156,7 @@ def test_call_and_forward_do_the_work_once() -> None:
     assert torch.equal(called.loss, direct.loss)
     assert torch.equal(called.logits, direct.logits)
     assert set(direct.tpo.losses) == {"mllm", "assign", "region"}
-    assert model.tpo.call is None
+    assert model.tpo.step is None
 
 
 def test_positional_arguments_and_tuples() -> None:
@@ -253,7 +253,7 @@ def test_what_does_not_match_is_refused_and_the_next_forward_works(kind: str, me
     expected = model(**batch, task_targets=targets()).loss
     with pytest.raises(TPOError, match=message):
         model(**wrong(model, copy.deepcopy(batch), kind))
-    assert model.tpo.call is None
+    assert model.tpo.step is None
     assert torch.equal(model(**batch, task_targets=targets()).loss, expected)
 
 
@@ -261,7 +261,7 @@ def test_a_host_that_raises_leaves_no_state() -> None:
     model = applied()
     with pytest.raises(Exception, match="specify exactly one of input_ids or inputs_embeds|cannot specify both"):
         model(input_ids=torch.tensor([[9]]), inputs_embeds=torch.zeros(1, 1, 32))
-    assert model.tpo.call is None
+    assert model.tpo.step is None
 
 
 def test_a_loss_that_never_calls_the_head_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from tpo_plugin.checkpoint import load_tpo
     from tpo_plugin.data.dataset import Sample
     from tpo_plugin.data.media import VideoClip, VideoOptions, read_video, stream_video
-    from tpo_plugin.generate import Prediction
+    from tpo_plugin.generation.answers import Prediction
     from tpo_plugin.head import HeadMetrics, Linear, TaskHead
     from tpo_plugin.host import Host
+    from tpo_plugin.host.splice import SplicingHost
     from tpo_plugin.model import TaskPreferenceModel
     from tpo_plugin.seen import HostFeatures
-    from tpo_plugin.splice import SplicingHost
     from tpo_plugin.training.trainer import wrap_trainer
 
 __version__ = "0.1.0"
@@ -30,7 +30,7 @@ _LAZY = {
     "apply_tpo": "apply",
     "remove_tpo": "apply",
     "load_tpo": "checkpoint",
-    "Prediction": "generate",
+    "Prediction": "generation.answers",
     "HostFeatures": "seen",
     "HeadMetrics": "head",
     "Linear": "head",
@@ -42,7 +42,7 @@ _LAZY = {
     "VideoOptions": "data.media",
     "read_video": "data.media",
     "stream_video": "data.media",
-    "SplicingHost": "splice",
+    "SplicingHost": "host.splice",
     "wrap_trainer": "training.trainer",
 }
 

@@ -6,8 +6,7 @@ import copy
 import inspect
 import logging
 from collections.abc import Callable, Sequence
-from functools import partial, wraps
-from types import MethodType
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,8 +16,9 @@ from tpo_plugin import zero
 from tpo_plugin.config import HeadConfig, TPOConfig, config_from_dict
 from tpo_plugin.errors import TPOError, did_you_mean
 from tpo_plugin.head import TaskHead
+from tpo_plugin.hooks import HostForward
 from tpo_plugin.host import Host
-from tpo_plugin.model import FORWARD_ARGUMENTS, TaskPreferenceModel
+from tpo_plugin.model import TaskPreferenceModel
 from tpo_plugin.plugins import HeadSpec, registry
 from tpo_plugin.tokens import HeadTokens, TokenRows, Undo, add_tokens, resolve_tokens
 from tpo_plugin.vocabulary import Growth, grow_vocabulary
@@ -77,9 +77,9 @@ def apply_tpo(
             spec.name: _build_head(spec, configs[spec.name], host.hidden_size, vision_size).to(device) for spec in specs
         }
         rows = _initial_rows(host, tokens, growth)
-        tpo = TaskPreferenceModel(
-            host_model, host, modules, rows, tokens, config, text_tokenizer, processor, growth
-        ).to(device)
+        tpo = TaskPreferenceModel(host_model, host, modules, rows, tokens, config, text_tokenizer, processor)
+        tpo.trigger_logits.grow(growth)
+        tpo.to(device)
         tpo.train(host_model.training)
         _install(host_model, tpo, undo)
     except BaseException:
@@ -102,7 +102,7 @@ def remove_tpo(model: nn.Module) -> nn.Module:
     tpo = getattr(host_model, "tpo", None)
     if tpo is None:
         raise TPOError(f"this {type(host_model).__name__} has no TPO; apply_tpo(model) puts it on")
-    for step in reversed(tpo._undo):
+    for step in reversed(tpo.undo):
         step()
     return model
 
@@ -110,8 +110,8 @@ def remove_tpo(model: nn.Module) -> nn.Module:
 def _install(model: nn.Module, tpo: TaskPreferenceModel, undo: list[Undo]) -> None:
     model.add_module("tpo", tpo)
     undo.append(partial(delattr, model, "tpo"))
-    tpo.attach()
-    undo.append(tpo.detach)
+    tpo.hooks.attach()
+    undo.append(tpo.hooks.detach)
     own = "_keys_to_ignore_on_save" in model.__dict__
     undo.append(
         partial(
@@ -122,8 +122,8 @@ def _install(model: nn.Module, tpo: TaskPreferenceModel, undo: list[Undo]) -> No
     model._keys_to_ignore_on_save = ignored | {f"tpo.{key}" for key in tpo.state_dict()}
     own = "forward" in model.__dict__
     undo.append(partial(_restore_attribute, model, "forward", model.__dict__.get("forward"), own))
-    model.forward = MethodType(_forward_with_tpo(model.forward), model)
-    tpo._undo = undo
+    model.forward = HostForward(tpo.hooks, model.forward)
+    tpo.undo = undo
 
 
 def _restore_attribute(owner: Any, name: str, value: Any, own: bool) -> None:
@@ -131,45 +131,6 @@ def _restore_attribute(owner: Any, name: str, value: Any, own: bool) -> None:
         owner.__dict__[name] = value
     else:
         owner.__dict__.pop(name, None)
-
-
-def _forward_with_tpo(original: Callable[..., Any]) -> Callable[..., Any]:
-    """The host's forward for callers that bypass its hooks: PEFT before 0.21 calls `.forward` directly.
-
-    A plain function to be bound to the host, since accelerate takes `__func__` of a bound forward and rebinds it.
-    """
-    bound = isinstance(original, MethodType)
-    inner: Callable[..., Any] = getattr(original, "__func__", original) if bound else original
-
-    @torch.compiler.disable(recursive=False)
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        call = partial(inner, self) if bound else inner
-        tpo = self.tpo
-        if tpo.call is not None:  # the hooks are at work
-            return call(*args, **kwargs)
-        args, kwargs = tpo.begin(args, kwargs)
-        try:
-            output = call(*args, **kwargs)
-        except BaseException:
-            tpo.call = None
-            raise
-        return tpo.finish(output)
-
-    wraps(inner)(forward)
-    del forward.__wrapped__
-    forward.__signature__ = _extended_signature(inner, bound)
-    return forward
-
-
-def _extended_signature(function: Callable[..., Any], bound: bool) -> inspect.Signature:
-    """The host's signature with the plugin's arguments, so that trainers keep their dataset columns."""
-    signature = inspect.signature(function)
-    parameters = list(signature.parameters.values())
-    if not bound:
-        parameters.insert(0, inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY))
-    rest = [parameters.pop()] if parameters[-1].kind is inspect.Parameter.VAR_KEYWORD else []
-    extra = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in FORWARD_ARGUMENTS]
-    return signature.replace(parameters=[*parameters, *extra, *rest])
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

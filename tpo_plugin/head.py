@@ -68,6 +68,10 @@ class TaskHead(nn.Module):
     """Prefixes of state-dict keys whose weights come from a file that the head's config names (and loads when it is
     built), so that `tpo_model.safetensors` does not hold them."""
 
+    joins: bool = False
+    """Whether the tokens of one task belong together: in an answer, those that stand directly one behind the other are
+    then one prediction. Its value is the sequence of theirs, which `to_units`, `to_json` and `draw` get as a whole."""
+
     # -- records ---------------------------------------------------------------------------------------------------
 
     def check_task(self, task: dict[str, Any]) -> None:

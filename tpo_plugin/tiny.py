@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tpo_plugin.seen import Captured, HostFeatures
+from tpo_plugin.seen import HostFeatures, Seen
 
 HIDDEN_SIZE, VISION_SIZE = 32, 24
 WORDS = ("<pad>", "<s>", "</s>", "<unk>", "where", "is", "the", "red", "circle", "it", "stands", "here")
@@ -71,12 +71,12 @@ def tiny_batch(tokenizer: Any, pairs: list[tuple[int, int]], inputs: list[int]) 
 def tiny_features(batch_rows: Tensor) -> HostFeatures:
     """What task tokens at the end of these rows of a batch of two see: three words, a video of four frames."""
     generator = torch.Generator().manual_seed(0)
-    captured = Captured([(row, [2, 3, 4]) for row in range(2)], frames=[[4], [4]])
-    captured.keep_text(torch.randn(2, PROMPT_LENGTH, HIDDEN_SIZE, generator=generator))
-    captured.keep_words(torch.randn(2, PROMPT_LENGTH, HIDDEN_SIZE, generator=generator))
-    captured.keep_tower(torch.randn(8, 5, VISION_SIZE, generator=generator))
+    seen = Seen([(row, [2, 3, 4]) for row in range(2)], frames=[[4], [4]])
+    seen.keep_text(torch.randn(2, PROMPT_LENGTH, HIDDEN_SIZE, generator=generator))
+    seen.keep_words(torch.randn(2, PROMPT_LENGTH, HIDDEN_SIZE, generator=generator))
+    seen.keep_tower(torch.randn(8, 5, VISION_SIZE, generator=generator))
     nothing = torch.zeros(0, VISION_SIZE)
-    return HostFeatures([(row, PROMPT_LENGTH) for row in batch_rows.tolist()], captured, nothing)
+    return HostFeatures([(row, PROMPT_LENGTH) for row in batch_rows.tolist()], seen, nothing)
 
 
 def logits_of(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

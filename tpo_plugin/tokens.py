@@ -19,6 +19,9 @@ from tpo_plugin.config import HeadConfig
 from tpo_plugin.errors import TPOError
 from tpo_plugin.plugins import HeadSpec
 
+KINDS = ("trigger", "task", "input")
+"""Kinds of a head's tokens, in the order in which their rows are put among the input embeddings."""
+
 Undo = Callable[[], Any]
 """A step that takes one change back; a `functools.partial`, so that `copy.deepcopy` of a host rebinds it."""
 

@@ -90,7 +90,7 @@ def stand_in(tokenizer: Any, processor: Any = None) -> Any:
         tokenizer=tokenizer,
         processor=processor,
         special_ids=None,
-        host=SimpleNamespace(ids="input_ids"),
+        host=SimpleNamespace(decodes=False),
         heads={"region": BoxHead(), "point": PointHead()},
         tokens={
             "region": tokens("<box_begin>", "<boxes>", "<region_box>"),

@@ -74,7 +74,7 @@ def test_placeholders_of_a_row_become_tokens(model, row, text):
     assert (batch["labels"] == trigger).sum(-1).tolist() == [2, 1]
     assert not (batch["labels"] == task).any()
     torch.testing.assert_close(batch["task_targets"]["region"]["boxes_xyxy"], torch.tensor([BOX, OTHER, OTHER]))
-    assert [row for row, _ in batch["task_positions"]["task"]["region"]] == [0, 0, 1]
+    assert [row for row, _ in batch["task_positions"].task["region"]] == [0, 0, 1]
     out = model(**{k: v for k, v in batch.items() if k != "token_type_ids"})
     assert out.tpo.losses["region"] > 0
 

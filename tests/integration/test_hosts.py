@@ -182,7 +182,7 @@ def test_a_failure_in_the_middle_leaves_the_host_untouched(kind: zoo.TinyHost, m
     def fail(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("stop here")
 
-    monkeypatch.setattr("tpo_plugin.model.TaskPreferenceModel.attach", fail)
+    monkeypatch.setattr("tpo_plugin.hooks.Hooks.attach", fail)
     with pytest.raises(RuntimeError, match="stop here"):
         apply_tpo(model, tokenizer, ["region"])
     after = zoo.snapshot(model, tokenizer)
@@ -250,4 +250,4 @@ def test_targets_that_do_not_match_are_refused(kind: zoo.TinyHost) -> None:
         TPOError, match=r"has 3 target\(s\), the batch has 4 task token\(s\) '<boxes>' \(they run out in row 1\)"
     ):
         model(**batch, task_targets={"region": {"boxes_xyxy": zoo.boxes(3)}})
-    assert model.tpo.call is None
+    assert model.tpo.step is None

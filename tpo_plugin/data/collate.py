@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,8 +16,7 @@ from tpo_plugin.data.dataset import Sample
 from tpo_plugin.data.encode import IGNORED, Row, encode, encode_pair
 from tpo_plugin.errors import TPOError
 from tpo_plugin.head import asks_for_samples, collate_inputs
-from tpo_plugin.positions import token_positions
-from tpo_plugin.seen import text_groups
+from tpo_plugin.positions import text_groups, token_positions
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class TPOCollator:
         # Not model.tpo itself, which holds the host: a worker process may get a copy of this.
         self.heads, self.tokens = dict(tpo.heads.items()), tpo.tokens
         self.special_ids = tpo.special_ids
-        self.decodes = tpo.host.ids != "input_ids"
+        self.decodes = tpo.host.decodes
         self.max_length, self.for_generation = max_length, for_generation
         self.chat = ChatTemplate(tpo.tokenizer, tpo.processor)
         if self.decodes and self.chat.tokenizer.eos_token_id is None:
@@ -72,14 +72,15 @@ class TPOCollator:
         targets, inputs = collate_tasks(self.heads, samples, for_generation=self.for_generation)
         if inputs:
             batch["task_inputs"] = inputs
-        if not self.for_generation:
-            if targets:
-                batch["task_targets"] = targets
-            if not self.decodes:  # the host makes its decoder's input, where its tokens stand
-                batch["task_positions"] = token_positions(batch["input_ids"], labels, self.tokens)
-        if self.special_ids is not None and not self.decodes:
-            groups = text_groups(batch["input_ids"], labels, self.special_ids)
-            batch["task_positions"] = batch.get("task_positions", {}) | {"text": groups}
+        if targets and not self.for_generation:
+            batch["task_targets"] = targets
+        # An encoder-decoder makes its decoder's input itself, where its tokens stand.
+        if not self.decodes and (self.special_ids is not None or not self.for_generation):
+            positions = token_positions(batch["input_ids"], labels, self.tokens)
+            if self.special_ids is not None:
+                text = text_groups(batch["input_ids"], labels, self.special_ids)
+                positions = replace(positions, text=text)
+            batch["task_positions"] = positions
         if self.special_ids is not None:
             batch["task_frames"] = [[len(clip.frames) for clip in sample.videos] for sample in samples]
         return batch

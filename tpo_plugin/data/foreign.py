@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,8 +24,7 @@ from tpo_plugin.data.media import VideoOptions
 from tpo_plugin.data.records import Record, Turn, check_tasks, expand_turns, parse_record
 from tpo_plugin.errors import RecordError, TPOError
 from tpo_plugin.head import asks_for_samples
-from tpo_plugin.positions import token_positions
-from tpo_plugin.seen import text_groups
+from tpo_plugin.positions import Positions, text_groups, token_positions
 
 SAMPLE = "tpo_sample"
 """Key of a row under which its tasks travel from dataset to collator."""
@@ -156,7 +156,7 @@ class TaskCollator:
         if inputs:
             batch["task_inputs"] = inputs
         if self.special_ids is not None:
-            positions["text"] = text_groups(input_ids, labels, self.special_ids)
+            positions = replace(positions, text=text_groups(input_ids, labels, self.special_ids))
             batch["task_frames"] = [[len(clip.frames) for clip in sample.videos] for sample in samples]
         batch["task_positions"] = positions
         return batch
@@ -175,8 +175,8 @@ class TaskCollator:
         row, turns = _expanded(row, tasks, SimpleNamespace(heads=self.heads, tokens=self.tokens), place)
         return row, Sample(Record(str(row.get("id", place)), place, tuple(turns)))
 
-    def _check(self, samples: list[Sample], positions: dict[str, Any]) -> None:
-        num_rows = positions["shape"][0]
+    def _check(self, samples: list[Sample], positions: Positions) -> None:
+        num_rows = positions.shape[0]
         if num_rows != len(samples) and any(turn.tasks for s in samples for turn in s.record.turns):
             raise TPOError(
                 f"the collator made {num_rows} row(s) of {len(samples)} samples (packing), so tasks cannot be told "
@@ -184,7 +184,7 @@ class TaskCollator:
             )
         for kind, role in (("task", "assistant"), ("input", "user")):
             for name, head in self.heads.items():
-                found = [row for row, _ in positions[kind][name]]
+                found = [row for row, _ in positions.of(kind)[name]]
                 for row, sample in enumerate(samples):
                     tasks = [t for turn in sample.record.turns if turn.role == role for t in turn.tasks]
                     expected = sum(head.num_tokens(task) for task in tasks if task["head"] == name)

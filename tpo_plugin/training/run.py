@@ -33,7 +33,7 @@ from tpo_plugin.checkpoint import load_tpo
 from tpo_plugin.config import FORMAT_VERSION, config_from_dict
 from tpo_plugin.data import RecordDataset, Records, TPOCollator, VideoOptions
 from tpo_plugin.errors import TPOError, did_you_mean
-from tpo_plugin.files import load_weights, replace_file, save_tpo
+from tpo_plugin.files import load_weights, replace_file
 from tpo_plugin.training.attention import attention
 from tpo_plugin.training.checkpoints import last_checkpoint, load_host_weights, save_host_weights
 from tpo_plugin.training.config import DataSource, StageConfig, TrainConfig
@@ -351,7 +351,7 @@ def _save_weights(model: nn.Module, directory: Path, host_names: set[str]) -> No
         if adapter and zero.writes(adapter):
             model.save_pretrained(str(directory), save_embedding_layers=False)
     save_host_weights(model, directory, host_names)
-    save_tpo(model.tpo, directory)
+    model.tpo.save_pretrained(directory)
 
 
 def _load_weights(model: nn.Module, directory: Path) -> None:

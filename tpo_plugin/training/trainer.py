@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from tpo_plugin import zero
 from tpo_plugin.errors import TPOError
-from tpo_plugin.files import load_weights, save_tpo
-from tpo_plugin.losses import count_targets
+from tpo_plugin.files import load_weights
+from tpo_plugin.positions import Counts, count_targets
 from tpo_plugin.training.checkpoints import (
     adapter_only,
     load_host_weights,
@@ -112,7 +112,7 @@ class TPOTrainerMixin(_Trainer):
         """All micro-batches of a step, each with the counts of the whole step (transformers >= 4.46)."""
         batches, _ = super().get_batch_samples(*args, **kwargs)
         counts = self._count_step(batches)
-        return batches, torch.tensor(counts["mllm"], device=self.accelerator.device)
+        return batches, torch.tensor(counts.mllm, device=self.accelerator.device)
 
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         """On transformers 4.45 micro-batches wait here until the step is whole, and run together."""
@@ -131,19 +131,19 @@ class TPOTrainerMixin(_Trainer):
                 losses.append(super().training_step(model, batch))
         return torch.stack(losses).sum()
 
-    def _count_step(self, batches: list[Any]) -> dict[str, Any]:
+    def _count_step(self, batches: list[Any]) -> Counts:
         """Counts targets over all micro-batches and ranks, at least 1 of each kind, and puts them into every batch."""
-        kinds = ["mllm", "assign", *self.tpo.heads]
+        heads = list(self.tpo.heads)
         if self._is_split and batches:
             self._check_media(batches)
-        total = torch.zeros(len(kinds), dtype=torch.int64)
+        total = torch.zeros(2 + len(heads), dtype=torch.int64)
         for batch in batches:
             found = self._count_batch(batch)
-            total += torch.tensor([found[kind] for kind in kinds])
+            total += torch.tensor([found.mllm, found.assign, *(found.heads[name] for name in heads)])
         total = self.accelerator.reduce(total.to(self.accelerator.device), "sum").clamp(min=1)
-        counts: dict[str, Any] = dict(zip(kinds, total.tolist(), strict=True))
-        counts["scale"] = self._scale()
-        counts["measure"] = (self.state.global_step + 1) % max(int(self.state.logging_steps or 1), 1) == 0
+        mllm, assign, *of_heads = total.tolist()
+        measure = (self.state.global_step + 1) % max(int(self.state.logging_steps or 1), 1) == 0
+        counts = Counts(mllm, assign, dict(zip(heads, of_heads, strict=True)), scale=self._scale(), measure=measure)
         for batch in batches:
             batch["task_counts"] = counts
         self._num_steps += bool(batches)  # transformers 4.57 asks for empty steps at the end of a resumed epoch
@@ -162,10 +162,11 @@ class TPOTrainerMixin(_Trainer):
                 "ZeRO-2"
             )
 
-    def _count_batch(self, batch: Any) -> dict[str, int]:
-        ids, shift = self.tpo.ids_of(dict(batch)), self.tpo.host.label_shift
+    def _count_batch(self, batch: Any) -> Counts:
+        host, shift = self.tpo.host, self.tpo.host.label_shift
+        ids = host.ids_of(self.tpo.model, dict(batch), self.tpo.tokens)
         if ids is None:
-            raise TPOError(f"a batch has {sorted(batch)} and no {self.tpo.host.ids}, in which the task tokens stand")
+            raise TPOError(f"a batch has {sorted(batch)} and no {host.ids}, in which the task tokens stand")
         return count_targets(ids, batch.get("labels"), self.tpo.tokens, batch.get("task_positions"), shift)
 
     def _scale(self) -> int:
@@ -284,7 +285,7 @@ class TPOTrainerMixin(_Trainer):
 
     def _save_tpo(self, directory: str) -> None:
         if self.args.should_save or self._is_split:
-            save_tpo(self.tpo, directory)
+            self.tpo.save_pretrained(directory)
             save_host_weights(self.model, directory, unsaved_by_peft(self.model))
             self._saved_to = directory
 

@@ -10,65 +10,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
 from types import MethodType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin
 
 from tpo_plugin.errors import HostError, TPOError
-from tpo_plugin.host import Host
-from tpo_plugin.insert import KINDS, insert_rows
-from tpo_plugin.positions import Positions, token_positions
-from tpo_plugin.seen import TextGroups
-from tpo_plugin.tokens import HeadTokens
-
-if TYPE_CHECKING:
-    from tpo_plugin.model import TaskPreferenceModel
-
-IGNORE_INDEX = -100
-
-
-def insert_into_spliced(
-    tpo: TaskPreferenceModel,
-    input_ids_BT: Tensor,
-    labels_BT: Tensor | None,
-    splice: Callable[[Tensor], tuple[Tensor | None, Tensor | None]],
-    spans: list[list[tuple[int, int]]] | None = None,
-) -> tuple[Tensor | None, Tensor | None]:
-    """Follows a host that makes embeddings of another length, with media features between those of its text.
-
-    `splice(payload_BT)` makes them: it passes `payload` in the place of labels and gives the embeddings [B, S, E],
-    None where the host does not splice, and the spliced payload [B, S], negative where no text token stands.
-    `spans` are those of `Captured`.
-    Returns the embeddings with task tokens, triggers and inputs put in, and the spliced labels. Raises `TPOError`
-    where the host cut off a token of a head.
-    """
-    payload = torch.arange(input_ids_BT.numel(), device=input_ids_BT.device).view(input_ids_BT.shape)
-    tpo.splicing = True
-    try:
-        embeds_BSE, source_BS = splice(payload)
-    finally:
-        tpo.splicing = False
-    if embeds_BSE is None or source_BS is None:
-        return embeds_BSE, labels_BT
-    call = tpo.call
-    positions = call.positions if call is not None else None
-    if positions is None or positions["shape"] != list(input_ids_BT.shape):
-        positions = token_positions(input_ids_BT, None, tpo.tokens)
-    positions = spliced_positions(positions, source_BS, tpo.tokens)
-    if call is not None and call.positions is not None:
-        call.positions, call.inserted = positions, True
-        if call.labels is not None:
-            call.labels = spliced_values(call.labels, source_BS)
-    captured = tpo.captured
-    if captured is not None:
-        captured.spans = spans
-        captured.text_groups = spliced_groups(captured.text_groups, list(input_ids_BT.shape), source_BS)
-        captured.keep_words(embeds_BSE)
-    with_rows = insert_rows(tpo, embeds_BSE, positions)
-    spliced_labels = None if labels_BT is None else spliced_values(labels_BT, source_BS)
-    return embeds_BSE if with_rows is None else with_rows, spliced_labels
+from tpo_plugin.host.base import Host
+from tpo_plugin.positions import IGNORE_INDEX, Place, Positions, TextGroups
+from tpo_plugin.tokens import KINDS, HeadTokens
 
 
 def spliced_values(values_BT: Tensor, source_BS: Tensor) -> Tensor:
@@ -79,27 +30,25 @@ def spliced_values(values_BT: Tensor, source_BS: Tensor) -> Tensor:
 
 def spliced_positions(positions: Positions, source_BS: Tensor, tokens: Mapping[str, HeadTokens]) -> Positions:
     """Positions where their tokens went. Raises `TPOError` naming a token of a head that was cut off."""
-    (num_rows, length), new_length = positions["shape"], source_BS.shape[1]
-    groups = [(kind, head, places) for kind in KINDS for head, places in positions[kind].items()]
-    places = [place for *_, places in groups for place in places] + positions["labels"]
+    (num_rows, length), (new_rows, new_length) = positions.shape, source_BS.shape
+    places = [place for *_, group in positions.by_token() for place in group] + list(positions.labels)
     targets = iter(_targets([row * length + column for row, column in places], num_rows * length, source_BS))
 
-    def move(row: int, what: str) -> list[int]:
+    def move(row: int, what: str) -> Place:
         flat = next(targets)
         if flat < 0:
             raise TPOError(_reason(row, what, source_BS))
-        return [flat // new_length, flat % new_length]
+        return flat // new_length, flat % new_length
 
-    moved: Positions = {"shape": list(source_BS.shape), **{kind: {} for kind in KINDS}}
-    for kind, head, places in groups:
+    moved: dict[str, dict[str, list[Place]]] = {kind: {} for kind in KINDS}
+    for kind, head, group in positions.by_token():
         what = f"the {kind} token {tokens[head].text(kind)!r} of head {head!r}"
-        moved[kind][head] = [move(row, what) for row, _ in places]
-    labels = [move(row, "a labelled trigger") for row, _ in positions["labels"]]
-    moved["labels"] = [[row, column] for row, column in labels if column]
-    return moved
+        moved[kind][head] = [move(row, what) for row, _ in group]
+    labels = [move(row, "a labelled trigger") for row, _ in positions.labels]
+    return Positions.of_kinds((new_rows, new_length), moved, [place for place in labels if place[1]])
 
 
-def spliced_groups(groups: TextGroups, shape: list[int], source_BS: Tensor) -> TextGroups:
+def spliced_groups(groups: TextGroups, shape: tuple[int, ...], source_BS: Tensor) -> TextGroups:
     """Columns of the text where its tokens went; those that were cut off are left out."""
     wanted = [row * shape[1] + column for row, columns in groups for column in columns]
     targets = iter(_targets(wanted, shape[0] * shape[1], source_BS))
@@ -200,8 +149,8 @@ def _following(inner: Callable[..., Any]) -> Callable[..., Any]:
             result.extend(inner(self, **(given | {names[4]: payload})))
             return result[4], result[5]
 
-        spans = self.tpo.host.video_spans(given)
-        result[4:6] = insert_into_spliced(self.tpo, given[names[0]], given.get(names[4]), run, spans)
+        hooks = self.tpo.hooks
+        result[4:6] = hooks.splice(given[names[0]], given.get(names[4]), run, hooks.host.video_spans(given))
         return tuple(result)
 
     return method

@@ -5,28 +5,19 @@ Suffixes: B batch, T sequence, D width of the output embedding's input, E width 
 
 from __future__ import annotations
 
-import contextlib
-import inspect
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tpo_plugin.errors import HostError
-from tpo_plugin.seen import tower_width, vision_towers
+from tpo_plugin.host.probe import ADAPTER_HINT, dry_run, example_inputs_of, head_of_logits, same_tensor, undisturbed
+from tpo_plugin.host.towers import tower_width, vision_towers
+from tpo_plugin.tokens import HeadTokens
 from tpo_plugin.vocabulary import input_embedding, output_embedding
-
-logger = logging.getLogger(__name__)
-
-ADAPTER_HINT = (
-    "give example_inputs= to apply_tpo if the host needs more than input_ids, or write a host adapter: a subclass of "
-    "tpo_plugin.Host registered by the hook register_patches (see patches/README.md)"
-)
 
 
 @dataclass
@@ -50,13 +41,37 @@ class Host:
     label_shift: int = 1
     """Labels stand so many columns behind the position that predicts them: 0 in an encoder-decoder."""
     media_first: bool = False
-    """Whether the states of media stand before those of the ids, which have no placeholders for them: GIT."""
+    """Whether the states of media stand before those of the ids, which have no placeholders for them."""
     unseen: str = ""
     """Why it could not be run on text alone; it is looked at again with the inputs of its first forward."""
     towers: Sequence[nn.Module] = ()
     """Vision towers, whose outputs heads may look at."""
     vision_size: int | None = None
     """C, the width of the vision tower's output, where it is known."""
+
+    media_first_types: ClassVar[frozenset[str]] = frozenset({"git"})
+    """Types of model (`config.model_type`) that are `media_first`, which a run on text alone does not show."""
+
+    @property
+    def decodes(self) -> bool:
+        """Whether the host is an encoder-decoder: its tokens of heads stand on the decoder's side."""
+        return self.ids != "input_ids"
+
+    def ids_of(self, model: Any, kwargs: dict[str, Any], tokens: Mapping[str, HeadTokens]) -> Tensor | None:
+        """The tokens that reach the output embedding; an encoder-decoder's are made of its labels where not given.
+
+        Where a label is a trigger, they are put into `kwargs`; otherwise the host makes them itself: some take other
+        inputs for it than labels.
+        """
+        labels = kwargs.get("labels")
+        given = [kwargs.get(key) for key in (self.ids, "decoder_inputs_embeds")]
+        if not self.decodes or labels is None or given != [None, None]:
+            return kwargs.get(self.ids)
+        made = decoder_ids(model, labels, tokens)
+        triggers = torch.tensor([t.trigger_id for t in tokens.values()], device=labels.device)
+        if torch.isin(labels, triggers).any():
+            kwargs[self.ids] = made
+        return made
 
     @classmethod
     def locate(cls, model: nn.Module, example_inputs: dict[str, Any] | None = None) -> Host:
@@ -70,17 +85,17 @@ class Host:
         config = getattr(model, "config", None)
         decodes = bool(getattr(config, "is_encoder_decoder", False))
         kind: dict[str, Any] = {"ids": "decoder_input_ids", "label_shift": 0} if decodes else {}
-        kind["media_first"] = getattr(config, "model_type", None) == "git"
+        kind["media_first"] = getattr(config, "model_type", None) in cls.media_first_types
         towers = vision_towers(model)
         try:
-            run = _dry_run(model, embed, head, example_inputs)
+            run = dry_run(model, embed, head, example_inputs)
         except HostError as error:
             if example_inputs is not None or head is None or not isinstance(getattr(head, "weight", None), Tensor):
                 raise
             size = head.weight.shape[-1]
             return cls(embed, head, None, size, False, False, **kind, unseen=str(error), towers=towers)
         if head is None:
-            head = _head_of_logits(run, name)
+            head = head_of_logits(run, name)
         calls = [call for call in run.calls if call.module is head]
         if len(calls) != 1:
             raise HostError(
@@ -100,14 +115,14 @@ class Host:
             )
         if not any(call.module in tables(model, embed) for call in run.calls):
             raise HostError(f"{name}: its input embedding was not called in a forward; {ADAPTER_HINT}")
-        same = [call.module for call in run.calls if _same_tensor(call.output, head_input)]
+        same = [call.module for call in run.calls if same_tensor(call.output, head_input)]
         hidden = same[0] if same and [call.module for call in run.calls].count(same[0]) == 1 else None
         return cls(
             embed=embed,
             head=head,
             hidden=hidden,
             hidden_size=head_input.shape[-1],
-            head_gives_logits=_same_tensor(run.logits, head_output) and head_output._version == calls[0].version,
+            head_gives_logits=same_tensor(run.logits, head_output) and head_output._version == calls[0].version,
             honours_num_items=run.honours_num_items,
             **kind,
             towers=towers,
@@ -116,7 +131,7 @@ class Host:
     def measure_vision(self, model: nn.Module, processor: Any) -> int | None:
         """C, for a head that asks: by a run of the tower where it is not known; None without tower or processor."""
         if self.vision_size is None:
-            with _undisturbed(model):
+            with undisturbed(model):
                 self.vision_size = tower_width(model, self.towers, processor)
         return self.vision_size
 
@@ -135,8 +150,8 @@ class Host:
 
         handles = [m.register_forward_pre_hook(check) for m in model.modules() if isinstance(m, nn.Embedding)]
         try:
-            with _undisturbed(model), torch.no_grad():
-                inputs = _example(model, self.embed, example_inputs, None)
+            with undisturbed(model), torch.no_grad():
+                inputs = example_inputs_of(model, self.embed, example_inputs, None)
                 name = self.ids if self.ids in inputs else "input_ids"
                 inputs[name] = inputs[name].clone()
                 inputs[name][:, -1] = len(self.embed.weight) - 1
@@ -204,149 +219,24 @@ def tables(model: nn.Module, embed: nn.Module) -> list[nn.Module]:
     return [embed, *(m for m in tied if m not in inside)]
 
 
-@dataclass
-class _ModuleCall:
-    module: nn.Module
-    input: Any
-    output: Any
-    version: int
-    """Of the output's memory: a host may change it in place later (chameleon masks logits)."""
+def decoder_ids(model: Any, labels: Tensor, tokens: Mapping[str, HeadTokens]) -> Tensor:
+    """Input of an encoder-decoder's decoder, made of its labels: the token behind a trigger is its task token."""
+    ids = labels.clone()
+    for head in tokens.values():
+        follows = (labels[:, :-1] == head.trigger_id) & (labels[:, 1:] < 0)
+        ids[:, 1:].masked_fill_(follows, head.task_id)
+    if hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        return model.prepare_decoder_input_ids_from_labels(labels=ids)
+    start, pad = (_config_value(model, name) for name in ("decoder_start_token_id", "pad_token_id"))
+    if start is None or pad is None:
+        raise HostError(
+            f"{type(model).__name__} does not say how its decoder's input is made of labels (decoder_start_token_id is "
+            f"{start}, pad_token_id {pad}); give decoder_input_ids"
+        )
+    shifted = torch.cat([torch.full_like(ids[:, :1], start), ids[:, :-1]], 1)
+    return shifted.masked_fill(shifted < 0, pad)
 
 
-class _Run:
-    """What one dry run saw. Holds every tensor, so that no storage is reused during the comparison."""
-
-    def __init__(self) -> None:
-        self.calls: list[_ModuleCall] = []
-        """In the order in which they ended."""
-        self.ids_shape: tuple[int, ...] = ()
-        self.logits: Tensor | None = None
-        self.honours_num_items = False
-
-
-def _head_of_logits(run: _Run, name: str) -> nn.Module:
-    """The matrix whose output has the width of the logits, for a model that names no output embedding."""
-    if run.logits is not None:
-        for call in reversed(run.calls):
-            weight = getattr(call.module, "weight", None)
-            wide = isinstance(call.output, Tensor) and call.output.shape[-1] == run.logits.shape[-1]
-            if wide and isinstance(weight, Tensor) and weight.dim() == 2 and len(weight) == run.logits.shape[-1]:
-                return call.module
-    raise HostError(
-        f"{name} has no output embedding (get_output_embeddings() is None) and no matrix that makes its logits, "
-        "expected a model with a language-modelling head, as AutoModelForCausalLM or AutoModelForImageTextToText load; "
-        f"{ADAPTER_HINT}"
-    )
-
-
-def _dry_run(model: nn.Module, embed: nn.Module, head: nn.Module | None, example: dict[str, Any] | None) -> _Run:
-    reasons = []
-    for fake in (True, False):
-        run = _Run()
-        try:
-            with _undisturbed(model), _probes(run, model, head), _tensors(fake) as mode, torch.no_grad():
-                inputs = _example(model, embed, example, mode)
-                output = model(**inputs)
-            run.logits, run.ids_shape = getattr(output, "logits", None), _ids(inputs).shape
-        except Exception as error:  # a custom kernel or a data-dependent branch; the second try is the real thing
-            reasons.append(f"{'fake' if fake else 'real'} tensors: {type(error).__name__}: {error}")
-            continue
-        with _undisturbed(model), _tensors(fake) as mode:
-            run.honours_num_items = _honours_num_items(model, _example(model, embed, example, mode))
-        return run
-    given = "four text tokens" if example is None else f"{', '.join(example)}"
-    raise HostError(f"{type(model).__name__} could not be run on {given} ({'; '.join(reasons)}); {ADAPTER_HINT}")
-
-
-def _tensors(fake: bool) -> contextlib.AbstractContextManager[FakeTensorMode | None]:
-    return FakeTensorMode(allow_non_fake_inputs=True) if fake else contextlib.nullcontext()
-
-
-def _example(
-    model: nn.Module, embed: nn.Module, given: dict[str, Any] | None, mode: FakeTensorMode | None
-) -> dict[str, Any]:
-    ids = torch.arange(4, device=embed.weight.device).add(10).remainder(embed.weight.shape[0])[None]
-    decodes = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
-    if given is not None:
-        convert = (lambda t: mode.from_tensor(t)) if mode is not None else (lambda t: t)
-        inputs = {k: convert(v) if isinstance(v, Tensor) else v for k, v in given.items()}
-    else:
-        inputs = {"input_ids": ids}
-    if decodes and "decoder_input_ids" not in inputs:
-        rows = next((len(v) for v in inputs.values() if isinstance(v, Tensor)), 1)
-        inputs["decoder_input_ids"] = ids.expand(rows, -1).clone()
-    return inputs
-
-
-def _ids(inputs: dict[str, Any]) -> Tensor:
-    """The tokens that reach the output embedding."""
-    return inputs["decoder_input_ids"] if "decoder_input_ids" in inputs else inputs["input_ids"]
-
-
-def _honours_num_items(model: nn.Module, inputs: dict[str, Any]) -> bool:
-    """Whether the loss depends on `num_items_in_batch`: asked of autograd, so it works on fake tensors."""
-    parameters = inspect.signature(model.forward).parameters
-    if "num_items_in_batch" not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return False
-    try:
-        with torch.enable_grad():
-            num_items = torch.tensor(2.0, device=_ids(inputs).device, requires_grad=True)
-            loss = model(**inputs, labels=_ids(inputs), num_items_in_batch=num_items).loss
-            (gradient,) = torch.autograd.grad(loss, num_items, allow_unused=True)
-    except Exception as error:  # then its mean is scaled by the counts instead, which is always right
-        logger.debug("%s: num_items_in_batch is not honoured: %r", type(model).__name__, error)
-        return False
-    return gradient is not None
-
-
-@contextlib.contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, with each module's attributes, training flag, buffers and hooks put back afterwards.
-
-    A forward may leave something on a module (qwen2_vl its last positions): a fake tensor must not stay there. It may
-    also install hooks (transformers 5 those that collect hidden states, and a flag that says so).
-    """
-    before = [
-        (module, dict(vars(module)), dict(module._buffers), dict(module._forward_hooks)) for module in model.modules()
-    ]
-    for module, *_ in before:
-        module.training = False
-        if hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes would pack its weights anew, as fake ones
-            module.support_avx512bf16_for_cpu = False
-    try:
-        yield
-    finally:
-        for module, attributes, buffers, hooks in before:
-            vars(module).clear()
-            vars(module).update(attributes)
-            module._buffers.clear()
-            module._buffers.update(buffers)
-            module._forward_hooks.clear()
-            module._forward_hooks.update(hooks)
-
-
-@contextlib.contextmanager
-def _probes(run: _Run, model: nn.Module, head: nn.Module | None) -> Iterator[None]:
-    def see(module: nn.Module, args: Any, output: Any) -> None:
-        if module is head or (module is not model and isinstance(output, Tensor)):
-            version = output._version if isinstance(output, Tensor) else 0
-            run.calls.append(_ModuleCall(module, args[0] if args else None, output, version))
-
-    handles = [module.register_forward_hook(see) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _same_tensor(a: Any, b: Any) -> bool:
-    """Whether two tensors are the same memory seen in the same way; `a[:, slice(0, None)]` is a new object of `a`."""
-    return bool(
-        isinstance(a, Tensor)
-        and isinstance(b, Tensor)
-        and a.untyped_storage()._cdata == b.untyped_storage()._cdata
-        and a.shape == b.shape
-        and a.stride() == b.stride()
-        and a.storage_offset() == b.storage_offset()
-    )
+def _config_value(model: Any, name: str) -> int | None:
+    configs = [model.config, model.config.get_text_config(decoder=True), getattr(model, "generation_config", None)]
+    return next((v for v in (getattr(c, name, None) for c in configs) if v is not None), None)

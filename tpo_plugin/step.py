@@ -1,0 +1,312 @@
+"""One forward of a host in progress: what happens in it, in the order in which it happens.
+
+Suffixes: B batch, T sequence, S the same with media features, E width of the input embeddings, D hidden size, N task
+tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tpo_plugin import losses
+from tpo_plugin.errors import HostError, TPOError, did_you_mean
+from tpo_plugin.host.base import Host
+from tpo_plugin.host.splice import spliced_groups, spliced_positions, spliced_values
+from tpo_plugin.losses import TPOOutput
+from tpo_plugin.positions import Counts, Positions, flat_index, text_groups, token_positions
+from tpo_plugin.seen import Seen
+from tpo_plugin.tasks import Tasks
+
+
+@dataclass(frozen=True)
+class TaskArguments:
+    """The keyword arguments that the plugin takes out of the host's forward."""
+
+    task_inputs: dict[str, Any] | None = None
+    """What each head needs to see, and what the user gives, as its `collate_inputs` makes it."""
+    task_targets: dict[str, Any] | None = None
+    """What each head learns, as its `collate_targets` makes it, ordered by (batch row, position)."""
+    task_positions: Positions | None = None
+    """Where the tokens stand, as a collator finds them on the CPU; None has them found."""
+    task_frames: list[list[int]] | None = None
+    """For each row the number of frames of each of its videos, for heads that look at them."""
+    task_counts: Counts | None = None
+    """Targets of the whole accumulated global batch, as `wrap_trainer` counts them; None divides by the batch's."""
+
+    @classmethod
+    def taken(cls, kwargs: dict[str, Any], heads: Sequence[str]) -> TaskArguments:
+        """Takes them out of `kwargs`. Raises `TPOError` for a head that is not applied, or another type."""
+        given = cls(**{name: kwargs.pop(name, None) for name in FORWARD_ARGUMENTS})
+        for name, kind in (("task_positions", Positions), ("task_counts", Counts)):
+            value = getattr(given, name)
+            if value is not None and not isinstance(value, kind):
+                raise TPOError(
+                    f"{name} is a {type(value).__name__}; expected tpo_plugin.positions.{kind.__name__}, as "
+                    f"{'TPOCollator' if kind is Positions else 'wrap_trainer'} makes it"
+                )
+        for name in ("task_inputs", "task_targets"):
+            value = getattr(given, name)
+            if value is not None and not isinstance(value, dict):
+                raise TPOError(f"{name} is a {type(value).__name__}; expected a dict with an entry for each head")
+            unknown = sorted(set(value or {}) - set(heads))
+            if unknown:
+                raise TPOError(
+                    f"{name} has {unknown}, which is not among the applied heads {list(heads)}"
+                    + did_you_mean(str(unknown[0]), heads)
+                )
+        return given
+
+
+FORWARD_ARGUMENTS = tuple(field.name for field in fields(TaskArguments))
+
+
+class Step:
+    """One forward in progress: made before it, told of what happens in it, gone after it.
+
+    The events come in this order, each from a hook: `embedded`, `hidden`, `entering_head`, `logits`, `finish`.
+    A vision tower tells `seen` itself.
+    """
+
+    def __init__(
+        self,
+        tasks: Tasks,
+        host: Host,
+        given: TaskArguments | None = None,
+        *,
+        labels: Tensor | None = None,
+        positions: Positions | None = None,
+        seen: Seen | None = None,
+    ) -> None:
+        self.tasks, self.host = tasks, host
+        self.given = given or TaskArguments()
+        self.labels = labels
+        self.positions = positions
+        """Of the tokens that reach the output embedding; None where nobody knows them."""
+        self.seen = seen
+        """What is kept for heads that look at it; None where none does."""
+        self._states: Tensor | None = None
+        """The last hidden state of this forward [B, T, D], once it was there."""
+        self._num_columns = 0
+        """Columns of the ids that were embedded last."""
+        self._inserted = False
+        """Whether `positions` served: a later call of the embedding is of other ids (gpt2's of token types)."""
+        self._head_ran = False
+        self.result: TPOOutput | None = None
+        """What came of it, where a head ran."""
+
+    @classmethod
+    def of_batch(
+        cls, tasks: Tasks, host: Host, given: TaskArguments, input_ids: Tensor | None, labels: Tensor | None
+    ) -> Step:
+        """The step of a forward on a batch, with its positions found where the caller does not give them."""
+        positions = given.task_positions
+        if positions is None and input_ids is not None:
+            positions = token_positions(input_ids, labels, tasks.tokens, host.label_shift)
+        seen = seen_of(tasks, input_ids, labels, given)
+        return cls(tasks, host, given, labels=labels, positions=positions, seen=seen)
+
+    # -- events --------------------------------------------------------------------------------------------------------
+
+    def embedded(self, ids: Tensor, embeds: Tensor) -> Tensor | None:
+        """The input embedding gave `embeds` [..., T, E] for `ids` [..., T]; returns them with our rows, if any."""
+        ids_BT = ids.reshape(-1, ids.shape[-1])
+        self._num_columns = ids_BT.shape[1]
+        if self.seen is not None and not self.host.decodes:
+            self.seen.keep_words(embeds.reshape(*ids_BT.shape, -1), self._copies(ids_BT))
+        return self._insert(embeds, self._positions_of(ids_BT))
+
+    def spliced(
+        self,
+        input_ids_BT: Tensor,
+        labels_BT: Tensor | None,
+        embeds_BSE: Tensor,
+        source_BS: Tensor,
+        spans: list[list[tuple[int, int]]] | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The host put media features between its text: `source_BS` is the flat index of each token, < 0 for others.
+
+        `spans` are those of `Seen`. Returns the embeddings with our rows put in, and the spliced labels. Raises
+        `TPOError` where the host cut off a token of a head.
+        """
+        positions = self.positions
+        if positions is None or positions.shape != tuple(input_ids_BT.shape):
+            positions = token_positions(input_ids_BT, None, self.tasks.tokens)
+        moved = spliced_positions(positions, source_BS, self.tasks.tokens)
+        if self.positions is not None:
+            self.positions, self._inserted = moved, True
+            self.labels = None if self.labels is None else spliced_values(self.labels, source_BS)
+        if self.seen is not None:
+            self.seen.spans = spans
+            self.seen.text_groups = spliced_groups(self.seen.text_groups, tuple(input_ids_BT.shape), source_BS)
+            self.seen.keep_words(embeds_BSE)
+        with_rows = self._insert(embeds_BSE, moved)
+        spliced_labels = None if labels_BT is None else spliced_values(labels_BT, source_BS)
+        return embeds_BSE if with_rows is None else with_rows, spliced_labels
+
+    def hidden(self, states: Tensor) -> None:
+        """The module that makes the last hidden state gave `states`, which may run in a checkpoint: only remembered."""
+        self._states = self._own(states)
+
+    def entering_head(self, states: Tensor) -> None:
+        """The output embedding gets `states`: the last hidden state, or what the host kept of it."""
+        states = self._own(states)
+        if self._states is None or self._fits(states):
+            self._states = states
+
+    def logits(self, inputs: Tensor, logits: Tensor) -> None:
+        """The output embedding gave `logits` for `inputs`; adds the triggers' trained part, in place."""
+        self._head_ran = True
+        self.tasks.trigger_logits(inputs, logits, self._output_rows())
+
+    def finish(self, output: Any) -> Any:
+        """The forward gave `output`; returns it with predictions and losses, where there is anything to be had."""
+        positions, targets = self.positions or Positions.none((0, 0), list(self.tasks.heads)), self.given.task_targets
+        if self.labels is None and targets is None and not positions.has_tasks:
+            return output
+        states = self._states
+        if states is None or not self._fits(states):
+            if not positions.has_tasks and not positions.labels and not self.tasks.training:
+                return output  # ordinary text, of which we need to see nothing
+            raise HostError(
+                "the last hidden state of the host was not seen in this forward, so task tokens cannot be read; a "
+                "forward with task tokens needs input_ids of the same length as its hidden states"
+            )
+        rows = self._rows(states, positions)
+        result = self.result = TPOOutput(_heads=self.tasks.heads)
+        for name in self.tasks.heads:
+            result.outputs[name] = self.tasks.run(
+                name,
+                rows[name],
+                positions.task[name],
+                self.given.task_inputs or {},
+                seen=self.seen,
+                vision_size=self.host.vision_size,
+            )
+        if self.labels is not None or targets is not None:
+            self._add_losses(result, rows, positions, output)
+        return result.put_into(output, self.given.task_counts.scale if self.given.task_counts else 1)
+
+    # -- what differs in a generation ----------------------------------------------------------------------------------
+
+    def _positions_of(self, ids_BT: Tensor) -> Positions:
+        """Where the tokens stand in ids that are being embedded."""
+        known = self.positions
+        if known is None or self._inserted or self.host.decodes or known.shape != tuple(ids_BT.shape):
+            return token_positions(ids_BT, None, self.tasks.tokens)
+        self._inserted = True
+        return known
+
+    def _task_inputs(self) -> dict[str, Any]:
+        return self.given.task_inputs or {}
+
+    def _output_rows(self) -> Tensor:
+        return self.tasks.output_rows()
+
+    def _copies(self, rows: Tensor) -> int:
+        """How many successive rows belong to each sample."""
+        return 1
+
+    @property
+    def _learns(self) -> bool:
+        return torch.is_grad_enabled() and self.tasks.training
+
+    # -- states --------------------------------------------------------------------------------------------------------
+
+    def _insert(self, embeds: Tensor, positions: Positions) -> Tensor | None:
+        inputs, here = self._task_inputs(), not self.host.decodes
+        return self.tasks.insert(embeds, positions, inputs, learns=self._learns, given_here=here)
+
+    def _own(self, states: Tensor) -> Tensor:
+        if states.dim() == 4:  # several streams, of which the first predicts the next token
+            states = states[:, 0]
+        return states[:, -self._num_columns :] if self.host.media_first else states
+
+    def _fits(self, states: Tensor) -> bool:
+        return self.positions is not None and self.positions.shape == tuple(states.shape[:2])
+
+    def _rows(self, states_BTD: Tensor, positions: Positions) -> dict[str, Tensor]:
+        """Rows of the last hidden state: by head, and "assign" for the positions before labelled triggers."""
+        groups = {name: positions.task[name] for name in self.tasks.heads}
+        if self.labels is not None:
+            groups["assign"] = [(row, column - self.host.label_shift) for row, column in positions.labels]
+        index = flat_index(list(chain.from_iterable(groups.values())), states_BTD.shape[1], states_BTD.device)
+        rows = states_BTD.flatten(0, 1).index_select(0, index)
+        if self.seen is not None:
+            self.seen.keep_text(states_BTD)
+        return dict(zip(groups, rows.split([len(places) for places in groups.values()]), strict=True))
+
+    # -- losses --------------------------------------------------------------------------------------------------------
+
+    def _add_losses(self, result: TPOOutput, rows: dict[str, Tensor], positions: Positions, output: Any) -> None:
+        tasks, counts, labels = self.tasks, self.given.task_counts, self.labels
+        if labels is not None:
+            result.losses["mllm"] = self._mllm_loss(labels, positions, output)
+            result.losses["assign"] = self._assign_loss(result, rows["assign"], labels, positions, output)
+        for name, head in tasks.heads.items():
+            places, targets = positions.task[name], (self.given.task_targets or {}).get(name)
+            if not places and not head.count_targets(targets):
+                result.losses[name] = losses.no_targets(result.outputs[name], rows[name])
+            elif targets is not None or tasks.training:
+                losses.check_targets(head, name, tasks.tokens[name].task_token, places, targets)
+                num = len(places) if counts is None else counts.heads[name]
+                device = rows[name].device
+                total, result.details[name] = losses.head_loss(head, result.outputs[name], targets, num, device)
+                result.losses[name] = total
+        result.add_up(tasks.config, next(tasks.parameters()).device)
+
+    def _mllm_loss(self, labels: Tensor, positions: Positions, output: Any) -> Tensor:
+        host_loss = output[0] if isinstance(output, tuple) else getattr(output, "loss", None)
+        if host_loss is None:
+            raise HostError("the host got labels and returned no loss; it cannot be trained with TPO")
+        return losses.mllm_loss(
+            host_loss,
+            labels,
+            self.tasks.tokens,
+            self.given.task_counts,
+            label_shift=self.host.label_shift,
+            honours_num_items=self.host.honours_num_items,
+            has_triggers=bool(positions.labels),
+        )
+
+    def _assign_loss(
+        self, result: TPOOutput, rows_ND: Tensor, labels: Tensor, positions: Positions, output: Any
+    ) -> Tensor:
+        if not self._head_ran:
+            raise HostError(
+                "the host computed its loss without calling its output embedding (a fused loss such as Liger's or "
+                "TRL's), so the trigger tokens have no trained logits; switch the fused loss off"
+            )
+        host, places, counts = self.host, positions.labels, self.given.task_counts
+        flat = flat_index(places, labels.shape[1], labels.device)
+        all_logits = output[1] if isinstance(output, tuple) else getattr(output, "logits", None)
+        if host.head_gives_logits:
+            logits_NV = host.head(rows_ND)
+        elif all_logits is None:
+            raise HostError("the host returned no logits, which the assignment loss is computed from")
+        else:
+            logits_NV = all_logits.flatten(0, 1).index_select(0, (flat - host.label_shift).to(all_logits.device))
+        targets_N = labels.flatten().index_select(0, flat).to(logits_NV.device)
+        with torch.no_grad():
+            result.statistics["assign_correct"] = (logits_NV.argmax(-1) == targets_N).sum()
+            result.statistics["assign_total"] = torch.full_like(result.statistics["assign_correct"], len(places))
+            if all_logits is not None and (not self.tasks.training or (counts is not None and counts.measure)):
+                there = labels.to(all_logits.device)
+                result.statistics |= losses.false_triggers(all_logits, there, self.tasks.tokens, host.label_shift)
+        num = len(places) if counts is None else counts.assign
+        return losses.assignment_loss(logits_NV, targets_N, max(num, 1))
+
+
+def seen_of(tasks: Tasks, input_ids: Tensor | None, labels: Tensor | None, given: TaskArguments) -> Seen | None:
+    """What to keep of a forward or of a prompt for heads that look at it; None where no head does."""
+    if tasks.special_ids is None:
+        return None
+    groups = given.task_positions.text if given.task_positions is not None else None
+    if groups is None:
+        groups = [] if input_ids is None else text_groups(input_ids, labels, tasks.special_ids)
+    return Seen(groups, given.task_frames)
