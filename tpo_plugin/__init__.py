@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tpo_plugin.generation.answers import Prediction
     from tpo_plugin.head import HeadMetrics, Linear, TaskHead
     from tpo_plugin.host import Host
+    from tpo_plugin.host.plain import PlainModel
     from tpo_plugin.host.splice import SplicingHost
     from tpo_plugin.model import TaskPreferenceModel
     from tpo_plugin.seen import HostFeatures
@@ -36,6 +37,7 @@ _LAZY = {
     "Linear": "head",
     "TaskHead": "head",
     "Host": "host",
+    "PlainModel": "host.plain",
     "TaskPreferenceModel": "model",
     "Sample": "data.dataset",
     "VideoClip": "data.media",
@@ -54,6 +56,7 @@ __all__ = [
     "HostFeatures",
     "Linear",
     "MediaError",
+    "PlainModel",
     "Prediction",
     "RecordError",
     "Sample",

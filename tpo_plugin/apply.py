@@ -18,6 +18,7 @@ from tpo_plugin.errors import TPOError, did_you_mean
 from tpo_plugin.head import TaskHead
 from tpo_plugin.hooks import HostForward
 from tpo_plugin.host import Host
+from tpo_plugin.host.plain import check_model
 from tpo_plugin.model import TaskPreferenceModel
 from tpo_plugin.plugins import HeadSpec, registry
 from tpo_plugin.tokens import HeadTokens, TokenRows, Undo, add_tokens, resolve_tokens
@@ -52,6 +53,7 @@ def apply_tpo(
             f"this {type(host_model).__name__} has TPO already, with heads {list(host_model.tpo.heads)}; "
             "call remove_tpo(model) first, and apply all heads in one call"
         )
+    check_model(host_model)
     config = copy.deepcopy(config) if config is not None else TPOConfig()
     specs = _chosen(heads)
     configs = {spec.name: head_config(spec, config) for spec in specs}

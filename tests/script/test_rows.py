@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import tpo_plugin as tpo
-from tpo_plugin.data.foreign import TaskCollator, TaskDataset
+from tpo_plugin.script.rows import TaskCollator, TaskDataset
 from tpo_plugin.testing import tiny_host
 
 BOX, OTHER = [0.1, 0.2, 0.3, 0.4], [0.5, 0.5, 0.9, 1.0]

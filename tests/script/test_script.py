@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import venv
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def test_a_script_with_a_collator_of_its_own(host, tmp_path):
 
 
 def test_torchrun_on_two_ranks(host, tmp_path):
-    """Both train the same losses, which are those of one process with their batches together, and one run is saved."""
+    """Both train the same losses, which are those of one process with their batches together, and TPO is saved once."""
     turns = [{"role": "user", "content": "where is the circle"}, {"role": "assistant", "content": "it stands <region>"}]
     rows = [{"messages": turns, "tasks": [box(0.1 * i, 0.2, 0.6, 0.4)]} for i in range(3)] + [{"messages": turns[:1]}]
     text = RAW_ROWS.replace("model.save_pretrained(out)", "trainer.save_model(out)")
@@ -172,6 +173,37 @@ def test_the_environments_own_sitecustomize_still_runs(tmp_path):
     result = tpo_run("--heads", "region", "--", *command, PYTHONPATH=str(tmp_path))
     assert result.returncode == 3
     assert result.stdout.count("own sitecustomize") == 2  # of tpo run itself, and of the script
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Path:
+    """A Python without any package, and the folder of a package `transformers` that it can be given."""
+    venv.create(tmp_path / "foreign", symlinks=True)
+    (tmp_path / "packages" / "transformers").mkdir(parents=True)
+    (tmp_path / "packages" / "transformers" / "__init__.py").touch()
+    (tmp_path / "packages" / "transformers" / "trainer.py").write_text("print('trainer imported')")
+    return next((tmp_path / "foreign").glob("*/python"))
+
+
+def test_a_python_without_tpo_plugin_that_trains_nothing_is_unharmed(foreign, tmp_path):
+    code = f"import subprocess\nprint(subprocess.run([{str(foreign)!r}, '-c', 'import json; print(1 + 1)'], text=True,"
+    result = tpo_run("--heads", "region", "--", *script(tmp_path, code + " capture_output=True))"))
+    assert "returncode=0, stdout='2\\n', stderr=''" in result.stdout, result.stderr
+
+
+def test_a_python_without_tpo_plugin_may_not_train(foreign, tmp_path):
+    code = "try:\n    import transformers.trainer\nexcept Exception:\n    pass\nprint('went on')"
+    result = tpo_run("--heads", "region", "--", foreign, "-c", code, PYTHONPATH=str(tmp_path / "packages"))
+    assert result.returncode == 1
+    assert f"tpo run: this Python ({foreign}) cannot use tpo-plugin; is it installed there?" in result.stderr
+    assert "No module named 'tpo_plugin'" in result.stderr
+    assert not result.stdout
+
+
+@pytest.mark.parametrize("module", ["settings", "imports"])
+def test_a_process_that_trains_nothing_loads_no_torch(module):
+    code = f"import sys, tpo_plugin.script.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 @pytest.mark.parametrize(

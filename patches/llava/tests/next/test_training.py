@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from tiny_llava import KINDS, collate_for, make_trainer, package_of, tokenizer
-from tpo_patch_llava_next.host import LlavaNextHost
+from tpo_patch_llava.host import LlavaNextHost
 
 import tpo_plugin as tpo
 

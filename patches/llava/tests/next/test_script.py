@@ -20,7 +20,7 @@ from tiny_llava import SIDE, build, package_of, tokenizer
 import tpo_plugin as tpo
 
 PACKAGE = package_of("next")
-EXAMPLE = Path(__file__).parents[3] / "examples" / "llava_onevision"
+EXAMPLE = Path(__file__).parents[4] / "examples" / "llava_onevision"
 
 CPU = "import torch\ntorch.manual_seed(0)\ntorch.cuda.synchronize = lambda *args, **kwargs: None\n"
 """LLaVA-NeXT's script draws what it does not load, and calls at its end what fails without a GPU."""

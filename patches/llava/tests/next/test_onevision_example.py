@@ -15,13 +15,13 @@ import pytest
 from accelerate.state import AcceleratorState
 from peft import LoraConfig, get_peft_model
 from tiny_llava import make_trainer, package_of, tokenizer
-from tpo_patch_llava_next.host import LlavaNextHost
+from tpo_patch_llava.host import LlavaNextHost
 from transformers import HfArgumentParser
 from transformers.integrations import unset_hf_deepspeed_config
 
 import tpo_plugin as tpo
 
-EXAMPLE = Path(__file__).parents[3] / "examples" / "llava_onevision"
+EXAMPLE = Path(__file__).parents[4] / "examples" / "llava_onevision"
 PACKAGE = package_of("next")
 
 

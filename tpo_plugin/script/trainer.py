@@ -6,26 +6,24 @@ import functools
 import inspect
 import logging
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from tpo_plugin.apply import apply_tpo, head_config
-from tpo_plugin.data.foreign import TaskCollator, TaskDataset
 from tpo_plugin.errors import TPOError
 from tpo_plugin.plugins import registry
+from tpo_plugin.script.rows import TaskCollator, TaskDataset
+from tpo_plugin.script.settings import ScriptSettings
 from tpo_plugin.tokens import add_tokens, resolve_tokens
 from tpo_plugin.training.trainer import TPOTrainerMixin, wrap_trainer
-
-if TYPE_CHECKING:
-    from tpo_plugin.autorun import AutoRun
 
 logger = logging.getLogger(__name__)
 
 
-def add_head_tokens(tokenizer: Any, run: AutoRun) -> None:
-    """Puts the tokens of the run's heads into a tokenizer that the script loads."""
-    specs, config = [registry().head(name) for name in run.heads], run.tpo_config()
+def add_head_tokens(tokenizer: Any, settings: ScriptSettings) -> None:
+    """Puts the heads' tokens into a tokenizer that the script loads."""
+    specs, config = [registry().head(name) for name in settings.heads], settings.tpo_config()
     names = resolve_tokens(specs, {spec.name: head_config(spec, config) for spec in specs})
     try:
         add_tokens(tokenizer, names)
@@ -33,7 +31,7 @@ def add_head_tokens(tokenizer: Any, run: AutoRun) -> None:
         logger.debug("no tokens for %s: %s", type(tokenizer).__name__, error)
 
 
-def automatic(base: type, run: AutoRun, args: tuple, kwargs: dict[str, Any]) -> type:
+def trainer_class(base: type, settings: ScriptSettings, args: tuple, kwargs: dict[str, Any]) -> type:
     """The class to make in the place of `base`, for these arguments of it; `base` itself where it trains TPO already.
 
     Raises `TPOError` for a trainer that cannot.
@@ -43,13 +41,14 @@ def automatic(base: type, run: AutoRun, args: tuple, kwargs: dict[str, Any]) -> 
     model = _arguments(base, args, kwargs).get("model")
     patch = registry().patch_for(_unwrapped(model)) if isinstance(model, nn.Module) else None
     wrapped = wrap_trainer(base if patch is None else patch.host_class().trainer_class(base))
-    return type(wrapped.__name__, (AutomaticTrainerMixin, wrapped), {"__module__": base.__module__, "run": run})
+    namespace = {"__module__": base.__module__, "tpo_script": settings}
+    return type(wrapped.__name__, (ScriptTrainerMixin, wrapped), namespace)
 
 
-class AutomaticTrainerMixin(TPOTrainerMixin):
+class ScriptTrainerMixin(TPOTrainerMixin):
     """Puts TPO onto the model that the trainer is made with, and has its rows' `tasks` read."""
 
-    run: AutoRun
+    tpo_script: ScriptSettings
     train_dataset: Any
     eval_dataset: Any
     data_collator: Any
@@ -74,12 +73,12 @@ class AutomaticTrainerMixin(TPOTrainerMixin):
         else:
             self.eval_dataset = self._with_tasks(self.eval_dataset)
         self.data_collator = TaskCollator(self.tpo, self.data_collator)
-        self.run.mark(type(self).__name__)
+        self.tpo_script.mark(type(self).__name__)
 
     def _apply(self, model: Any, tokenizer: Any) -> None:
         if not hasattr(_unwrapped(model), "tpo"):
-            apply_tpo(model, tokenizer, heads=self.run.heads, config=self.run.tpo_config())
-            logger.warning("tpo run: heads %s on %s", self.run.heads, type(_unwrapped(model)).__name__)
+            apply_tpo(model, tokenizer, heads=self.tpo_script.heads, config=self.tpo_script.tpo_config())
+            logger.warning("tpo run: heads %s on %s", self.tpo_script.heads, type(_unwrapped(model)).__name__)
 
     def _applied(self, make: Callable[..., Any], tokenizer: Any) -> Callable[..., Any]:
         @functools.wraps(make)
