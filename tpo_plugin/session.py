@@ -127,6 +127,9 @@ class AnswerStep(Step):
             return self.tasks.overlay(ids, embeds)
         return super().embedded(ids, embeds)
 
+    def _take_rows(self) -> None:
+        """Nothing: the heads run when the answer is finished."""
+
     def finish(self, output: Any) -> Any:
         """Keeps what the answer needs of this forward's states."""
         session, states = self.session, self._states

@@ -92,6 +92,8 @@ class Step:
         """What is kept for heads that look at it; None where none does."""
         self._states: Tensor | None = None
         """The last hidden state of this forward [B, T, D], once it was there."""
+        self._rows: dict[str, Tensor] | None = None
+        """Of `_states`: by head, and "assign" for the positions before labelled triggers."""
         self._num_columns = 0
         """Columns of the ids that were embedded last."""
         self._inserted = False
@@ -158,6 +160,7 @@ class Step:
         states = self._own(states)
         if self._states is None or self._fits(states):
             self._states = states
+            self._take_rows()
 
     def logits(self, inputs: Tensor, logits: Tensor) -> None:
         """The output embedding gave `logits` for `inputs`; adds the triggers' trained part, in place."""
@@ -169,15 +172,15 @@ class Step:
         positions, targets = self.positions or Positions.none((0, 0), list(self.tasks.heads)), self.given.task_targets
         if self.labels is None and targets is None and not positions.has_tasks:
             return output
-        states = self._states
-        if states is None or not self._fits(states):
+        self._take_rows()
+        if self._rows is None:
             if not positions.has_tasks and not positions.labels and not self.tasks.training:
                 return output  # ordinary text, of which we need to see nothing
             raise HostError(
                 "the last hidden state of the host was not seen in this forward, so task tokens cannot be read; a "
                 "forward with task tokens needs input_ids of the same length as its hidden states"
             )
-        rows = self._rows(states, positions)
+        rows = self._rows
         result = self.result = TPOOutput(_heads=self.tasks.heads)
         for name in self.tasks.heads:
             result.outputs[name] = self.tasks.run(
@@ -230,8 +233,11 @@ class Step:
     def _fits(self, states: Tensor) -> bool:
         return self.positions is not None and self.positions.shape == tuple(states.shape[:2])
 
-    def _rows(self, states_BTD: Tensor, positions: Positions) -> dict[str, Tensor]:
-        """Rows of the last hidden state: by head, and "assign" for the positions before labelled triggers."""
+    def _take_rows(self) -> None:
+        """Takes the rows at task tokens and before labelled triggers out of the last hidden state, if that is there."""
+        states_BTD, positions = self._states, self.positions
+        if self._rows is not None or states_BTD is None or positions is None or not self._fits(states_BTD):
+            return
         groups = {name: positions.task[name] for name in self.tasks.heads}
         if self.labels is not None:
             groups["assign"] = [(row, column - self.host.label_shift) for row, column in positions.labels]
@@ -239,7 +245,7 @@ class Step:
         rows = states_BTD.flatten(0, 1).index_select(0, index)
         if self.seen is not None:
             self.seen.keep_text(states_BTD)
-        return dict(zip(groups, rows.split([len(places) for places in groups.values()]), strict=True))
+        self._rows = dict(zip(groups, rows.split([len(places) for places in groups.values()]), strict=True))
 
     # -- losses --------------------------------------------------------------------------------------------------------
 
