@@ -156,7 +156,7 @@ def test_call_and_forward_do_the_work_once() -> None:
     assert torch.equal(called.loss, direct.loss)
     assert torch.equal(called.logits, direct.logits)
     assert set(direct.tpo.losses) == {"mllm", "assign", "region"}
-    assert model.tpo.step is None
+    assert model.tpo.call is None
 
 
 def test_positional_arguments_and_tuples() -> None:
@@ -253,7 +253,7 @@ def test_what_does_not_match_is_refused_and_the_next_forward_works(kind: str, me
     expected = model(**batch, task_targets=targets()).loss
     with pytest.raises(TPOError, match=message):
         model(**wrong(model, copy.deepcopy(batch), kind))
-    assert model.tpo.step is None
+    assert model.tpo.call is None
     assert torch.equal(model(**batch, task_targets=targets()).loss, expected)
 
 
@@ -261,7 +261,7 @@ def test_a_host_that_raises_leaves_no_state() -> None:
     model = applied()
     with pytest.raises(Exception, match="specify exactly one of input_ids or inputs_embeds|cannot specify both"):
         model(input_ids=torch.tensor([[9]]), inputs_embeds=torch.zeros(1, 1, 32))
-    assert model.tpo.step is None
+    assert model.tpo.call is None
 
 
 def test_a_loss_that_never_calls_the_head_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from tpo_plugin.host.plain import check_model
 from tpo_plugin.model import TaskPreferenceModel
 from tpo_plugin.plugins import HeadSpec, registry
 from tpo_plugin.tokens import HeadTokens, TokenRows, Undo, add_tokens, resolve_tokens
-from tpo_plugin.vocabulary import Growth, grow_vocabulary
+from tpo_plugin.vocabulary import Growth, Resize, grow_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -114,17 +114,17 @@ def _install(model: nn.Module, tpo: TaskPreferenceModel, undo: list[Undo]) -> No
     undo.append(partial(delattr, model, "tpo"))
     tpo.hooks.attach()
     undo.append(tpo.hooks.detach)
-    own = "_keys_to_ignore_on_save" in model.__dict__
-    undo.append(
-        partial(
-            _restore_attribute, model, "_keys_to_ignore_on_save", model.__dict__.get("_keys_to_ignore_on_save"), own
-        )
-    )
     ignored = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
-    model._keys_to_ignore_on_save = ignored | {f"tpo.{key}" for key in tpo.state_dict()}
-    own = "forward" in model.__dict__
-    undo.append(partial(_restore_attribute, model, "forward", model.__dict__.get("forward"), own))
-    model.forward = HostForward(tpo.hooks, model.forward)
+    replaced: dict[str, Any] = {
+        "_keys_to_ignore_on_save": ignored | {f"tpo.{key}" for key in tpo.state_dict()},
+        "forward": HostForward(tpo.hooks, model.forward),
+    }
+    if hasattr(model, "resize_token_embeddings"):
+        ids = [i for tokens in tpo.tokens.values() for i in tokens.by_kind().values()]
+        replaced["resize_token_embeddings"] = Resize(model, max(ids) + 1)
+    for name, value in replaced.items():
+        undo.append(partial(_restore_attribute, model, name, model.__dict__.get(name), name in model.__dict__))
+        model.__dict__[name] = value
     tpo.undo = undo
 
 

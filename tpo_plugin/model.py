@@ -50,7 +50,7 @@ class TaskPreferenceModel(Tasks):
         return self.hooks.host
 
     @property
-    def step(self) -> Step | None:
+    def call(self) -> Step | None:
         """The forward that this thread runs, or None."""
         return self.hooks.now.step
 

@@ -250,4 +250,4 @@ def test_targets_that_do_not_match_are_refused(kind: zoo.TinyHost) -> None:
         TPOError, match=r"has 3 target\(s\), the batch has 4 task token\(s\) '<boxes>' \(they run out in row 1\)"
     ):
         model(**batch, task_targets={"region": {"boxes_xyxy": zoo.boxes(3)}})
-    assert model.tpo.step is None
+    assert model.tpo.call is None
