@@ -204,12 +204,14 @@ class TriggerProcessor(LogitsProcessor):
         """Task token by trigger."""
         self.blocked = torch.tensor([i for t in tokens.values() for i in (t.task_id, t.input_id) if i is not None])
         """Never emitted freely."""
-        self.route = None if route is None else Route(session, tokens[route].trigger_id, list(eos), max_length)
+        self.route = None
+        if route is not None:
+            self.route = Route(tokens[route].trigger_id, eos, max_length, session.prompt.length)
         self.keeps_logits = keeps_logits
         """Whether the scores are given to the user as well, so that they must stay as they are."""
         self.called = False
         self.scores: Tensor | None = None
-        """[B, V] of the last step, before anything is forced."""
+        """[B, V] of the last step."""
         self.logprobs: dict[tuple[int, int], float] = {}
         """Logarithm of the probability of each trigger that was emitted, by (row, column of `sequences`)."""
 
@@ -228,7 +230,7 @@ class TriggerProcessor(LogitsProcessor):
         scores.index_fill_(-1, self.blocked, float("-inf"))
         self.scores = scores if session.capturing else None
         if self.route is not None:
-            scores = self.route(input_ids, scores)
+            self.route(input_ids, scores, newest, added_up=not session.capturing)
         if input_ids.shape[1] and (newest is None or not self.task_of.keys().isdisjoint(newest)):
             self._force(input_ids[:, -1:], scores)
         return scores
@@ -237,7 +239,8 @@ class TriggerProcessor(LogitsProcessor):
         """Keeps how likely the triggers among the tokens of `column` were, which the last scores were the choice of."""
         for row, token_id in enumerate(ids):
             if token_id in self.task_of and self.scores is not None:
-                self.logprobs[row, column] = float(self.scores[row].float().log_softmax(-1)[token_id])
+                own = self.scores[row] if self.route is None else self.route.undo(row, self.scores[row])
+                self.logprobs[row, column] = float(own.float().log_softmax(-1)[token_id])
 
     def _force(self, last_B1: Tensor, scores: Tensor) -> None:
         """In place: behind a trigger only its task token."""
@@ -250,24 +253,46 @@ class TriggerProcessor(LogitsProcessor):
         scores.scatter_(-1, forced, torch.where(follows, 0.0, scores.gather(-1, forced)))
 
 
-@dataclass
 class Route:
     """Lets no answer end before its trigger."""
 
-    session: Session
-    trigger_id: int
-    eos: list[int]
-    max_length: int | None
+    def __init__(self, trigger_id: int, eos: Sequence[int], max_length: int | None, prompt_length: int) -> None:
+        self.trigger_id, self.num_eos = trigger_id, len(eos)
+        self.max_length, self.prompt_length = max_length, prompt_length
+        self.columns = torch.tensor([*eos, trigger_id], dtype=torch.int64)
+        """Of the scores that it changes."""
+        self.before: Tensor | None = None
+        """[B, columns]: what stood there in the last step."""
+        self.called: set[int] = set()
+        """Rows whose trigger is known to have come."""
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """The scores with the trigger alone where a row without it would end, and without an end elsewhere."""
-        emitted = input_ids[:, self.session.prompt.length :].eq(self.trigger_id).any(-1, keepdim=True)
-        eos = torch.tensor(self.eos, dtype=torch.int64, device=scores.device)
-        ending = torch.isin(scores.argmax(-1, keepdim=True), eos)
+    def __call__(self, input_ids: Tensor, scores: Tensor, newest: Sequence[int] | None, *, added_up: bool) -> None:
+        """In place: the trigger wins where a row without it would end, and elsewhere nothing ends before it.
+
+        Scores that are `added_up`, as beam search does, get a trigger that is certain; otherwise it is made the best by
+        far, for which nothing else of the row has to be written.
+        """
+        self.called |= {row for row, token_id in enumerate(newest or ()) if token_id == self.trigger_id}
+        self.before = None
+        if len(self.called) == len(input_ids):
+            return
+        self.columns = self.columns.to(scores.device)
+        self.before = scores.index_select(-1, self.columns)
+        best, best_ids = scores.max(-1, keepdim=True)
+        missing = ~input_ids[:, self.prompt_length :].eq(self.trigger_id).any(-1, keepdim=True)
+        ending = torch.isin(best_ids, self.columns[: self.num_eos])
         if self.max_length is not None and self.max_length - input_ids.shape[1] <= 3:
             # room for trigger, task token, and the step that runs the latter
             ending = torch.ones_like(ending)
-        only = torch.full_like(scores, float("-inf"))
-        only[:, self.trigger_id] = 0.0
-        going_on = scores.index_fill(-1, eos, float("-inf"))
-        return torch.where(emitted, scores, torch.where(ending, only, going_on))
+        changed = self.before.masked_fill(missing, float("-inf"))
+        forced = missing & ending
+        changed[:, -1:] = torch.where(forced, 0 if added_up else best + 1e4, self.before[:, -1:])
+        if added_up:
+            scores.masked_fill_(forced, float("-inf"))
+        scores.index_copy_(-1, self.columns, changed)
+
+    def undo(self, row: int, scores_V: Tensor) -> Tensor:
+        """A row of the last step's scores as it was before."""
+        if self.before is None:
+            return scores_V
+        return scores_V.index_copy(-1, self.columns, self.before[row])

@@ -101,8 +101,8 @@ class Resize:
         size = -(-size // multiple) * multiple
         if not self.needed <= size <= rows:
             raise TPOError(
-                f"resize_token_embeddings({new_num_tokens}): the vocabulary has {rows} rows, of which the tokens of the "
-                f"applied heads need the first {self.needed}; expected a number of {self.needed} to {rows}, which "
+                f"resize_token_embeddings({new_num_tokens}): the vocabulary has {rows} rows, of which the tokens of "
+                f"the applied heads need the first {self.needed}; expected a number of {self.needed} to {rows}, which "
                 "changes nothing. For other sizes resize before apply_tpo, or call remove_tpo(model) first"
             )
         logger.info("resize_token_embeddings(%s): the %d rows have room for it", new_num_tokens, rows)
