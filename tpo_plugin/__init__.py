@@ -13,6 +13,7 @@ from tpo_plugin.plugins import register_plugin, registry, unregister_plugin
 if TYPE_CHECKING:
     from tpo_plugin.apply import apply_tpo, remove_tpo
     from tpo_plugin.checkpoint import load_tpo
+    from tpo_plugin.codec import TaskCodec
     from tpo_plugin.data.dataset import Sample
     from tpo_plugin.data.media import VideoClip, VideoOptions, read_video, stream_video
     from tpo_plugin.generate import Prediction
@@ -30,6 +31,7 @@ _LAZY = {
     "apply_tpo": "apply",
     "remove_tpo": "apply",
     "load_tpo": "checkpoint",
+    "TaskCodec": "codec",
     "Prediction": "generate",
     "HostFeatures": "seen",
     "HeadMetrics": "head",
@@ -60,6 +62,7 @@ __all__ = [
     "SplicingHost",
     "TPOConfig",
     "TPOError",
+    "TaskCodec",
     "TaskHead",
     "TaskPreferenceModel",
     "VideoClip",

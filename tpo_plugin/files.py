@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -78,8 +79,8 @@ def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def replace_file(path: Path, write: Callable[[str], Any]) -> None:
-    """Writes a file under a temporary name in the same directory and renames it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Writes a file under a temporary name in the same directory and renames it: nobody finds half of it."""
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
     try:
         write(str(temporary))
         os.replace(temporary, path)

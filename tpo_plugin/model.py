@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tpo_plugin.codec import Codec
 from tpo_plugin.config import TPOConfig
 from tpo_plugin.errors import HostError, TPOError
 from tpo_plugin.head import TaskHead
@@ -45,9 +47,12 @@ class TaskPreferenceModel(nn.Module):
         tokenizer: Any,
         processor: Any = None,
         growth: Growth | None = None,
+        codecs: Mapping[str, Codec] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         self.heads = nn.ModuleDict(heads)
+        self.codecs = dict(codecs)
+        """What reads the records of each head, without weights."""
         self.embeddings = nn.ModuleDict(rows)
         self.tokens = tokens
         self.config = config
