@@ -27,9 +27,10 @@ class RecordFile:
         self._offsets, self._lines, self._ends = array("q"), array("q"), array("q")
         try:
             with self.path.open("rb") as file:
-                start = file.read(4096).removeprefix(_BOM).lstrip()
-                file.seek(0)
-                self._scan_list(file) if start.startswith(b"[") else self._scan_lines(file)
+                start = file.read(4096)
+                is_list = start.removeprefix(_BOM).lstrip().startswith(b"[")
+                file.seek(start.index(b"[") + 1 if is_list else 0)
+                self._scan_list(file) if is_list else self._scan_lines(file)
         except OSError as error:
             raise RecordError(f"cannot be read: {error.strerror or error}", file=self.name) from error
 
@@ -71,11 +72,12 @@ class RecordFile:
 def _elements(file: BinaryIO) -> Iterator[tuple[int, int]]:
     """First byte of each element of a JSON list, and the one behind its last. Raises `ValueError` where it is none.
 
-    The file is read in blocks as Latin-1, in which a character is a byte, and JSON's own characters are what they are.
+    The file stands behind the list's bracket. It is read in blocks as Latin-1, in which a character is a byte, and
+    JSON's own characters are what they are.
     """
     decoder = json.JSONDecoder()
-    text, begin = file.read(_BLOCK).decode("latin-1"), 0  # `begin`: offset of the text in the file
-    at, number = text.index("[") + 1, 0
+    begin = file.tell()  # of the text in the file
+    text, at, number = file.read(_BLOCK).decode("latin-1"), 0, 0
     while True:
         try:
             at = _skip(text, at)
@@ -100,10 +102,11 @@ def _elements(file: BinaryIO) -> Iterator[tuple[int, int]]:
             raise ValueError(f"expected ',' or ']' at byte {begin + after}, behind element [{number}]")
         at, number = after + 1, number + 1
     rest = text[after + 1 :]
-    while rest:
-        if rest.strip(_BLANK):
-            raise ValueError(f"something stands behind the list, which ends at byte {begin + after}")
+    while not rest.strip(_BLANK):
         rest = file.read(_BLOCK).decode("latin-1")
+        if not rest:
+            return
+    raise ValueError(f"something stands behind the list, which ends at byte {begin + after}")
 
 
 def _skip(text: str, at: int) -> int:

@@ -265,7 +265,7 @@ class MaskHead(MaskCodec, tpo.TaskHead):
         """A copy of `image` with the value's first mask, and the outline of the true one."""
         from tpo_head_mask.drawing import draw_masks
 
-        return draw_masks(image, value["masks"][:1], [target["masks"][0]] if target else ())
+        return draw_masks(image, value["masks"][:1], target["masks"][:1] if target else ())
 
     def draw_video(self, video: tpo.VideoClip, values: list[Any], path: Path) -> Path | None:
         """The whole video with the masks of all objects, as MP4."""
