@@ -13,6 +13,7 @@ from tpo_plugin.plugins import register_plugin, registry, unregister_plugin
 if TYPE_CHECKING:
     from tpo_plugin.apply import apply_tpo, remove_tpo
     from tpo_plugin.checkpoint import load_tpo
+    from tpo_plugin.codec import TaskCodec
     from tpo_plugin.data.dataset import Sample
     from tpo_plugin.data.media import VideoClip, VideoOptions, read_video, stream_video
     from tpo_plugin.generation.answers import Prediction
@@ -31,6 +32,7 @@ _LAZY = {
     "apply_tpo": "apply",
     "remove_tpo": "apply",
     "load_tpo": "checkpoint",
+    "TaskCodec": "codec",
     "Prediction": "generation.answers",
     "HostFeatures": "seen",
     "HeadMetrics": "head",
@@ -63,6 +65,7 @@ __all__ = [
     "SplicingHost",
     "TPOConfig",
     "TPOError",
+    "TaskCodec",
     "TaskHead",
     "TaskPreferenceModel",
     "VideoClip",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from tpo_plugin import zero
-from tpo_plugin.config import HeadConfig, TPOConfig, config_from_dict
+from tpo_plugin.codec import registered_codec
+from tpo_plugin.config import HeadConfig, TPOConfig
 from tpo_plugin.errors import TPOError, did_you_mean
-from tpo_plugin.head import TaskHead
+from tpo_plugin.head import TaskHead, bare_codec, build_head
 from tpo_plugin.hooks import HostForward
 from tpo_plugin.host import Host
 from tpo_plugin.host.plain import check_model
@@ -55,7 +55,7 @@ def apply_tpo(
         )
     check_model(host_model)
     config = copy.deepcopy(config) if config is not None else TPOConfig()
-    specs = _chosen(heads)
+    specs = registry().choose(heads)
     configs = {spec.name: head_config(spec, config) for spec in specs}
     _check_weights(config, configs)
     config.heads = dict(configs)
@@ -78,8 +78,13 @@ def apply_tpo(
         modules = {
             spec.name: _build_head(spec, configs[spec.name], host.hidden_size, vision_size).to(device) for spec in specs
         }
+        codecs = {
+            spec.name: registered_codec(spec, configs[spec.name])
+            or bare_codec(spec, configs[spec.name], modules[spec.name])
+            for spec in specs
+        }
         rows = _initial_rows(host, tokens, growth)
-        tpo = TaskPreferenceModel(host_model, host, modules, rows, tokens, config, text_tokenizer, processor)
+        tpo = TaskPreferenceModel(host_model, host, modules, rows, tokens, config, text_tokenizer, processor, codecs)
         tpo.trigger_logits.grow(growth)
         tpo.to(device)
         tpo.train(host_model.training)
@@ -140,33 +145,9 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     return base() if callable(base) else model
 
 
-def _chosen(heads: Sequence[str] | None) -> list[HeadSpec]:
-    found = registry()
-    if isinstance(heads, str):
-        raise TPOError(f"heads={heads!r} is a string; expected a list of names: heads=[{heads!r}]")
-    names = list(found.heads) if heads is None else list(heads)
-    if not names:
-        raise TPOError(
-            "no head to apply: none is installed, or heads=[] was given; for example: pip install tpo-head-region"
-        )
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise TPOError(f"heads={names} names {repeated} more than once")
-    return [found.head(name) for name in names]
-
-
 def head_config(spec: HeadSpec, config: TPOConfig) -> HeadConfig:
     """The head's configuration out of `config`, or its defaults."""
-    given = config.heads.get(spec.name, {})
-    config_class = spec.config_class()
-    if isinstance(given, config_class):
-        return given
-    if isinstance(given, dict):
-        return config_from_dict(config_class, given, where=f"config of head {spec.name!r}")
-    raise TPOError(
-        f"config of head {spec.name!r} is a {type(given).__name__}; "
-        f"expected {config_class.__name__} or a dict of its fields"
-    )
+    return spec.make_config(config.heads.get(spec.name, {}))
 
 
 def _check_weights(config: TPOConfig, configs: dict[str, HeadConfig]) -> None:
@@ -206,14 +187,7 @@ def _tokenizer_and_processor(model: nn.Module, given: Any) -> tuple[Any, Any]:
 def _build_head(
     spec: HeadSpec, config: HeadConfig, hidden_size: int, vision_size: Callable[[], int | None]
 ) -> TaskHead:
-    head_class = spec.head_class()
-    asks = "vision_size" in inspect.signature(head_class).parameters
-    head = head_class(config, hidden_size, **({"vision_size": vision_size()} if asks else {}))
-    if not isinstance(head, TaskHead):
-        raise TPOError(
-            f"head {spec.name!r} ({spec.plugin}) is a {type(head).__name__}; expected a subclass of tpo_plugin.TaskHead"
-        )
-    return head.float()
+    return build_head(spec, config, hidden_size, vision_size).float()
 
 
 @torch.no_grad()

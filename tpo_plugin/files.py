@@ -6,8 +6,10 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -76,8 +78,8 @@ def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def replace_file(path: Path, write: Callable[[str], Any]) -> None:
-    """Writes a file under a temporary name in the same directory and renames it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Writes a file under a temporary name in the same directory and renames it: nobody finds half of it."""
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
     try:
         write(str(temporary))
         os.replace(temporary, path)
@@ -86,12 +88,10 @@ def replace_file(path: Path, write: Callable[[str], Any]) -> None:
 
 
 def _config_to_json(tpo: Tasks, host_class: str) -> dict[str, Any]:
-    from tpo_plugin import __version__
-
     heads = {name: dataclasses.asdict(config) for name, config in tpo.config.heads.items()}
     return {
         "format_version": FORMAT_VERSION,
-        "tpo_plugin": __version__,
+        "tpo_plugin": version("tpo-plugin"),
         "host_class": host_class,
         "heads": list(tpo.heads),
         "token_ids": {name: list(ids) for name, ids in tpo.token_ids.items()},

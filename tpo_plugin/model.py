@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from tpo_plugin import files
+from tpo_plugin.codec import Codec
 from tpo_plugin.config import TPOConfig
 from tpo_plugin.generation.generate import GenerateOutput, generate
 from tpo_plugin.head import TaskHead
@@ -32,9 +33,11 @@ class TaskPreferenceModel(Tasks):
         tokens: dict[str, HeadTokens],
         config: TPOConfig,
         tokenizer: Any,
-        processor: Any = None,
+        processor: Any,
+        codecs: dict[str, Codec],
     ) -> None:
-        super().__init__(heads, rows, tokens, config, tokenizer, processor, special_ids(tokenizer, model.config))
+        text_ids = special_ids(tokenizer, model.config)
+        super().__init__(heads, rows, tokens, config, tokenizer, processor, codecs=codecs, special_ids=text_ids)
         self.hooks = Hooks(model, host, self)
         self.undo: list[Undo] = []
         """The way back for each change of `apply_tpo`, in the order in which they were made."""

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tpo_plugin.codec import Codec, collate_inputs
 from tpo_plugin.config import TPOConfig
 from tpo_plugin.errors import HostError, TPOError
-from tpo_plugin.head import TaskHead, collate_inputs
+from tpo_plugin.head import TaskHead
 from tpo_plugin.positions import Place, Positions, flat_index
 from tpo_plugin.seen import HostFeatures, Seen
 from tpo_plugin.tokens import HeadTokens, TokenRows
@@ -61,10 +62,14 @@ class Tasks(nn.Module):
         config: TPOConfig,
         tokenizer: Any,
         processor: Any = None,
+        *,
+        codecs: dict[str, Codec],
         special_ids: list[int] | None = None,
     ) -> None:
         super().__init__()
         self.heads = nn.ModuleDict(heads)
+        self.codecs = codecs
+        """What reads the records of each head, without weights."""
         self.embeddings = nn.ModuleDict(rows)
         self.tokens = tokens
         self.config = config
@@ -198,7 +203,7 @@ class Tasks(nn.Module):
 
     def empty_inputs(self, name: str, device: torch.device) -> dict[str, Any] | None:
         """What a head makes of no tasks, if it takes inputs at all."""
-        inputs = collate_inputs(self.heads[name], [], [], [])
+        inputs = collate_inputs(self.codecs[name], [], [], [])
         return inputs and {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
 
 

@@ -91,7 +91,7 @@ def stand_in(tokenizer: Any, processor: Any = None) -> Any:
         processor=processor,
         special_ids=None,
         host=SimpleNamespace(decodes=False),
-        heads={"region": BoxHead(), "point": PointHead()},
+        codecs={"region": BoxHead(), "point": PointHead()},
         tokens={
             "region": tokens("<box_begin>", "<boxes>", "<region_box>"),
             "point": tokens("<point_begin>", "<point>", None),

@@ -156,7 +156,7 @@ class RecordsHost(tpo.Host):
 
 def tasks_of(dataset: Any, model: Any) -> Any:
     host = RecordsHost(**{field.name: getattr(model.tpo.host, field.name) for field in fields(tpo.Host)})
-    return TaskDataset(dataset, SimpleNamespace(heads=model.tpo.heads, tokens=model.tpo.tokens, host=host))
+    return TaskDataset(dataset, SimpleNamespace(codecs=model.tpo.codecs, tokens=model.tpo.tokens, host=host))
 
 
 def test_a_dataset_of_records(model):

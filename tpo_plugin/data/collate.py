@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tpo_plugin.codec import Codec, asks_for_samples, collate_inputs
 from tpo_plugin.data.chat import ChatTemplate
 from tpo_plugin.data.dataset import Sample
 from tpo_plugin.data.encode import IGNORED, Row, encode, encode_pair
 from tpo_plugin.errors import TPOError
-from tpo_plugin.head import asks_for_samples, collate_inputs
 from tpo_plugin.positions import text_groups, token_positions
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class TPOCollator:
 
     def __init__(self, tpo: Any, *, max_length: int | None = None, for_generation: bool = False) -> None:
         # Not model.tpo itself, which holds the host: a worker process may get a copy of this.
-        self.heads, self.tokens = dict(tpo.heads.items()), tpo.tokens
+        self.codecs, self.tokens = dict(tpo.codecs), tpo.tokens
         self.special_ids = tpo.special_ids
         self.decodes = tpo.host.decodes
         self.max_length, self.for_generation = max_length, for_generation
@@ -69,7 +69,7 @@ class TPOCollator:
             ]
         batch = self._pad(rows)
         labels = batch.pop("labels") if self.for_generation else batch["labels"]
-        targets, inputs = collate_tasks(self.heads, samples, for_generation=self.for_generation)
+        targets, inputs = collate_tasks(self.codecs, samples, for_generation=self.for_generation)
         if inputs:
             batch["task_inputs"] = inputs
         if targets and not self.for_generation:
@@ -113,9 +113,9 @@ class TPOCollator:
 
 
 def collate_tasks(
-    heads: Mapping[str, Any], samples: Sequence[Sample], *, for_generation: bool = False
+    codecs: Mapping[str, Codec], samples: Sequence[Sample], *, for_generation: bool = False
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`task_targets` and `task_inputs` of a batch: each head's own collation, in the order (batch row, position)."""
+    """`task_targets` and `task_inputs` of a batch: each codec's own collation, in the order (batch row, position)."""
     tasks: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for sample in samples:
         for turn in sample.record.turns:
@@ -123,13 +123,13 @@ def collate_tasks(
                 roles = tasks.setdefault(task["head"], {"assistant": [], "user": []})
                 roles[turn.role].append(task)
     targets, inputs = {}, {}
-    for name, head in heads.items():
-        if name not in tasks and not (for_generation and asks_for_samples(head)):
+    for name, codec in codecs.items():
+        if name not in tasks and not (for_generation and asks_for_samples(codec)):
             continue
         roles = tasks.get(name, {"assistant": [], "user": []})
         if roles["assistant"]:
-            targets[name] = head.collate_targets(roles["assistant"])
-        made = collate_inputs(head, roles["assistant"], roles["user"], samples)
+            targets[name] = codec.collate_targets(roles["assistant"])
+        made = collate_inputs(codec, roles["assistant"], roles["user"], samples)
         if made is not None:
             inputs[name] = made
     return targets, inputs

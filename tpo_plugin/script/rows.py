@@ -6,24 +6,23 @@ collator the batch gets what the heads make of the tasks.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset
 
+from tpo_plugin.codec import asks_for_samples
 from tpo_plugin.data.collate import collate_tasks
 from tpo_plugin.data.dataset import Sample, read_sample
 from tpo_plugin.data.encode import IGNORED
+from tpo_plugin.data.format import RecordFormat
 from tpo_plugin.data.media import VideoOptions
 from tpo_plugin.data.records import Record, Turn, check_tasks, expand_turns, parse_record
 from tpo_plugin.errors import RecordError, TPOError
-from tpo_plugin.head import asks_for_samples
 from tpo_plugin.positions import Positions, text_groups, token_positions
 
 SAMPLE = "tpo_sample"
@@ -44,9 +43,9 @@ class TaskDataset(Dataset[Any]):
     def __init__(self, dataset: Any, tpo: Any) -> None:
         self.dataset, host = dataset, type(tpo.host)
         self._num_frames = host.num_frames
-        known = SimpleNamespace(heads=dict(tpo.heads.items()), tokens=tpo.tokens)
+        known = RecordFormat.of(tpo)
         self._records = _TaskRecords(getattr(dataset, host.records), known, partial(host.media_root, dataset))
-        self._reads_media = any(asks_for_samples(head) for head in known.heads.values())
+        self._reads_media = any(asks_for_samples(codec) for codec in known.codecs.values())
         setattr(dataset, host.records, self._records)
 
     def __getattr__(self, name: str) -> Any:
@@ -130,7 +129,7 @@ class TaskCollator:
     """
 
     def __init__(self, tpo: Any, collator: Callable[[list[Any]], Any]) -> None:
-        self.heads, self.tokens, self.special_ids = dict(tpo.heads.items()), tpo.tokens, tpo.special_ids
+        self.format, self.tokens, self.special_ids = RecordFormat.of(tpo), tpo.tokens, tpo.special_ids
         self.collator = collator
 
     def __getattr__(self, name: str) -> Any:
@@ -150,7 +149,7 @@ class TaskCollator:
             labels = batch["labels"] = labels.masked_fill(torch.isin(input_ids, torch.tensor(never)), IGNORED)
         positions = token_positions(input_ids, labels, self.tokens)
         self._check(samples, positions)
-        targets, inputs = collate_tasks(self.heads, samples)
+        targets, inputs = collate_tasks(self.format.codecs, samples)
         if targets:
             batch["task_targets"] = targets
         if inputs:
@@ -172,7 +171,7 @@ class TaskCollator:
         tasks = row.pop("tasks", None)
         if not tasks:
             return row, Sample(Record(place, place, ()))
-        row, turns = _expanded(row, tasks, SimpleNamespace(heads=self.heads, tokens=self.tokens), place)
+        row, turns = _expanded(row, tasks, self.format, place)
         return row, Sample(Record(str(row.get("id", place)), place, tuple(turns)))
 
     def _check(self, samples: list[Sample], positions: Positions) -> None:
@@ -183,11 +182,11 @@ class TaskCollator:
                 "apart by rows; expected one row for each sample"
             )
         for kind, role in (("task", "assistant"), ("input", "user")):
-            for name, head in self.heads.items():
+            for name, codec in self.format.codecs.items():
                 found = [row for row, _ in positions.of(kind)[name]]
                 for row, sample in enumerate(samples):
                     tasks = [t for turn in sample.record.turns if turn.role == role for t in turn.tasks]
-                    expected = sum(head.num_tokens(task) for task in tasks if task["head"] == name)
+                    expected = sum(codec.num_tokens(task) for task in tasks if task["head"] == name)
                     if found.count(row) != expected:
                         raise TPOError(
                             f"{sample.record.place}: its tasks take {expected} {kind} token(s) of head {name!r}, its "
@@ -196,22 +195,21 @@ class TaskCollator:
                         )
 
 
-def _expanded(row: dict[str, Any], tasks: Any, tpo: Any, place: str) -> tuple[dict[str, Any], list[Turn]]:
+def _expanded(row: dict[str, Any], tasks: Any, format: RecordFormat, place: str) -> tuple[dict[str, Any], list[Turn]]:
     """The row with tokens in its texts, and its turns; the k-th placeholder of a head takes that head's k-th task."""
 
     def wrong(field: str, message: str) -> RecordError:
         return RecordError(message, file=place, field=field)
 
-    checked = check_tasks({"tasks": tasks}, tpo, Path("."), wrong)
-    placeholder = re.compile("|".join(f"<{re.escape(name)}>" for name in tpo.heads))
-    texts = [(role, text) for role, text in _texts(row) if placeholder.search(text)]
+    checked = check_tasks({"tasks": tasks}, format, Path("."), wrong)
+    texts = [(role, text) for role, text in _texts(row) if format.placeholder.search(text)]
     if not texts and "input_ids" in row:  # tokenised already: everything is to be predicted, in its order
         return row, [Turn("assistant", "", tuple(checked))]
-    turns = expand_turns(texts, checked, tpo, wrong)
+    turns = expand_turns(texts, checked, format, wrong)
     replaced = iter(turns)
 
     def replace(value: Any) -> Any:
-        if isinstance(value, str) and placeholder.search(value):
+        if isinstance(value, str) and format.placeholder.search(value):
             text = next(replaced).text
             return value[: len(value) - len(value.lstrip())] + text.strip() + value[len(value.rstrip()) :]
         if isinstance(value, Mapping):

@@ -6,21 +6,19 @@
         def make_targets(self, num):
             return {"points_xy": torch.rand(num, 2)}
 
+        def make_task(self):
+            return {"points_xy": [0.3, 0.7]}
+
 A standard test that cannot hold for a head is overridden with `@pytest.mark.xfail(reason=…)`, and only so.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import inspect
 import json
 import math
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import entry_points
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,18 +27,28 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tpo_plugin.apply import apply_tpo, remove_tpo
 from tpo_plugin.checkpoint import load_tpo
+from tpo_plugin.codec import asks_for_samples
 from tpo_plugin.config import HeadConfig, TPOConfig, config_from_dict
-from tpo_plugin.errors import TPOError
-from tpo_plugin.head import Linear, TaskHead
-from tpo_plugin.hookspecs import PROJECT, hookimpl
-from tpo_plugin.plugins import BLOCK_VARIABLE, THIS_PROCESS, HeadSpec, register_plugin, registry, unregister_plugin
-from tpo_plugin.tiny import HIDDEN_SIZE, VISION_SIZE, logits_of, state_of, tiny_batch, tiny_features, tiny_host
-
-__all__ = ["TaskHeadTests", "tiny_host"]
+from tpo_plugin.data.format import RecordFormat
+from tpo_plugin.data.records import parse_record
+from tpo_plugin.errors import RecordError, TPOError
+from tpo_plugin.head import TaskHead, build_head
+from tpo_plugin.hookspecs import PROJECT
+from tpo_plugin.plugins import THIS_PROCESS, HeadSpec, registry
+from tpo_plugin.testing.checks import check_clean_process, check_outputs
+from tpo_plugin.testing.neighbour import neighbour
+from tpo_plugin.testing.tiny import (
+    HIDDEN_SIZE,
+    VISION_SIZE,
+    logits_of,
+    state_of,
+    tiny_batch,
+    tiny_features,
+    tiny_host,
+)
 
 NUM_TARGETS = 3
 TASK_TOKEN = "the task token"
@@ -59,6 +67,13 @@ class TaskHeadTests:
     def make_targets(self, num: int) -> dict[str, Any]:
         """Targets of `num` task tokens, 0 included, as the head's `collate_targets` makes them."""
         raise NotImplementedError(f"{type(self).__name__} must define make_targets(self, num)")
+
+    def make_task(self) -> dict[str, Any]:
+        """A task as it stands in a record, without its "head". The test of records is skipped where there is none.
+
+        A head that collates media has its inputs from `make_inputs`, which the task must fit.
+        """
+        pytest.skip(f"{type(self).__name__} defines no make_task(self), so no record of the head is tested")
 
     def make_inputs(self, num: int) -> dict[str, Any] | None:
         """What `collate_inputs` makes for `num` task tokens and, if the head has an input token, `num` of those.
@@ -81,27 +96,7 @@ class TaskHeadTests:
             f"head {self.head!r} is registered in this process only; declare it in pyproject.toml, "
             f'[project.entry-points.{PROJECT}] {self.head} = "<its module>", and install the package'
         )
-        others = {point.name for point in entry_points(group=PROJECT)} - {spec.plugin.name}
-        code = (
-            "import json, sys; from tpo_plugin import registry; "
-            f"spec = registry().heads.get({self.head!r}); "
-            f"print(json.dumps([spec and spec.plugin.name, sorted(set({list(self.heavy)!r}) & set(sys.modules))]))"
-        )
-        result = subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, BLOCK_VARIABLE: ",".join(sorted(others))},
-            capture_output=True,
-            text=True,
-        )
-        assert result.returncode == 0, f"a clean process could not load the plugins:\n{result.stderr}"
-        plugin, imported = json.loads(result.stdout.splitlines()[-1])
-        assert plugin == spec.plugin.name, (
-            f"a clean process finds no head {self.head!r} by entry point:\n{result.stderr or '(nothing on stderr)'}"
-        )
-        assert not imported, (
-            f"importing plugin {plugin!r} imports {imported}, which is on the heavy list; register the head as "
-            "'module:Class' and import heavy packages in that module"
-        )
+        check_clean_process(spec, self.heavy)
 
     def test_config_survives_json(self) -> None:
         """A configuration goes to JSON and back unchanged, and an unknown key is refused by its name."""
@@ -128,7 +123,7 @@ class TaskHeadTests:
         head = self._head()
         for num in (0, 1, NUM_TARGETS):
             outputs = self._outputs(head, num)
-            _check_outputs(outputs, num)
+            check_outputs(outputs, num)
             counted = head.count_targets(self.make_targets(num))
             assert counted == num, f"count_targets gives {counted} for make_targets({num})"
             values = head.postprocess(outputs)
@@ -146,7 +141,7 @@ class TaskHeadTests:
         for num in (0, 1, NUM_TARGETS):
             with torch.no_grad():
                 out = self._run(model, {self.head: num})
-            _check_outputs(out.tpo.outputs[self.head], num)
+            check_outputs(out.tpo.outputs[self.head], num)
             loss = out.tpo.losses[self.head]
             assert loss.dtype == torch.float32, f"the loss is {loss.dtype} on a bfloat16 host; expected float32"
             assert loss.isfinite(), f"the loss is {loss} on a bfloat16 host with {num} task tokens"
@@ -194,6 +189,34 @@ class TaskHeadTests:
         for name, value in head.loss(self._outputs(head, 0), self.make_targets(0), 1).items():
             assert value == 0, f"{name} is {value} without targets; expected 0 (a mean over nothing is NaN: use sums)"
             assert value.requires_grad, f"{name} is not connected to the head without targets: sum its empty outputs"
+
+    def test_records(self) -> None:
+        """A record's task is checked, counted and collated without weights, and serves loss, metrics and drawing."""
+        model, task = self._apply(), {"head": self.head} | self.make_task()
+        format = RecordFormat.of(model.tpo)
+        codec, tokens = format.codecs[self.head], format.tokens[self.head]
+        turns = [{"from": "human", "value": "where"}, {"from": "gpt", "value": f"here <{self.head}>"}]
+        record = parse_record({"conversations": turns, "tasks": [json.loads(json.dumps(task))]}, format)
+        (task,), text = record.turns[1].tasks, record.turns[1].text
+        num = codec.num_tokens(task)
+        assert text == "here " + (tokens.trigger + tokens.task_token) * num, f"{num} token(s) stand as {text!r}"
+        if codec.fields is not None:
+            with pytest.raises(RecordError, match="no_such_field"):
+                parse_record({"conversations": turns, "tasks": [task | {"no_such_field": 1}]}, format)
+        targets = codec.collate_targets([task])
+        counted = codec.count_targets(targets)
+        assert counted == num, f"num_tokens gives {num} for a task, and count_targets {counted} for its targets"
+        if not asks_for_samples(codec):
+            codec.collate_inputs([task], [])
+        loss = self._run(model, {self.head: num}, targets=targets).tpo.losses[self.head]
+        assert loss.isfinite(), f"the loss of a record is {loss}"
+        head = model.tpo.heads[self.head].eval()
+        outputs, metrics = self._outputs(head, num), head.metrics()
+        metrics.update(outputs, targets)
+        computed = metrics.compute()
+        assert all(math.isfinite(value) for value in computed.values()), f"metrics are not finite: {computed}"
+        value = head.postprocess(outputs)[0]
+        head.draw(Image.new("RGB", (64, 48), "white"), value, value)
 
     # -- 5 to 8: on a host ---------------------------------------------------------------------------------------------
 
@@ -276,7 +299,7 @@ class TaskHeadTests:
         alone = self._apply()
         given = self._inputs(NUM_TARGETS), self.make_targets(NUM_TARGETS)
         expected = self._run(alone, {self.head: NUM_TARGETS}, *given).tpo
-        with _neighbour() as other:
+        with neighbour() as other:
             for order in ([self.head, other], [other, self.head]):
                 model = self._apply(heads=order)
                 model.tpo.heads[self.head].load_state_dict(alone.tpo.heads[self.head].state_dict())
@@ -312,11 +335,9 @@ class TaskHeadTests:
 
     def _head(self) -> TaskHead:
         torch.manual_seed(0)
-        head_class = self._spec().head_class()
-        asks = "vision_size" in inspect.signature(head_class).parameters
-        head = head_class(self._config(), HIDDEN_SIZE, **({"vision_size": VISION_SIZE} if asks else {}))
-        assert isinstance(head, TaskHead), f"{type(head).__name__} must derive from tpo_plugin.TaskHead"
-        return head.eval()
+        cls = self._spec().head_class()
+        assert issubclass(cls, TaskHead), f"{cls.__name__} must derive from tpo_plugin.TaskHead"
+        return build_head(self._spec(), self._config(), HIDDEN_SIZE, lambda: VISION_SIZE).eval()
 
     def _outputs(self, head: TaskHead, num: int) -> dict[str, Tensor]:
         e_ND = torch.randn(num, HIDDEN_SIZE, generator=torch.Generator().manual_seed(num)).requires_grad_()
@@ -360,43 +381,3 @@ class TaskHeadTests:
     def _gradients(self, model: Any) -> dict[str, Tensor | None]:
         found = {name: p.grad for name, p in model.tpo.heads[self.head].named_parameters() if p.requires_grad}
         return found | {TASK_TOKEN: model.tpo.embeddings[self.head].task.grad}
-
-
-class _NeighbourHead(TaskHead):
-    def __init__(self, config: HeadConfig, hidden_size: int) -> None:
-        super().__init__()
-        self.proj = Linear(hidden_size, 1)
-
-    def forward(self, e_ND: Tensor) -> dict[str, Tensor]:
-        return {"value": self.proj(e_ND)}
-
-    def loss(self, outputs: dict[str, Tensor], targets: dict[str, Any], num_targets: Tensor | int) -> dict[str, Tensor]:
-        return {"loss_neighbour": F.mse_loss(outputs["value"], targets["value"], reduction="sum") / num_targets}
-
-
-class _NeighbourPlugin:
-    name = "kit_neighbour"
-
-    @hookimpl
-    def register_heads(self, register: Callable[..., None]) -> None:
-        register(self.name, head=_NeighbourHead, trigger="<kit_neighbour_begin>", task_token="<kit_neighbour>")
-
-
-@contextlib.contextmanager
-def _neighbour() -> Iterator[str]:
-    register_plugin(_NeighbourPlugin(), _NeighbourPlugin.name)
-    try:
-        yield _NeighbourPlugin.name
-    finally:
-        unregister_plugin(_NeighbourPlugin.name)
-
-
-def _check_outputs(outputs: Any, num: int) -> None:
-    assert isinstance(outputs, dict), f"forward gives a {type(outputs).__name__}; expected a dict of tensors"
-    assert outputs, "forward gives an empty dict"
-    for name, value in outputs.items():
-        assert isinstance(value, Tensor), f"output {name!r} is a {type(value).__name__}; expected a tensor"
-        shape = tuple(value.shape)
-        assert shape[:1] == (num,), f"output {name!r} is of shape {shape} for {num} task tokens; expected ({num}, ...)"
-        assert value.dtype == torch.float32, f"output {name!r} is {value.dtype}; expected float32"
-        assert value.isfinite().all(), f"output {name!r} is not finite for {num} task tokens"
