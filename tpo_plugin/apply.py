@@ -125,8 +125,7 @@ def _install(model: nn.Module, tpo: TaskPreferenceModel, undo: list[Undo]) -> No
         "forward": HostForward(tpo.hooks, model.forward),
     }
     if hasattr(model, "resize_token_embeddings"):
-        ids = [i for tokens in tpo.tokens.values() for i in tokens.by_kind().values()]
-        replaced["resize_token_embeddings"] = Resize(model, max(ids) + 1)
+        replaced["resize_token_embeddings"] = Resize(model, tpo.num_ids)
     for name, value in replaced.items():
         undo.append(partial(_restore_attribute, model, name, model.__dict__.get(name), name in model.__dict__))
         model.__dict__[name] = value

@@ -81,6 +81,11 @@ class TaskCodec:
         """Number of task tokens that `targets` serve: by default the length of its first entry."""
         return len(next(iter(targets.values()))) if targets else 0
 
+    def num_targets(self, targets: dict[str, Any] | None) -> int:
+        """What `loss` is to divide by, for these targets: by default one for each task token. A head with several
+        tokens for a task may count tasks."""
+        return self.count_targets(targets)
+
 
 class HeadCodec:
     """The codec of a head that has none apart: the head without weights and submodules, `bare`.

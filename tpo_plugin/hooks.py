@@ -6,7 +6,6 @@ a backward runs a checkpointed part once more, on a GPU in another thread. Then 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
 import threading
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from tpo_plugin.errors import TPOError
 from tpo_plugin.host.base import Host, tables
+from tpo_plugin.host.follow import can_look_again, check_untouched, followed, looked_again, moved
 from tpo_plugin.host.towers import last_layer
 from tpo_plugin.losses import TPOOutput
 from tpo_plugin.positions import split_labels
@@ -27,7 +27,6 @@ from tpo_plugin.seen import Seen, tower_grid
 from tpo_plugin.session import Session
 from tpo_plugin.step import FORWARD_ARGUMENTS, Step, TaskArguments
 from tpo_plugin.tasks import Tasks
-from tpo_plugin.vocabulary import input_embedding, output_embedding
 
 _REHOOKING = threading.RLock()
 """Held while a host's hooks are put elsewhere."""
@@ -217,9 +216,13 @@ class Hooks:
             names = [n for n, p in inspect.signature(inner).parameters.items() if p.kind is not p.VAR_KEYWORD]
             kwargs = dict(zip(names, args, strict=False)) | kwargs
         given = TaskArguments.taken(kwargs, list(self.tasks.heads))
-        self._follow_peft()
-        if self.host.unseen:
-            self._look_again(kwargs)
+        check_untouched(self.model, self.tasks)
+        if moved(self.model, self.host):
+            self._rehook(
+                lambda: followed(self.model, self.host, self.tasks.num_ids), lambda: moved(self.model, self.host)
+            )
+        if can_look_again(self.host, kwargs):
+            self._rehook(lambda: looked_again(self.model, self.host, kwargs), lambda: bool(self.host.unseen))
         if self.now.session is not None:
             return self.now.session.step(), kwargs
         labels = kwargs.get("labels")
@@ -242,49 +245,17 @@ class Hooks:
                 "the micro-batch: train with wrap_trainer(YourTrainer), which weights them over the whole step"
             )
 
-    def _look_again(self, kwargs: dict[str, Any]) -> None:
-        """Finds the hook points that text alone did not show, with the inputs of the first forward.
-
-        Raises `HostError` where these do not show them either.
-        """
-        left_out = ("labels", "past_key_values", "return_dict")  # a cache would be filled twice
-        inputs = {k: v for k, v in kwargs.items() if v is not None and k not in left_out}
+    def _rehook(self, find: Callable[[], Host], stale: Callable[[], bool]) -> None:
+        """Puts the hooks where `find` says, unless another thread was faster."""
         with _REHOOKING:
-            if not self.host.unseen or (self.host.ids not in inputs and not self.host.decodes):
+            if not stale():
                 return
             self.detach()
             try:
                 with self.standing_aside():
-                    found = type(self.host).locate(self.model, inputs)
-                self.host = dataclasses.replace(found, vision_size=self.host.vision_size)
+                    self.host = find()
             finally:
                 self.attach()
-
-    def _follow_peft(self) -> None:
-        """Hooks the embeddings that PEFT has wrapped since the last forward, so that its delta is added to ours.
-
-        Raises `TPOError` where PEFT has wrapped or adapted `model.tpo` itself, and `HostError` for other embeddings
-        that have no room for the tokens.
-        """
-        model, host = self.model, self.host
-        if model._modules.get("tpo") is not self.tasks:
-            raise TPOError(
-                "model.tpo was wrapped by another library (PEFT's modules_to_save=['tpo'] copies it); leave it out: "
-                "tpo saves and trains its own weights"
-            )
-        embed, head = input_embedding(model), output_embedding(model) or host.head
-        if embed is not host.embed or head is not host.head:
-            with _REHOOKING:
-                self.detach()
-                self.host = dataclasses.replace(host, embed=embed, head=head)
-                self.attach()
-        if self.tasks.training:
-            lora = next((n for n, m in self.tasks.named_modules() if type(m).__module__.startswith("peft.")), None)
-            if lora is not None:
-                raise TPOError(
-                    f"PEFT put an adapter into model.tpo ({lora}): call get_peft_model first and apply_tpo second, or "
-                    r"exclude_modules=r'.*\btpo\b.*' in the LoraConfig"
-                )
 
 
 class HostForward:

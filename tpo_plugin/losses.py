@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tpo_plugin.config import TPOConfig
-from tpo_plugin.errors import TPOError
-from tpo_plugin.positions import IGNORE_INDEX, Counts, Place, count_ordinary
-from tpo_plugin.tasks import float32
+from tpo_plugin.errors import HostError, TPOError
+from tpo_plugin.host.base import Host
+from tpo_plugin.positions import IGNORE_INDEX, Counts, Place, Positions, count_ordinary, flat_index
+from tpo_plugin.tasks import Tasks, float32
 from tpo_plugin.tokens import HeadTokens
 
 
@@ -70,6 +71,95 @@ class TPOOutput:
         return output
 
 
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """What the losses of one forward are made of."""
+
+    tasks: Tasks
+    host: Host
+    positions: Positions
+    rows: Mapping[str, Tensor]
+    """Of the last hidden state: by head, and "assign" for the positions before labelled triggers."""
+    labels: Tensor | None
+    targets: Mapping[str, Any]
+    """By head, as its `collate_targets` makes them."""
+    counts: Counts | None
+    """Of the whole accumulated global batch; None divides by those of this batch."""
+    output: Any
+    """The host's."""
+    head_ran: bool
+    """Whether its output embedding ran."""
+
+
+def add_losses(result: TPOOutput, made: Made) -> None:
+    """Fills in the losses of a forward whose heads ran: the host's own, the assignment's, and each head's."""
+    tasks, counts = made.tasks, made.counts
+    if made.labels is not None:
+        result.losses["mllm"] = _mllm_loss(made, made.labels)
+        result.losses["assign"] = _assign_loss(result, made, made.labels)
+    for name, head in tasks.heads.items():
+        places, targets, rows, outputs = (
+            made.positions.task[name],
+            made.targets.get(name),
+            made.rows[name],
+            result.outputs[name],
+        )
+        if not places and not head.count_targets(targets):
+            # No target here: a zero that is connected to the graph, so that gradients are zero and not missing.
+            parts = [o.float().sum() for o in (*outputs.values(), rows) if isinstance(o, Tensor)]
+            result.losses[name] = torch.stack(parts).sum()
+        elif targets is not None or tasks.training:
+            _check_targets(head, name, tasks.tokens[name].task_token, places, targets)
+            num = head.num_targets(targets) if counts is None else counts.heads[name]
+            with float32(rows.device):
+                terms = head.loss(outputs, targets, max(num, 1))
+            result.details[name] = {key: value.detach() for key, value in terms.items()}
+            result.losses[name] = torch.stack([value.float() for value in terms.values()]).sum()
+    result.add_up(tasks.config, next(tasks.parameters()).device)
+
+
+def _mllm_loss(made: Made, labels: Tensor) -> Tensor:
+    output = made.output
+    host_loss = output[0] if isinstance(output, tuple) else getattr(output, "loss", None)
+    if host_loss is None:
+        raise HostError("the host got labels and returned no loss; it cannot be trained with TPO")
+    return mllm_loss(
+        host_loss,
+        labels,
+        made.tasks.tokens,
+        made.counts,
+        label_shift=made.host.label_shift,
+        honours_num_items=made.host.honours_num_items,
+        has_triggers=bool(made.positions.labels),
+    )
+
+
+def _assign_loss(result: TPOOutput, made: Made, labels: Tensor) -> Tensor:
+    if not made.head_ran:
+        raise HostError(
+            "the host computed its loss without calling its output embedding (a fused loss such as Liger's or TRL's), "
+            "so the trigger tokens have no trained logits; switch the fused loss off"
+        )
+    host, places, counts, output = made.host, made.positions.labels, made.counts, made.output
+    flat = flat_index(places, labels.shape[1], labels.device)
+    all_logits = output[1] if isinstance(output, tuple) else getattr(output, "logits", None)
+    if host.head_gives_logits:
+        logits_NV = host.head(made.rows["assign"])
+    elif all_logits is None:
+        raise HostError("the host returned no logits, which the assignment loss is computed from")
+    else:
+        logits_NV = all_logits.flatten(0, 1).index_select(0, (flat - host.label_shift).to(all_logits.device))
+    targets_N = labels.flatten().index_select(0, flat).to(logits_NV.device)
+    with torch.no_grad():
+        result.statistics["assign_correct"] = (logits_NV.argmax(-1) == targets_N).sum()
+        result.statistics["assign_total"] = torch.full_like(result.statistics["assign_correct"], len(places))
+        if all_logits is not None and (not made.tasks.training or (counts is not None and counts.measure)):
+            there = labels.to(all_logits.device)
+            result.statistics |= false_triggers(all_logits, there, made.tasks.tokens, host.label_shift)
+    num = len(places) if counts is None else counts.assign
+    return assignment_loss(logits_NV, targets_N, max(num, 1))
+
+
 def mllm_loss(
     host_loss: Tensor,
     labels: Tensor,
@@ -109,22 +199,7 @@ def false_triggers(
     return {"false_triggers": (emitted & ordinary).sum(), "ordinary": ordinary.sum()}
 
 
-def head_loss(
-    head: Any, outputs: dict[str, Tensor], targets: Any, num_targets: int, device: torch.device
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The sum of a head's named terms, float32 on `device`, and these, detached."""
-    with float32(device):
-        terms = head.loss(outputs, targets, max(num_targets, 1))
-    total = torch.stack([value.float() for value in terms.values()]).sum()
-    return total, {key: value.detach() for key, value in terms.items()}
-
-
-def no_targets(outputs: dict[str, Tensor], rows: Tensor) -> Tensor:
-    """A zero that is connected to the graph, so that gradients are zero and not missing."""
-    return torch.stack([o.float().sum() for o in (*outputs.values(), rows) if isinstance(o, Tensor)]).sum()
-
-
-def check_targets(head: Any, name: str, token: str, places: Sequence[Place], targets: Any) -> None:
+def _check_targets(head: Any, name: str, token: str, places: Sequence[Place], targets: Any) -> None:
     """Raises `TPOError` where there is not one target for each task token."""
     num = head.count_targets(targets)
     if num == len(places):

@@ -94,11 +94,8 @@ class Step:
         """The last hidden state of this forward [B, T, D], once it was there."""
         self._rows: dict[str, Tensor] | None = None
         """Of `_states`: by head, and "assign" for the positions before labelled triggers."""
-        self._num_columns = 0
-        """Columns of the ids that were embedded last."""
-        self._inserted = False
-        """Whether `positions` served: a later call of the embedding is of other ids (gpt2's of token types)."""
-        self._head_ran = False
+        self._happened: set[str] = set()
+        """"inserted" when `positions` served, "logits" when the output embedding ran."""
         self.result: TPOOutput | None = None
         """What came of it, where a head ran."""
 
@@ -118,7 +115,6 @@ class Step:
     def embedded(self, ids: Tensor, embeds: Tensor) -> Tensor | None:
         """The input embedding gave `embeds` [..., T, E] for `ids` [..., T]; returns them with our rows, if any."""
         ids_BT = ids.reshape(-1, ids.shape[-1])
-        self._num_columns = ids_BT.shape[1]
         if self.seen is not None and not self.host.decodes:
             self.seen.keep_words(embeds.reshape(*ids_BT.shape, -1), self._copies(ids_BT))
         return self._insert(embeds, self._positions_of(ids_BT))
@@ -141,7 +137,8 @@ class Step:
             positions = token_positions(input_ids_BT, None, self.tasks.tokens)
         moved = spliced_positions(positions, source_BS, self.tasks.tokens)
         if self.positions is not None:
-            self.positions, self._inserted = moved, True
+            self.positions = moved
+            self._happened.add("inserted")
             self.labels = None if self.labels is None else spliced_values(self.labels, source_BS)
         if self.seen is not None:
             self.seen.spans = spans
@@ -164,7 +161,7 @@ class Step:
 
     def logits(self, inputs: Tensor, logits: Tensor) -> None:
         """The output embedding gave `logits` for `inputs`; adds the triggers' trained part, in place."""
-        self._head_ran = True
+        self._happened.add("logits")
         self.tasks.trigger_logits(inputs, logits, self._output_rows())
 
     def finish(self, output: Any) -> Any:
@@ -192,7 +189,20 @@ class Step:
                 vision_size=self.host.vision_size,
             )
         if self.labels is not None or targets is not None:
-            self._add_losses(result, rows, positions, output)
+            losses.add_losses(
+                result,
+                losses.Made(
+                    tasks=self.tasks,
+                    host=self.host,
+                    positions=positions,
+                    rows=rows,
+                    labels=self.labels,
+                    targets=targets or {},
+                    counts=self.given.task_counts,
+                    output=output,
+                    head_ran="logits" in self._happened,
+                ),
+            )
         return result.put_into(output, self.given.task_counts.scale if self.given.task_counts else 1)
 
     # -- what differs in a generation ----------------------------------------------------------------------------------
@@ -200,9 +210,10 @@ class Step:
     def _positions_of(self, ids_BT: Tensor) -> Positions:
         """Where the tokens stand in ids that are being embedded."""
         known = self.positions
-        if known is None or self._inserted or self.host.decodes or known.shape != tuple(ids_BT.shape):
+        if known is None or self._happened or self.host.decodes or known.shape != tuple(ids_BT.shape):
+            # a later call of the embedding is of other ids (gpt2's of token types)
             return token_positions(ids_BT, None, self.tasks.tokens)
-        self._inserted = True
+        self._happened.add("inserted")
         return known
 
     def _task_inputs(self) -> dict[str, Any]:
@@ -228,7 +239,7 @@ class Step:
     def _own(self, states: Tensor) -> Tensor:
         if states.dim() == 4:  # several streams, of which the first predicts the next token
             states = states[:, 0]
-        return states[:, -self._num_columns :] if self.host.media_first else states
+        return states[:, -self.positions.shape[1] :] if self.host.media_first and self.positions else states
 
     def _fits(self, states: Tensor) -> bool:
         return self.positions is not None and self.positions.shape == tuple(states.shape[:2])
@@ -246,66 +257,6 @@ class Step:
         if self.seen is not None:
             self.seen.keep_text(states_BTD)
         self._rows = dict(zip(groups, rows.split([len(places) for places in groups.values()]), strict=True))
-
-    # -- losses --------------------------------------------------------------------------------------------------------
-
-    def _add_losses(self, result: TPOOutput, rows: dict[str, Tensor], positions: Positions, output: Any) -> None:
-        tasks, counts, labels = self.tasks, self.given.task_counts, self.labels
-        if labels is not None:
-            result.losses["mllm"] = self._mllm_loss(labels, positions, output)
-            result.losses["assign"] = self._assign_loss(result, rows["assign"], labels, positions, output)
-        for name, head in tasks.heads.items():
-            places, targets = positions.task[name], (self.given.task_targets or {}).get(name)
-            if not places and not head.count_targets(targets):
-                result.losses[name] = losses.no_targets(result.outputs[name], rows[name])
-            elif targets is not None or tasks.training:
-                losses.check_targets(head, name, tasks.tokens[name].task_token, places, targets)
-                num = len(places) if counts is None else counts.heads[name]
-                device = rows[name].device
-                total, result.details[name] = losses.head_loss(head, result.outputs[name], targets, num, device)
-                result.losses[name] = total
-        result.add_up(tasks.config, next(tasks.parameters()).device)
-
-    def _mllm_loss(self, labels: Tensor, positions: Positions, output: Any) -> Tensor:
-        host_loss = output[0] if isinstance(output, tuple) else getattr(output, "loss", None)
-        if host_loss is None:
-            raise HostError("the host got labels and returned no loss; it cannot be trained with TPO")
-        return losses.mllm_loss(
-            host_loss,
-            labels,
-            self.tasks.tokens,
-            self.given.task_counts,
-            label_shift=self.host.label_shift,
-            honours_num_items=self.host.honours_num_items,
-            has_triggers=bool(positions.labels),
-        )
-
-    def _assign_loss(
-        self, result: TPOOutput, rows_ND: Tensor, labels: Tensor, positions: Positions, output: Any
-    ) -> Tensor:
-        if not self._head_ran:
-            raise HostError(
-                "the host computed its loss without calling its output embedding (a fused loss such as Liger's or "
-                "TRL's), so the trigger tokens have no trained logits; switch the fused loss off"
-            )
-        host, places, counts = self.host, positions.labels, self.given.task_counts
-        flat = flat_index(places, labels.shape[1], labels.device)
-        all_logits = output[1] if isinstance(output, tuple) else getattr(output, "logits", None)
-        if host.head_gives_logits:
-            logits_NV = host.head(rows_ND)
-        elif all_logits is None:
-            raise HostError("the host returned no logits, which the assignment loss is computed from")
-        else:
-            logits_NV = all_logits.flatten(0, 1).index_select(0, (flat - host.label_shift).to(all_logits.device))
-        targets_N = labels.flatten().index_select(0, flat).to(logits_NV.device)
-        with torch.no_grad():
-            result.statistics["assign_correct"] = (logits_NV.argmax(-1) == targets_N).sum()
-            result.statistics["assign_total"] = torch.full_like(result.statistics["assign_correct"], len(places))
-            if all_logits is not None and (not self.tasks.training or (counts is not None and counts.measure)):
-                there = labels.to(all_logits.device)
-                result.statistics |= losses.false_triggers(all_logits, there, self.tasks.tokens, host.label_shift)
-        num = len(places) if counts is None else counts.assign
-        return losses.assignment_loss(logits_NV, targets_N, max(num, 1))
 
 
 def seen_of(tasks: Tasks, input_ids: Tensor | None, labels: Tensor | None, given: TaskArguments) -> Seen | None:

@@ -86,6 +86,11 @@ class Tasks(nn.Module):
         return {name: (t.trigger_id, t.task_id) for name, t in self.tokens.items()}
 
     @property
+    def num_ids(self) -> int:
+        """Rows that a vocabulary with all the tokens has at least."""
+        return 1 + max(i for tokens in self.tokens.values() for i in tokens.by_kind().values())
+
+    @property
     def growth(self) -> Growth | None:
         """Rows that the host's vocabulary got for the tokens, or None where it had spare ones."""
         return self.trigger_logits.growth
