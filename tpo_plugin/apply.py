@@ -15,6 +15,7 @@ from tpo_plugin import zero
 from tpo_plugin.codec import registered_codec
 from tpo_plugin.config import HeadConfig, TPOConfig
 from tpo_plugin.errors import TPOError, did_you_mean
+from tpo_plugin.files import external_hash
 from tpo_plugin.head import TaskHead, bare_codec, build_head
 from tpo_plugin.hooks import HostForward
 from tpo_plugin.host import Host
@@ -60,8 +61,7 @@ def apply_tpo(
     _check_weights(config, configs)
     config.heads = dict(configs)
     text_tokenizer, processor = _tokenizer_and_processor(host_model, tokenizer)
-    patch = registry().patch_for(host_model)
-    host_class = Host if patch is None else patch.host_class()
+    host_class = host_class_of(host_model)
     names = resolve_tokens(specs, configs)
     with zero.shaped(host_model):
         host = host_class.locate(host_model, example_inputs)
@@ -98,6 +98,12 @@ def apply_tpo(
     if growth is not None:
         logger.info("vocabulary grown from %d to %d rows", growth.old_size, growth.new_size)
     return model
+
+
+def host_class_of(model: nn.Module) -> type[Host]:
+    """The host adapter for a model: that of the first patch that knows its codebase, else the generic one."""
+    patch = registry().patch_for(model)
+    return Host if patch is None else patch.host_class()
 
 
 def remove_tpo(model: nn.Module) -> nn.Module:
@@ -186,7 +192,10 @@ def _tokenizer_and_processor(model: nn.Module, given: Any) -> tuple[Any, Any]:
 def _build_head(
     spec: HeadSpec, config: HeadConfig, hidden_size: int, vision_size: Callable[[], int | None]
 ) -> TaskHead:
-    return build_head(spec, config, hidden_size, vision_size).float()
+    head = build_head(spec, config, hidden_size, vision_size).float()
+    if head.external:
+        external_hash(head)
+    return head
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -10,14 +11,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+from weakref import WeakKeyDictionary
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from tpo_plugin import zero
 from tpo_plugin.config import FORMAT_VERSION
 from tpo_plugin.errors import TPOError
+from tpo_plugin.head import TaskHead
 from tpo_plugin.tasks import Tasks
 
 CONFIG_FILE, WEIGHTS_FILE = "tpo_config.json", "tpo_model.safetensors"
@@ -55,6 +58,27 @@ def load_weights(tpo: Tasks, directory: str | os.PathLike[str]) -> None:
             tpo.load_state_dict(external | load_file(path, device="cpu"))
     except RuntimeError as error:
         raise TPOError(f"{path} does not fit the applied heads {list(tpo.heads)}: {error}") from error
+    for name, saved in read_config(directory).get("external", {}).items():
+        if name in tpo.heads and external_hash(tpo.heads[name]) != saved:
+            raise TPOError(
+                f"head {name!r}: the weights that it loads from others' files ({', '.join(tpo.heads[name].external)}) "
+                f"are not those that {directory} was trained with (SHA-256 {saved[:12]}…); give it the same file"
+            )
+
+
+_HASHES: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+
+
+def external_hash(head: TaskHead) -> str:
+    """SHA-256 of what a head loads from files of others; taken once, before an engine may cast it."""
+    if head not in _HASHES:
+        digest = hashlib.sha256()
+        for key, value in sorted(head.state_dict().items()):
+            if key.startswith(head.external):
+                digest.update(f"{key} {value.dtype} {list(value.shape)}".encode())
+                digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        _HASHES[head] = digest.hexdigest()
+    return _HASHES[head]
 
 
 def _external(tpo: Tasks) -> tuple[str, ...]:
@@ -96,5 +120,6 @@ def _config_to_json(tpo: Tasks, host_class: str) -> dict[str, Any]:
         "heads": list(tpo.heads),
         "token_ids": {name: list(ids) for name, ids in tpo.token_ids.items()},
         "growth": None if tpo.growth is None else [tpo.growth.old_size, tpo.growth.new_size],
+        "external": {name: external_hash(head) for name, head in tpo.heads.items() if head.external},
         "config": {"loss_weights": tpo.config.loss_weights, "heads": heads},
     }

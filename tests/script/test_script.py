@@ -42,7 +42,7 @@ trainer = Trainer(model, args, train_dataset=rows, data_collator=collate)
 trainer.train()
 assert type(trainer).__name__ == "TPOTrainer" and isinstance(trainer, Trainer)
 model.save_pretrained(out)
-print("LOG", json.dumps(trainer.state.log_history))
+import sys; sys.stdout.write("LOG " + json.dumps(trainer.state.log_history) + "\\n")
 """
 
 TOKENISED_ROWS = """

@@ -8,8 +8,8 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 
-from tpo_plugin import TPOError
-from tpo_plugin.training.parts import HOST_PARTS, can_learn_triggers, language_linears, optimizer_groups, set_trainable
+from tpo_plugin import Host, TPOError
+from tpo_plugin.training.parts import can_learn_triggers, language_linears, optimizer_groups, set_trainable
 
 VISION_HOSTS = {
     "LlavaForConditionalGeneration": ("multi_modal_projector", "vision_tower"),
@@ -55,7 +55,7 @@ def test_connector_and_vision_of_hosts(name):
             raise
         pytest.skip(f"its default configuration does not build: {error}")
     connector, vision = VISION_HOSTS[name]
-    of = {part: [n for n in names if re.search(pattern, n)] for part, pattern in HOST_PARTS.items()}
+    of = {part: [n for n in names if re.search(pattern, n)] for part, pattern in Host.parts.items()}
     assert any(connector in n for n in of["connector"])
     assert any(vision in n for n in of["vision"])
     assert not any("language_model" in n or ("layers" in n and "text" in n) for n in of["connector"] + of["vision"])

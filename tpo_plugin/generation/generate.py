@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList, StoppingCriteriaList
+from transformers import GenerationMixin, LogitsProcessorList, StoppingCriteriaList
 
 from tpo_plugin.errors import HostError, TPOError, did_you_mean
 from tpo_plugin.generation.answers import Order, Prediction, find, predict
@@ -24,6 +24,9 @@ from tpo_plugin.step import TaskArguments, seen_of
 
 _REPLAYED = ("assistant_model", "prompt_lookup_num_tokens", "penalty_alpha", "dola_layers", "custom_generate")
 """Options of a way of decoding in which states cannot be kept while it goes on."""
+
+_LEAVES_OUT: set[type] = set()
+"""Classes of models whose own `generate` was seen to leave out the processors that it is given."""
 
 
 @dataclass
@@ -96,13 +99,11 @@ def generate(
     )
     with hooks.generating(session):
         watchers = _watchers(model, kwargs, processor, order, keeps)
-        output = host.generate(model, **kwargs, **watchers)
+        if type(model) not in _LEAVES_OUT:
+            output = host.generate(model, **kwargs, **watchers)
+        if order == "trigger_first" and not processor.called:
+            output = _generate_past(model, kwargs | watchers)
         sequences = output if isinstance(output, Tensor) else output.sequences
-        if order == "trigger_first" and not processor.called and sequences.shape[1] > length:
-            raise HostError(
-                f"{type(model).__name__}.generate leaves out the logits_processor that it is given, so no task token "
-                "can be placed; override Host.generate for it (patches/README.md)"
-            )
         processor.note_triggers(sequences[:, -1].tolist(), sequences.shape[1] - 1)
         found = find(session, sequences, order)
         replay_missing(model, session, kwargs, sequences, found, order)
@@ -115,6 +116,18 @@ def generate(
             "end an answer earlier"
         )
     return GenerateOutput(sequences, predictions, None if isinstance(output, Tensor) else output)
+
+
+def _generate_past(model: Any, kwargs: dict[str, Any]) -> Any:
+    """Generation past a `generate` of the host's own that leaves out the processors which it is given, as Janus's."""
+    own = type(model).generate
+    if not isinstance(model, GenerationMixin) or own is GenerationMixin.generate or "streamer" in kwargs:
+        raise HostError(
+            f"{type(model).__name__}.generate leaves out the logits_processor that it is given, so no task token can "
+            "be placed; override Host.generate for it (patches/README.md)"
+        )
+    _LEAVES_OUT.add(type(model))
+    return GenerationMixin.generate(model, **kwargs)
 
 
 def _watchers(

@@ -52,6 +52,15 @@ class Host:
     media_first_types: ClassVar[frozenset[str]] = frozenset({"git"})
     """Types of model (`config.model_type`) that are `media_first`, which a run on text alone does not show."""
 
+    parts: ClassVar[Mapping[str, str]] = {
+        "connector": (
+            r"(^|\.)(multi_modal_projector|mm_projector|connector|merger|deepstack_merger_list|mlp1|image_newline)(\.|$)"
+        ),
+        "vision": r"(^|\.)(vision_tower|vision_model|visual|video_tower|image_tower)(\.|$)",
+    }
+    """Regular expressions on the names of a vision-language model's parameters, by the part that they belong to; the
+    first that matches wins."""
+
     @property
     def decodes(self) -> bool:
         """Whether the host is an encoder-decoder: its tokens of heads stand on the decoder's side."""

@@ -9,15 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from tpo_plugin.apply import host_class_of
 from tpo_plugin.errors import TPOError, did_you_mean
-
-HOST_PARTS = {
-    "connector": (
-        r"(^|\.)(multi_modal_projector|mm_projector|connector|merger|deepstack_merger_list|mlp1|image_newline)(\.|$)"
-    ),
-    "vision": r"(^|\.)(vision_tower|vision_model|visual|video_tower|image_tower)(\.|$)",
-}
-"""Parameter names of a vision-language model's connector and vision encoder; the first that matches wins."""
 
 LORA = re.compile(r"(^|\.)(lora_\w+|modules_to_save)\.")
 """Parameter names that PEFT trains and saves."""
@@ -26,11 +19,11 @@ LORA = re.compile(r"(^|\.)(lora_\w+|modules_to_save)\.")
 def parts_of(model: nn.Module, modules: Mapping[str, str] | None = None) -> dict[str, list[str]]:
     """The parts that each parameter of a model with TPO belongs to, by its name; the most exact part comes first.
 
-    `modules` are regular expressions by part, tried before `HOST_PARTS`. Parameters that a head keeps frozen for good,
-    and quantised ones, belong to no part.
+    `modules` are regular expressions by part, tried before those of the host (`Host.parts`). Parameters that a head
+    keeps frozen for good, and quantised ones, belong to no part.
     """
     custom = dict(modules or {})
-    patterns = {part: re.compile(pattern) for part, pattern in (custom | {**HOST_PARTS, **custom}).items()}
+    patterns = {part: re.compile(pattern) for part, pattern in (custom | {**model.tpo.host.parts, **custom}).items()}
     of_tpo = _parts_of_tpo(model.tpo)
     parts: dict[str, list[str]] = {}
     for name, parameter in model.named_parameters():
@@ -69,7 +62,7 @@ def set_trainable(
     Raises `TPOError` for a part that the model does not have.
     """
     parts = parts_of(model, modules)
-    valid = {part for names in parts.values() for part in names} | {"lora", *HOST_PARTS, *(modules or {})}
+    valid = {part for names in parts.values() for part in names} | {"lora", *model.tpo.host.parts, *(modules or {})}
     present = {part for names in parts.values() for part in names}
     for part in learning_rates:
         if part not in valid:
@@ -119,7 +112,7 @@ def can_learn_triggers(model: nn.Module) -> bool:
 
 def language_linears(model: nn.Module, modules: Mapping[str, str] | None = None) -> str:
     """PEFT's `target_modules` for every Linear of the language model except its output embedding, as one expression."""
-    skip = [re.compile(pattern) for pattern in (*HOST_PARTS.values(), *(modules or {}).values())]
+    skip = [re.compile(pattern) for pattern in (*host_class_of(model).parts.values(), *(modules or {}).values())]
     head = model.get_output_embeddings()
     leaves: set[str] = set()
     prefixes: set[str] = set()
