@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 
 
 class TemporalCodec(tpo.TaskCodec):
-    """`spans`: [[start, end], ...] in seconds; optional `saliency`, 0 to 12 for each clip, and `clip_s`."""
+    """`spans`: [[start, end], ...] in seconds; optional `saliency`, 0 to 12 for each clip, and `clip_s`.
 
-    fields = ("spans", "saliency", "clip_s")
+    `query` is the question as its data set words it; `tpo cache-features` reads it, the head does not.
+    """
+
+    fields = ("spans", "saliency", "clip_s", "query")
     config: TemporalConfig
 
     @cached_property
