@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 class TemporalCodec(tpo.TaskCodec):
     """`spans`: [[start, end], ...] in seconds; optional `saliency`, 0 to 12 for each clip, and `clip_s`.
 
-    `query` is the question as its data set words it; `tpo cache-features` reads it, the head does not.
+    `tpo convert-moments` also writes what its data set says: `query`, the question in its words, which
+    `tpo cache-features` reads, and `duration`, the seconds of the video. The head reads neither.
     """
 
-    fields = ("spans", "saliency", "clip_s", "query")
+    fields = ("spans", "saliency", "clip_s", "query", "duration")
     config: TemporalConfig
 
     @cached_property
