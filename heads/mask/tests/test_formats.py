@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tpo_head_mask import rle
+from tpo_head_mask.codec import MaskCodec
 from tpo_head_mask.convert import convert
 from tpo_head_mask.masks import check_task
 
@@ -24,6 +25,8 @@ HEIGHT, WIDTH = 24, 32
 
 class Head(tpo.TaskHead):
     """Checks tasks as the mask head does, without its network."""
+
+    fields = MaskCodec.fields
 
     def check_task(self, task: dict[str, Any]) -> None:
         check_task(task)

@@ -14,7 +14,6 @@ from rich.progress import track
 import tpo_plugin as tpo
 from tpo_head_temporal.formats import Moment, read_moments
 from tpo_head_temporal.media_files import VideoFolder
-from tpo_plugin.files import replace_file
 
 
 @dataclass
@@ -65,6 +64,8 @@ def convert(name: str, file: Path, videos: Path, output: Path) -> ConvertReport:
         records.append(json.dumps(fitted.to_record(_relative(path, output.parent)), ensure_ascii=False))
     if not records:
         raise tpo.TPOError(f"{file}: no query can be used\n{report}")
+    from tpo_plugin.files import replace_file  # imports torch
+
     output.parent.mkdir(parents=True, exist_ok=True)
     text = "\n".join(records) + "\n"
     replace_file(output, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
