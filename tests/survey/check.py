@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from tests import zoo
-from tpo_plugin import HostError, apply_tpo, host, load_tpo, remove_tpo
+from tpo_plugin import HostError, apply_tpo, load_tpo, remove_tpo
+from tpo_plugin.host import probe
 
 from .build import FIRST_WORD, NUM_WORDS, build
 
@@ -129,11 +130,11 @@ def generation(model: Any, **options: Any) -> dict[str, Any]:
 @contextmanager
 def small_dry_run() -> Iterator[None]:
     """With real tensors in the dry run: on a tiny model four times as fast as with fake ones."""
-    fake, host._tensors = host._tensors, lambda _: nullcontext()
+    fake, probe._tensors = probe._tensors, lambda _: nullcontext()
     try:
         yield
     finally:
-        host._tensors = fake
+        probe._tensors = fake
 
 
 def survey(case: Case) -> dict[str, str]:
