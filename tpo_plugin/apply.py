@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tpo_plugin import zero
-from tpo_plugin.config import HeadConfig, TPOConfig, config_from_dict
+from tpo_plugin.config import HeadConfig, TPOConfig, check_config, config_from_dict
 from tpo_plugin.errors import TPOError, did_you_mean
 from tpo_plugin.head import TaskHead
 from tpo_plugin.host import Host
@@ -53,6 +53,9 @@ def apply_tpo(
             "call remove_tpo(model) first, and apply all heads in one call"
         )
     config = copy.deepcopy(config) if config is not None else TPOConfig()
+    if not isinstance(config, TPOConfig):
+        raise TPOError(f"config is a {type(config).__name__}; expected TPOConfig(loss_weights=..., heads=...)")
+    check_config(config, where="TPOConfig")
     specs = _chosen(heads)
     configs = {spec.name: head_config(spec, config) for spec in specs}
     _check_weights(config, configs)
@@ -196,14 +199,13 @@ def head_config(spec: HeadSpec, config: TPOConfig) -> HeadConfig:
     """The head's configuration out of `config`, or its defaults."""
     given = config.heads.get(spec.name, {})
     config_class = spec.config_class()
+    where = f"config of head {spec.name!r}"
     if isinstance(given, config_class):
+        check_config(given, where=where)
         return given
     if isinstance(given, dict):
-        return config_from_dict(config_class, given, where=f"config of head {spec.name!r}")
-    raise TPOError(
-        f"config of head {spec.name!r} is a {type(given).__name__}; "
-        f"expected {config_class.__name__} or a dict of its fields"
-    )
+        return config_from_dict(config_class, given, where=where)
+    raise TPOError(f"{where} is a {type(given).__name__}; expected {config_class.__name__} or a dict of its fields")
 
 
 def _check_weights(config: TPOConfig, configs: dict[str, HeadConfig]) -> None:

@@ -179,7 +179,7 @@ def test_host_without_spare_rows(tmp_path):
     """The vocabulary grows; neither checkpoints nor the result hold the host's matrices."""
     torch.set_num_threads(1)
     tiny_run.install_head()
-    run = train(tiny_run.write_world(tmp_path, num_rows=12, stage1=None, stage3=None))
+    run = train(tiny_run.write_world(tmp_path, num_rows=12, stages=["stage2"]))
     model = load_run(run)
     assert model.tpo.growth is not None
     for folder in (run, run / "stage2" / "checkpoint-12"):
@@ -190,9 +190,9 @@ def test_host_without_spare_rows(tmp_path):
 def test_stage_of_lora_alone_leaves_tpo_frozen(tmp_path):
     torch.set_num_threads(1)
     tiny_run.install_head()
-    config = TrainConfig.from_yaml(tiny_run.write_world(tmp_path, stage3=None))
-    config.stage1.learning_rates = {"lora": 1e-2}
-    config.stage2.learning_rates = {"lora": 1e-2, "heads": 1e-2}
+    config = TrainConfig.from_yaml(tiny_run.write_world(tmp_path, stages=["stage1", "stage2"]))
+    config.stages["stage1"].learning_rates = {"lora": 1e-2}
+    config.stages["stage2"].learning_rates = {"lora": 1e-2, "heads": 1e-2}
     run = train(config)
     before, after = (load_file(run / stage / "final" / "tpo_model.safetensors") for stage in ("stage1", "stage2"))
     assert {key for key in after if not torch.equal(before[key], after[key])} == {
