@@ -23,6 +23,8 @@ class GoodConfig(tpo.HeadConfig):
 
 
 class GoodHead(tpo.TaskHead):
+    fields = ("points_xy",)
+
     def __init__(self, config: GoodConfig, hidden_size: int) -> None:
         super().__init__()
         self.scale = config.scale
@@ -41,6 +43,9 @@ class Kit(TaskHeadTests):
 
     def make_targets(self, num: int) -> dict[str, Any]:
         return {"points_xy": torch.rand(num, 2)}
+
+    def make_task(self) -> dict[str, Any]:
+        return {"points_xy": [0.3, 0.7]}
 
 
 def run(kit: Kit, name: str, tmp_path: Path) -> None:

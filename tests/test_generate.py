@@ -242,13 +242,13 @@ def test_wrong_use(model: Any) -> None:
         model.tpo.generate(**batch, route="regin")
     with pytest.raises(TPOError, match="order='both'; expected 'trigger_first' or 'task_first'"):
         model.tpo.generate(**batch, order="both")
-    assert model.tpo.session is None
+    assert model.tpo.hooks.now.session is None
 
 
 def test_an_error_in_the_middle_leaves_no_session(model: Any) -> None:
     with pytest.raises(ValueError, match="num_return_sequences"):
         model.tpo.generate(**batch_of(model), **OPTIONS, do_sample=False, num_return_sequences=2)
-    assert model.tpo.session is None
+    assert model.tpo.hooks.now.session is None
     model.tpo.generate(**batch_of(model), **OPTIONS, do_sample=False)
 
 

@@ -84,6 +84,9 @@ def test_head_with_inputs(tmp_path):
         def make_targets(self, num):
             return {"speeds": torch.rand(num, 1)}
 
+        def make_task(self):
+            return {"speed": 1.5, "rate": 8.0}
+
         def make_inputs(self, num):
             return {"rates": torch.rand(num, 1)}
 
@@ -115,7 +118,10 @@ def test_every_hook_has_a_heading_with_its_arguments():
 @pytest.mark.parametrize(
     ("heading", "expected"),
     [
-        ("Methods", [name for name in vars(tpo.TaskHead) if not name.startswith("_")]),
+        (
+            "Methods",
+            [name for kind in (tpo.TaskHead, tpo.TaskCodec) for name in vars(kind) if not name.startswith("_")],
+        ),
         ("Checklist", STANDARD_TESTS),
     ],
 )

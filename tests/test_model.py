@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tpo_plugin import HostError, TPOConfig, TPOError, apply_tpo, remove_tpo
-from tpo_plugin.positions import token_positions
+from tpo_plugin.positions import Counts, token_positions
 
 LOSS_HOSTS = ["llama", "gemma2", "phi", "qwen2_vl"]  # plain, soft-capped, a head with bias, M-RoPE
 
@@ -120,7 +120,7 @@ def test_counts_make_sums_over_the_whole_batch() -> None:
     batch, boxes = batch_of(model), zoo.boxes(4)
     whole = model(**batch, task_targets=targets())
     num_ordinary = int((batch["labels"][:, 1:] != -100).sum()) - 4
-    counts = {"mllm": num_ordinary, "assign": 4, "region": 4}
+    counts = Counts(num_ordinary, 4, {"region": 4})
     total = 0.0
     for row in range(2):
         micro = {k: v[row : row + 1] for k, v in batch.items()}

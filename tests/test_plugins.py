@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 import tpo_plugin
 from tpo_plugin import TPOError, hookimpl
@@ -86,6 +87,18 @@ BROKEN = {
         "registered twice by the same plugin",
     ),
 }
+
+
+WORDS = [
+    *("scale", "measure", "shape", "labels", "trigger", "task", "input", "text", "loss", "tpo"),
+    *("head", "time", "image", "video", "class", "import"),
+]
+
+
+@pytest.mark.parametrize("name", [*WORDS, *(name for name in dir(torch.nn.ModuleDict()) if not name.startswith("_"))])
+def test_a_name_of_the_core_or_of_torch_is_refused(name: str) -> None:
+    with pytest.raises(TPOError, match="expected a lower-case identifier"):
+        register_plugin(plugin_for(name), name)
 
 
 @pytest.mark.parametrize("broken", BROKEN)

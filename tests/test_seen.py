@@ -13,7 +13,8 @@ from registered import registered
 from torch import Tensor
 
 import tpo_plugin as tpo
-from tpo_plugin.seen import Captured, HostFeatures, text_groups
+from tpo_plugin.positions import text_groups
+from tpo_plugin.seen import HostFeatures, Seen
 
 VIDEO_HOSTS = {"qwen2_vl_video": 2, "video_llava": 8, "llava_onevision": 3}
 """Frames that the vision tower of each sees of a row's video."""
@@ -129,36 +130,36 @@ def test_questions_of_a_conversation() -> None:
     groups = text_groups(ids, labels, special=[0, 1, 2, 31])
     assert groups == [(0, [1, 2]), (0, [5, 6]), (1, [2, 3]), (1, [7])]
     assert text_groups(ids, None, special=[0, 1, 2, 30, 31]) == [(0, [1, 2, 5, 6]), (1, [2, 3, 7])]
-    captured = Captured(groups, None)
-    captured.keep_text(torch.arange(18.0).view(2, 9, 1))
+    kept = Seen(groups, None)
+    kept.keep_text(torch.arange(18.0).view(2, 9, 1))
     for shape in ((2, 7, 1), (1, 18, 1)):  # what has not all of the text, as a decoding step; all rows in one
-        captured.keep_words(torch.zeros(shape))
-    captured.keep_words(torch.arange(18.0, 36.0).view(2, 9, 1))
-    captured.keep_words(torch.zeros(2, 9, 1))  # another table's
-    seen = HostFeatures([(0, 4), (0, 7), (1, 5)], captured, NOTHING)
+        kept.keep_words(torch.zeros(shape))
+    kept.keep_words(torch.arange(18.0, 36.0).view(2, 9, 1))
+    kept.keep_words(torch.zeros(2, 9, 1))  # another table's
+    seen = HostFeatures([(0, 4), (0, 7), (1, 5)], kept, NOTHING)
     assert seen.text[..., 0].tolist() == [[1, 2], [5, 6], [11, 12]]
     assert seen.words[..., 0].tolist() == [[19, 20], [23, 24], [29, 30]]
-    none = HostFeatures([], captured, NOTHING)
+    none = HostFeatures([], kept, NOTHING)
     assert none.text.shape == none.words.shape == (0, 0, 1)
 
 
 def test_frames_that_cannot_be_told_apart(seer: str) -> None:
-    captured = Captured([], frames=[[4], [4]])
-    captured.keep_tower(torch.zeros(5, 2, 3))
+    kept = Seen([], frames=[[4], [4]])
+    kept.keep_tower(torch.zeros(5, 2, 3))
     with pytest.raises(tpo.HostError, match=r"\(5, 2, 3\).*\[4, 4\] frames"):
-        _ = HostFeatures([(0, 1)], captured, NOTHING).vision
+        _ = HostFeatures([(0, 1)], kept, NOTHING).vision
     with pytest.raises(tpo.TPOError, match="task_frames"):
-        _ = HostFeatures([(0, 1)], Captured([], None), NOTHING).vision
+        _ = HostFeatures([(0, 1)], Seen([], None), NOTHING).vision
     with pytest.raises(tpo.HostError, match="the prompt's text"):
-        _ = HostFeatures([(0, 1)], Captured([], None), NOTHING).text
+        _ = HostFeatures([(0, 1)], Seen([], None), NOTHING).text
     with pytest.raises(tpo.HostError, match="input embeddings of the prompt's text"):
-        _ = HostFeatures([(0, 1)], Captured([], None), NOTHING).words
+        _ = HostFeatures([(0, 1)], Seen([], None), NOTHING).words
 
 
 def test_several_videos_and_merged_frames() -> None:
-    captured = Captured([], frames=[[2, 4], [], [2]])
-    captured.keep_tower(torch.arange(4.0)[:, None, None].expand(4, 3, 1))
-    seen = HostFeatures([(0, 0), (2, 0)], captured, NOTHING)
+    kept = Seen([], frames=[[2, 4], [], [2]])
+    kept.keep_tower(torch.arange(4.0)[:, None, None].expand(4, 3, 1))
+    seen = HostFeatures([(0, 0), (2, 0)], kept, NOTHING)
     assert seen.vision[..., 0].tolist() == [[0, 1, 2], [3, 0, 0]]
     assert seen.vision_mask.tolist() == [[True, True, True], [True, False, False]]
 

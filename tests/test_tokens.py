@@ -10,7 +10,7 @@ import zoo
 from transformers import PreTrainedTokenizerFast
 
 from tpo_plugin import TPOError, apply_tpo
-from tpo_plugin.positions import token_positions
+from tpo_plugin.positions import Positions, token_positions
 from tpo_plugin.tokens import HeadTokens, add_tokens
 
 TOKENS = {
@@ -22,19 +22,19 @@ TOKENS = {
 def test_positions_are_ordered_by_row_and_column() -> None:
     input_ids = torch.tensor([[44, 9, 40, 41, 42, 43, 40, 41], [40, 41, 9, 9, 9, 9, 9, 40]])
     labels = torch.tensor([[-100, -100, 40, -100, 42, -100, 40, -100], [40, -100, 9, 9, 9, 9, 9, 40]])
-    assert token_positions(input_ids, labels, TOKENS) == {
-        "shape": [2, 8],
-        "trigger": {"a": [[0, 2], [0, 6], [1, 0], [1, 7]], "b": [[0, 4]]},
-        "task": {"a": [[0, 3], [0, 7], [1, 1]], "b": [[0, 5]]},
-        "input": {"a": [], "b": [[0, 0]]},
-        "labels": [[0, 2], [0, 4], [0, 6], [1, 7]],  # nothing comes before column 0
-    }
+    assert token_positions(input_ids, labels, TOKENS) == Positions(
+        shape=(2, 8),
+        trigger={"a": [(0, 2), (0, 6), (1, 0), (1, 7)], "b": [(0, 4)]},
+        task={"a": [(0, 3), (0, 7), (1, 1)], "b": [(0, 5)]},
+        input={"a": [], "b": [(0, 0)]},
+        labels=[(0, 2), (0, 4), (0, 6), (1, 7)],  # nothing comes before column 0
+    )
 
 
 def test_a_batch_without_our_tokens() -> None:
     found = token_positions(torch.full((2, 3), 9), None, TOKENS)
-    assert found["labels"] == []
-    assert not any(places for kind in ("trigger", "task", "input") for places in found[kind].values())
+    assert found.labels == []
+    assert not any(places for kind in ("trigger", "task", "input") for places in found.of(kind).values())
 
 
 class Splitting(PreTrainedTokenizerFast):

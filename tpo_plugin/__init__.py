@@ -13,14 +13,16 @@ from tpo_plugin.plugins import register_plugin, registry, unregister_plugin
 if TYPE_CHECKING:
     from tpo_plugin.apply import apply_tpo, remove_tpo
     from tpo_plugin.checkpoint import load_tpo
+    from tpo_plugin.codec import TaskCodec
     from tpo_plugin.data.dataset import Sample
     from tpo_plugin.data.media import VideoClip, VideoOptions, read_video, stream_video
-    from tpo_plugin.generate import Prediction
+    from tpo_plugin.generation.answers import Prediction
     from tpo_plugin.head import HeadMetrics, Linear, TaskHead
     from tpo_plugin.host import Host
+    from tpo_plugin.host.plain import PlainModel
+    from tpo_plugin.host.splice import SplicingHost
     from tpo_plugin.model import TaskPreferenceModel
     from tpo_plugin.seen import HostFeatures
-    from tpo_plugin.splice import SplicingHost
     from tpo_plugin.training.trainer import wrap_trainer
 
 __version__ = "0.1.0"
@@ -30,19 +32,21 @@ _LAZY = {
     "apply_tpo": "apply",
     "remove_tpo": "apply",
     "load_tpo": "checkpoint",
-    "Prediction": "generate",
+    "TaskCodec": "codec",
+    "Prediction": "generation.answers",
     "HostFeatures": "seen",
     "HeadMetrics": "head",
     "Linear": "head",
     "TaskHead": "head",
     "Host": "host",
+    "PlainModel": "host.plain",
     "TaskPreferenceModel": "model",
     "Sample": "data.dataset",
     "VideoClip": "data.media",
     "VideoOptions": "data.media",
     "read_video": "data.media",
     "stream_video": "data.media",
-    "SplicingHost": "splice",
+    "SplicingHost": "host.splice",
     "wrap_trainer": "training.trainer",
 }
 
@@ -54,12 +58,14 @@ __all__ = [
     "HostFeatures",
     "Linear",
     "MediaError",
+    "PlainModel",
     "Prediction",
     "RecordError",
     "Sample",
     "SplicingHost",
     "TPOConfig",
     "TPOError",
+    "TaskCodec",
     "TaskHead",
     "TaskPreferenceModel",
     "VideoClip",

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
 from collections.abc import Callable, Sequence
-from functools import partial, wraps
-from types import MethodType
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tpo_plugin import zero
-from tpo_plugin.config import HeadConfig, TPOConfig, check_config, config_from_dict
+from tpo_plugin.codec import registered_codec
+from tpo_plugin.config import HeadConfig, TPOConfig, check_config
 from tpo_plugin.errors import TPOError, did_you_mean
-from tpo_plugin.head import TaskHead
+from tpo_plugin.head import TaskHead, bare_codec, build_head
+from tpo_plugin.hooks import HostForward
 from tpo_plugin.host import Host
-from tpo_plugin.model import FORWARD_ARGUMENTS, TaskPreferenceModel
+from tpo_plugin.host.plain import check_model
+from tpo_plugin.model import TaskPreferenceModel
 from tpo_plugin.plugins import HeadSpec, registry
 from tpo_plugin.tokens import HeadTokens, TokenRows, Undo, add_tokens, resolve_tokens
-from tpo_plugin.vocabulary import Growth, grow_vocabulary
+from tpo_plugin.vocabulary import Growth, Resize, grow_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -52,11 +53,12 @@ def apply_tpo(
             f"this {type(host_model).__name__} has TPO already, with heads {list(host_model.tpo.heads)}; "
             "call remove_tpo(model) first, and apply all heads in one call"
         )
+    check_model(host_model)
     config = copy.deepcopy(config) if config is not None else TPOConfig()
     if not isinstance(config, TPOConfig):
         raise TPOError(f"config is a {type(config).__name__}; expected TPOConfig(loss_weights=..., heads=...)")
     check_config(config, where="TPOConfig")
-    specs = _chosen(heads)
+    specs = registry().choose(heads)
     configs = {spec.name: head_config(spec, config) for spec in specs}
     _check_weights(config, configs)
     config.heads = dict(configs)
@@ -79,10 +81,15 @@ def apply_tpo(
         modules = {
             spec.name: _build_head(spec, configs[spec.name], host.hidden_size, vision_size).to(device) for spec in specs
         }
+        codecs = {
+            spec.name: registered_codec(spec, configs[spec.name])
+            or bare_codec(spec, configs[spec.name], modules[spec.name])
+            for spec in specs
+        }
         rows = _initial_rows(host, tokens, growth)
-        tpo = TaskPreferenceModel(
-            host_model, host, modules, rows, tokens, config, text_tokenizer, processor, growth
-        ).to(device)
+        tpo = TaskPreferenceModel(host_model, host, modules, rows, tokens, config, text_tokenizer, processor, codecs)
+        tpo.trigger_logits.grow(growth)
+        tpo.to(device)
         tpo.train(host_model.training)
         _install(host_model, tpo, undo)
     except BaseException:
@@ -105,7 +112,7 @@ def remove_tpo(model: nn.Module) -> nn.Module:
     tpo = getattr(host_model, "tpo", None)
     if tpo is None:
         raise TPOError(f"this {type(host_model).__name__} has no TPO; apply_tpo(model) puts it on")
-    for step in reversed(tpo._undo):
+    for step in reversed(tpo.undo):
         step()
     return model
 
@@ -113,20 +120,19 @@ def remove_tpo(model: nn.Module) -> nn.Module:
 def _install(model: nn.Module, tpo: TaskPreferenceModel, undo: list[Undo]) -> None:
     model.add_module("tpo", tpo)
     undo.append(partial(delattr, model, "tpo"))
-    tpo.attach()
-    undo.append(tpo.detach)
-    own = "_keys_to_ignore_on_save" in model.__dict__
-    undo.append(
-        partial(
-            _restore_attribute, model, "_keys_to_ignore_on_save", model.__dict__.get("_keys_to_ignore_on_save"), own
-        )
-    )
+    tpo.hooks.attach()
+    undo.append(tpo.hooks.detach)
     ignored = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
-    model._keys_to_ignore_on_save = ignored | {f"tpo.{key}" for key in tpo.state_dict()}
-    own = "forward" in model.__dict__
-    undo.append(partial(_restore_attribute, model, "forward", model.__dict__.get("forward"), own))
-    model.forward = MethodType(_forward_with_tpo(model.forward), model)
-    tpo._undo = undo
+    replaced: dict[str, Any] = {
+        "_keys_to_ignore_on_save": ignored | {f"tpo.{key}" for key in tpo.state_dict()},
+        "forward": HostForward(tpo.hooks, model.forward),
+    }
+    if hasattr(model, "resize_token_embeddings"):
+        replaced["resize_token_embeddings"] = Resize(model, tpo.num_ids)
+    for name, value in replaced.items():
+        undo.append(partial(_restore_attribute, model, name, model.__dict__.get(name), name in model.__dict__))
+        model.__dict__[name] = value
+    tpo.undo = undo
 
 
 def _restore_attribute(owner: Any, name: str, value: Any, own: bool) -> None:
@@ -136,76 +142,14 @@ def _restore_attribute(owner: Any, name: str, value: Any, own: bool) -> None:
         owner.__dict__.pop(name, None)
 
 
-def _forward_with_tpo(original: Callable[..., Any]) -> Callable[..., Any]:
-    """The host's forward for callers that bypass its hooks: PEFT before 0.21 calls `.forward` directly.
-
-    A plain function to be bound to the host, since accelerate takes `__func__` of a bound forward and rebinds it.
-    """
-    bound = isinstance(original, MethodType)
-    inner: Callable[..., Any] = getattr(original, "__func__", original) if bound else original
-
-    @torch.compiler.disable(recursive=False)
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        call = partial(inner, self) if bound else inner
-        tpo = self.tpo
-        if tpo.call is not None:  # the hooks are at work
-            return call(*args, **kwargs)
-        args, kwargs = tpo.begin(args, kwargs)
-        try:
-            output = call(*args, **kwargs)
-        except BaseException:
-            tpo.call = None
-            raise
-        return tpo.finish(output)
-
-    wraps(inner)(forward)
-    del forward.__wrapped__
-    forward.__signature__ = _extended_signature(inner, bound)
-    return forward
-
-
-def _extended_signature(function: Callable[..., Any], bound: bool) -> inspect.Signature:
-    """The host's signature with the plugin's arguments, so that trainers keep their dataset columns."""
-    signature = inspect.signature(function)
-    parameters = list(signature.parameters.values())
-    if not bound:
-        parameters.insert(0, inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY))
-    rest = [parameters.pop()] if parameters[-1].kind is inspect.Parameter.VAR_KEYWORD else []
-    extra = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in FORWARD_ARGUMENTS]
-    return signature.replace(parameters=[*parameters, *extra, *rest])
-
-
 def _unwrapped(model: nn.Module) -> nn.Module:
     base = getattr(model, "get_base_model", None)
     return base() if callable(base) else model
 
 
-def _chosen(heads: Sequence[str] | None) -> list[HeadSpec]:
-    found = registry()
-    if isinstance(heads, str):
-        raise TPOError(f"heads={heads!r} is a string; expected a list of names: heads=[{heads!r}]")
-    names = list(found.heads) if heads is None else list(heads)
-    if not names:
-        raise TPOError(
-            "no head to apply: none is installed, or heads=[] was given; for example: pip install tpo-head-region"
-        )
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise TPOError(f"heads={names} names {repeated} more than once")
-    return [found.head(name) for name in names]
-
-
 def head_config(spec: HeadSpec, config: TPOConfig) -> HeadConfig:
     """The head's configuration out of `config`, or its defaults."""
-    given = config.heads.get(spec.name, {})
-    config_class = spec.config_class()
-    where = f"config of head {spec.name!r}"
-    if isinstance(given, config_class):
-        check_config(given, where=where)
-        return given
-    if isinstance(given, dict):
-        return config_from_dict(config_class, given, where=where)
-    raise TPOError(f"{where} is a {type(given).__name__}; expected {config_class.__name__} or a dict of its fields")
+    return spec.make_config(config.heads.get(spec.name, {}))
 
 
 def _check_weights(config: TPOConfig, configs: dict[str, HeadConfig]) -> None:
@@ -245,14 +189,7 @@ def _tokenizer_and_processor(model: nn.Module, given: Any) -> tuple[Any, Any]:
 def _build_head(
     spec: HeadSpec, config: HeadConfig, hidden_size: int, vision_size: Callable[[], int | None]
 ) -> TaskHead:
-    head_class = spec.head_class()
-    asks = "vision_size" in inspect.signature(head_class).parameters
-    head = head_class(config, hidden_size, **({"vision_size": vision_size()} if asks else {}))
-    if not isinstance(head, TaskHead):
-        raise TPOError(
-            f"head {spec.name!r} ({spec.plugin}) is a {type(head).__name__}; expected a subclass of tpo_plugin.TaskHead"
-        )
-    return head.float()
+    return build_head(spec, config, hidden_size, vision_size).float()
 
 
 @torch.no_grad()

@@ -51,7 +51,7 @@ def load_tpo(
                     f"load the tokenizer that was saved in {directory}"
                 )
         if saved["growth"] is not None and model.tpo.growth is None:  # the host was saved with its grown vocabulary
-            model.tpo.set_growth(Growth(*saved["growth"]))
+            model.tpo.trigger_logits.grow(Growth(*saved["growth"]))
         load_weights(model.tpo, directory)
     except BaseException:
         remove_tpo(model)

@@ -6,8 +6,10 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from uuid import uuid4
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,14 +18,12 @@ from torch import Tensor
 from tpo_plugin import zero
 from tpo_plugin.config import FORMAT_VERSION
 from tpo_plugin.errors import TPOError
-
-if TYPE_CHECKING:
-    from tpo_plugin.model import TaskPreferenceModel
+from tpo_plugin.tasks import Tasks
 
 CONFIG_FILE, WEIGHTS_FILE = "tpo_config.json", "tpo_model.safetensors"
 
 
-def save_tpo(tpo: TaskPreferenceModel, directory: str | os.PathLike[str]) -> None:
+def save_tpo(tpo: Tasks, directory: str | os.PathLike[str], *, host_class: str) -> None:
     """Writes the files, each under a temporary name first, so that an interrupted save damages nothing.
 
     Under ZeRO-3 every rank must call it, and the first one writes.
@@ -39,12 +39,12 @@ def save_tpo(tpo: TaskPreferenceModel, directory: str | os.PathLike[str]) -> Non
         return
     directory.mkdir(parents=True, exist_ok=True)
     replace_file(directory / WEIGHTS_FILE, lambda path: save_file(weights, path, metadata={"format": "pt"}))
-    text = json.dumps(_config_to_json(tpo), indent=2)
+    text = json.dumps(_config_to_json(tpo, host_class), indent=2)
     replace_file(directory / CONFIG_FILE, lambda path: Path(path).write_text(text + "\n", encoding="utf-8"))
     (tpo.processor or tpo.tokenizer).save_pretrained(directory)
 
 
-def load_weights(tpo: TaskPreferenceModel, directory: str | os.PathLike[str]) -> None:
+def load_weights(tpo: Tasks, directory: str | os.PathLike[str]) -> None:
     """Loads `tpo_model.safetensors` into heads that are applied already; every key and shape must fit."""
     path = Path(directory) / WEIGHTS_FILE
     if not path.is_file():
@@ -57,7 +57,7 @@ def load_weights(tpo: TaskPreferenceModel, directory: str | os.PathLike[str]) ->
         raise TPOError(f"{path} does not fit the applied heads {list(tpo.heads)}: {error}") from error
 
 
-def _external(tpo: TaskPreferenceModel) -> tuple[str, ...]:
+def _external(tpo: Tasks) -> tuple[str, ...]:
     """Prefixes of the weights that heads load from files of others."""
     return tuple(f"heads.{name}.{prefix}" for name, head in tpo.heads.items() for prefix in head.external)
 
@@ -78,8 +78,8 @@ def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def replace_file(path: Path, write: Callable[[str], Any]) -> None:
-    """Writes a file under a temporary name in the same directory and renames it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Writes a file under a temporary name in the same directory and renames it: nobody finds half of it."""
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
     try:
         write(str(temporary))
         os.replace(temporary, path)
@@ -87,14 +87,12 @@ def replace_file(path: Path, write: Callable[[str], Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _config_to_json(tpo: TaskPreferenceModel) -> dict[str, Any]:
-    from tpo_plugin import __version__
-
+def _config_to_json(tpo: Tasks, host_class: str) -> dict[str, Any]:
     heads = {name: dataclasses.asdict(config) for name, config in tpo.config.heads.items()}
     return {
         "format_version": FORMAT_VERSION,
-        "tpo_plugin": __version__,
-        "host_class": type(tpo.model).__name__,
+        "tpo_plugin": version("tpo-plugin"),
+        "host_class": host_class,
         "heads": list(tpo.heads),
         "token_ids": {name: list(ids) for name, ids in tpo.token_ids.items()},
         "growth": None if tpo.growth is None else [tpo.growth.old_size, tpo.growth.new_size],

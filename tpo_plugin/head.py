@@ -6,22 +6,27 @@ Suffixes of tensor names: N task tokens in the batch, D the host's hidden size, 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tpo_plugin.codec import HeadCodec, TaskCodec, asks_for_samples, check_codec, collate_inputs
+from tpo_plugin.declarations import check_names, check_parameters
 from tpo_plugin.errors import TPOError
+from tpo_plugin.plugins import HeadSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from PIL.Image import Image
 
-    from tpo_plugin.data.dataset import Sample
-    from tpo_plugin.data.media import VideoClip
+__all__ = ["HeadMetrics", "Linear", "TaskHead", "asks_for_samples", "bare_codec", "build_head", "collate_inputs"]
+
+_ANY_SIZE = 1024
+"""Width of a host that is not there."""
 
 
 class Linear(nn.Linear):
@@ -32,15 +37,19 @@ class Linear(nn.Linear):
         return F.linear(input.float(), self.weight.float(), bias)
 
 
-class TaskHead(nn.Module):
+class TaskHead(nn.Module, TaskCodec):
     """Base of every head. A subclass writes `__init__(self, config, hidden_size)`, `forward` and `loss`.
 
     An `__init__` that declares a third parameter `vision_size` gets the width of `seen.vision`, None for a text host.
 
-    Everything else has a default that fits a head with one task token per task and tensors as targets. The core calls
+    Everything else has a default that fits a head with one task token per task and tensors as targets. What it does
+    with records is `TaskCodec`'s. A parameter or method of nearly one of these names is refused. The core calls
     a head in float32 with autocast off; it calls it in every training step, with N = 0 where a batch has no task token,
     so sums over targets, never means.
     """
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
 
     def forward(self, e_ND: Tensor) -> dict[str, Tensor]:
         """From task embeddings [N, D], float32, to outputs whose first dimension is N.
@@ -68,50 +77,9 @@ class TaskHead(nn.Module):
     """Prefixes of state-dict keys whose weights come from a file that the head's config names (and loads when it is
     built), so that `tpo_model.safetensors` does not hold them."""
 
-    # -- records ---------------------------------------------------------------------------------------------------
-
-    def check_task(self, task: dict[str, Any]) -> None:
-        """Raises `ValueError` with the field and what is wrong with it when a record's task cannot be used."""
-
-    def resolve(self, task: dict[str, Any], folder: Path) -> dict[str, Any]:
-        """The task with paths that are relative to the records' media folder made absolute; by default as it is."""
-        return task
-
-    def check_sample(self, tasks: list[dict[str, Any]], sample: Sample) -> None:
-        """Raises `MediaError` where a record's media, once read, cannot serve this head's tasks: it is then skipped and
-        counted, as one whose media cannot be read.
-        """
-
-    def num_tokens(self, task: dict[str, Any]) -> int:
-        """How many task tokens (or, in a human turn, input tokens) a record's task takes; for example one per box."""
-        return 1
-
-    def collate_targets(self, tasks: list[dict[str, Any]]) -> dict[str, Any]:
-        """From the tasks of a batch, in the order of their task tokens, to `task_targets[head]`.
-
-        By default every field of the tasks except "head" and "time" becomes one float32 tensor, first dimension N.
-        """
-        fields = [key for key in (tasks[0] if tasks else {}) if key not in ("head", "time")]
-        for task in tasks:
-            if set(task) - {"head", "time"} != set(fields):
-                raise TPOError(
-                    f"{type(self).__name__}: one task has the fields {sorted(fields)}, another "
-                    f"{sorted(set(task) - {'head', 'time'})}; "
-                    "expected the same in all, or a collate_targets of the head's own"
-                )
-        return {key: torch.tensor([task[key] for task in tasks], dtype=torch.float32) for key in fields}
-
-    def collate_inputs(self, tasks: list[dict[str, Any]], given: list[dict[str, Any]]) -> dict[str, Any] | None:
-        """From the tasks to predict and those that the user gives (human turns) to `task_inputs[head]`, or None.
-
-        A head that looks at the media declares a third parameter `samples`, and gets the `tpo_plugin.data.Sample` of
-        each row of the batch: for training where the batch has a task of it, for generation always (without tasks).
-        """
-        return None
-
-    def count_targets(self, targets: dict[str, Any] | None) -> int:
-        """Number of task tokens that `targets` serve: by default the length of its first entry."""
-        return len(next(iter(targets.values()))) if targets else 0
+    joins: bool = False
+    """Whether the tokens of one task belong together: in an answer, those that stand directly one behind the other are
+    then one prediction. Its value is the sequence of theirs, which `to_units`, `to_json` and `draw` get as a whole."""
 
     # -- results ---------------------------------------------------------------------------------------------------
 
@@ -145,23 +113,55 @@ class TaskHead(nn.Module):
         """A copy of `image` with the value (and the true one, in the same format) drawn on it; by default unchanged."""
         return image.copy()
 
-    def draw_video(self, video: VideoClip, values: list[Any], path: Path) -> Path | None:
+    def draw_video(self, video: Any, values: list[Any], path: Path) -> Path | None:
         """Writes what shows the predictions on a clip, as `path` with the suffix of its kind (".png", ".mp4").
 
-        `values` are this head's, of one answer. Returns the file; None, as here, where a value belongs to one frame,
-        which `draw` draws on.
+        `video` is a `tpo_plugin.VideoClip`, `values` are this head's, of one answer. Returns the file; None, as here,
+        where a value belongs to one frame, which `draw` draws on.
         """
         return None
 
 
-def collate_inputs(head: TaskHead, tasks: list[Any], given: list[Any], samples: Sequence[Any]) -> Any:
-    """`head.collate_inputs`, with the samples if it asks for them."""
-    return head.collate_inputs(tasks, given, **({"samples": samples} if asks_for_samples(head) else {}))
+def build_head(
+    spec: HeadSpec, config: Any, hidden_size: int, vision_size: Callable[[], int | None] = lambda: None
+) -> TaskHead:
+    """The registered head, built; `vision_size` is asked only for a head that declares it.
+
+    Raises `TPOError` for a class that is no `TaskHead`, and where it declares a name that the core does not know: a
+    parameter of `__init__`, `forward` or `collate_inputs`, or a method that is nearly one of `TaskHead`.
+    """
+    head_class: Any = spec.head_class()
+    where = f"head {spec.name!r} ({spec.plugin})"
+    if not (isinstance(head_class, type) and issubclass(head_class, TaskHead)):
+        found = getattr(head_class, "__name__", repr(head_class))
+        raise TPOError(f"{where} is a {found}; expected a subclass of tpo_plugin.TaskHead")
+    check_parameters(head_class.__init__, ("config", "hidden_size"), ("vision_size",), f"{where}: __init__")
+    check_parameters(head_class.forward, ("e_ND",), ("inputs", "batch_rows", "seen"), f"{where}: forward")
+    check_codec(head_class, where)
+    check_names(head_class, TaskHead, where)
+    asks = "vision_size" in inspect.signature(head_class).parameters
+    build: Any = head_class
+    return build(config, hidden_size, **({"vision_size": vision_size()} if asks else {}))
 
 
-def asks_for_samples(head: TaskHead) -> bool:
-    """Whether its `collate_inputs` declares the parameter `samples`."""
-    return "samples" in inspect.signature(head.collate_inputs).parameters
+def bare_codec(spec: HeadSpec, config: Any, head: TaskHead | None = None) -> HeadCodec:
+    """The codec of a head that is registered with none: the head itself, without its weights.
+
+    `head` is the head where it is built already; else it is built on PyTorch's device "meta", which holds no weights.
+    """
+    if head is None:
+        with torch.device("meta"):
+            head = build_head(spec, config, _ANY_SIZE, lambda: _ANY_SIZE)
+    return HeadCodec(spec.name, _bare(head))
+
+
+def _bare(head: TaskHead) -> TaskHead:
+    """A shallow copy without parameters, buffers, submodules and hooks."""
+    bare = object.__new__(type(head))
+    nn.Module.__init__(bare)
+    for name, value in vars(head).items():
+        bare.__dict__.setdefault(name, value)
+    return bare
 
 
 class HeadMetrics:

@@ -19,10 +19,12 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec
 def register_heads(register: Callable[..., None]) -> None:
-    """Called once when plugins are loaded: `register(name, head=, config=, trigger=, task_token=, input_token=None)`.
+    """Called once when plugins are loaded.
 
-    `name` is the head's checkpoint key, config key and log prefix. `head` is a `TaskHead` class and `config` a
-    `HeadConfig` dataclass, each given as the class or, to keep listing fast, as a `"module:Class"` string.
+    `register(name, head=, config=, trigger=, task_token=, input_token=None, codec=None)`: `name` is the head's
+    checkpoint key, config key and log prefix. `head` is a `TaskHead` class, `config` a `HeadConfig` dataclass, and
+    `codec`, for a head that reads its records without its network, a `TaskCodec` class that the head inherits. Each is
+    given as the class or, to keep listing fast, as a `"module:Class"` string.
     """
 
 

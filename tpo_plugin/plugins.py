@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import importlib
+import keyword
 import logging
 import os
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint, entry_points
 from traceback import format_exc
@@ -15,6 +17,7 @@ from typing import Any
 import pluggy
 
 from tpo_plugin import hookspecs
+from tpo_plugin.config import check_config, config_from_dict
 from tpo_plugin.errors import TPOError, did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -25,8 +28,28 @@ BLOCK_VARIABLE = "TPO_BLOCK_PLUGINS"
 THIS_PROCESS = "this process"
 """Stands for the distribution of a plugin that was registered by `register_plugin`."""
 
-_TAKEN = ("mllm", "assign")
-"""Loss names of the core, which no head may use."""
+RESERVED = {
+    "the names of the core's losses": ("mllm", "assign"),
+    "the names under which a batch counts, places and logs": (
+        *("scale", "measure", "shape", "labels", "trigger", "task", "input", "text", "loss", "tpo"),
+    ),
+    "words of the records": ("head", "time", "image", "video", "tasks", "conversations", "human", "gpt", "system"),
+    "Python's keywords": tuple(keyword.kwlist),
+    "attributes of the torch.nn.ModuleDict that holds the heads": (
+        *(name for name in dir(dict) if not name.startswith("_")),
+        *re.findall(
+            r"\w+",
+            """add_module apply bfloat16 buffers call_super_init children compile cpu cuda double dump_patches eval
+        extra_repr float forward get_buffer get_extra_state get_parameter get_submodule half ipu load_state_dict modules
+        mtia named_buffers named_children named_modules named_parameters parameters register_backward_hook
+        register_buffer register_forward_hook register_forward_pre_hook register_full_backward_hook
+        register_full_backward_pre_hook register_load_state_dict_post_hook register_load_state_dict_pre_hook
+        register_module register_parameter register_state_dict_post_hook register_state_dict_pre_hook requires_grad_
+        set_extra_state set_submodule share_memory state_dict to to_empty train training type xpu zero_grad""",
+        ),
+    ),
+}
+"""Names that no head may have, by what they are. Those of torch are written down, for this module imports none."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +82,8 @@ class HeadSpec:
     task_token: str
     input_token: str | None
     plugin: Plugin
+    codec: type | str | None = None
+    """What reads its records, where that is apart from the head."""
 
     def head_class(self) -> Any:
         """The head's class, imported now; raises `TPOError` with the plugin if that fails."""
@@ -67,6 +92,21 @@ class HeadSpec:
     def config_class(self) -> Any:
         """The class of its configuration, imported now; raises `TPOError` with the plugin if that fails."""
         return _resolve(self.config, f"config of head {self.name!r}", self.plugin)
+
+    def codec_class(self) -> Any:
+        """The class of its codec, imported now, or None; raises `TPOError` with the plugin if that fails."""
+        return None if self.codec is None else _resolve(self.codec, f"codec of head {self.name!r}", self.plugin)
+
+    def make_config(self, given: Any) -> Any:
+        """The head's configuration out of `given`: one of its class, or a dict of its fields."""
+        config_class = self.config_class()
+        where = f"config of head {self.name!r}"
+        if isinstance(given, config_class):
+            check_config(given, where=where)
+            return given
+        if isinstance(given, dict):
+            return config_from_dict(config_class, given, where=where)
+        raise TPOError(f"{where} is a {type(given).__name__}; expected {config_class.__name__} or a dict of its fields")
 
 
 @dataclass(frozen=True)
@@ -121,6 +161,20 @@ class Registry:
             f"if it is published: pip install tpo-head-{name.replace('_', '-')}"
             + (f"; or it belongs to a plugin that is not in use: {others} (see `tpo heads`)" if others else "")
         )
+
+    def choose(self, names: Sequence[str] | None) -> list[HeadSpec]:
+        """The heads of those names, or all that are installed; raises `TPOError` where none is left or one is twice."""
+        if isinstance(names, str):
+            raise TPOError(f"heads={names!r} is a string; expected a list of names: heads=[{names!r}]")
+        names = list(self.heads) if names is None else list(names)
+        if not names:
+            raise TPOError(
+                "no head to apply: none is installed, or heads=[] was given; for example: pip install tpo-head-region"
+            )
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise TPOError(f"heads={names} names {repeated} more than once")
+        return [self.head(name) for name in names]
 
     def patch_for(self, model: Any) -> PatchSpec | None:
         """The first patch whose codebase the model belongs to; one that fails to say so is reported and left out."""
@@ -185,15 +239,15 @@ class Registry:
         trigger: str,
         task_token: str,
         input_token: str | None = None,
+        codec: type | str | None = None,
     ) -> None:
-        if not name.isidentifier() or name != name.lower() or name in _TAKEN:
-            raise TPOError(f"head name {name!r}: expected a lower-case identifier other than {_or_list(_TAKEN)}")
+        check_head_name(name)
         if name in self.claims:
             raise TPOError(f"head {name!r} is registered twice by the same plugin")
         tokens = [token for token in (trigger, task_token, input_token) if token is not None]
         if not all(tokens) or len(set(tokens)) < len(tokens):
             raise TPOError(f"head {name!r}: its tokens are {tokens}; expected different ones, none of them empty")
-        self.claims[name] = [HeadSpec(name, head, config, trigger, task_token, input_token, plugin)]
+        self.claims[name] = [HeadSpec(name, head, config, trigger, task_token, input_token, plugin, codec)]
 
     def _register_patch(self, plugin: Plugin, name: str, *, host: type | str, matches: Callable[[Any], bool]) -> None:
         if name in self.patches:
@@ -247,6 +301,16 @@ def unregister_plugin(name: str) -> None:
         here = [p.name for p in found.plugins if p.distribution == THIS_PROCESS]
         raise TPOError(f"plugin {name!r} was not registered in this process{did_you_mean(name, here)}")
     found.remove(plugin)
+
+
+def check_head_name(name: str) -> None:
+    """Raises `TPOError` for a name that no head can have: it is a key of checkpoints, batches and logs."""
+    if not name.isidentifier() or name != name.lower() or name.startswith("_"):
+        raise TPOError(f"head name {name!r}: expected a lower-case identifier that does not begin with '_'")
+    for what, names in RESERVED.items():
+        if name in names:
+            others = f"{_or_list(names)}, {what}" if len(names) < 3 else f"{what}, to which {name!r} belongs"
+            raise TPOError(f"head name {name!r}: expected a lower-case identifier other than {others}")
 
 
 def _describe(entry_point: EntryPoint) -> Plugin:

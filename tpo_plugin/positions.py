@@ -5,18 +5,88 @@ Suffixes: B batch, T sequence.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
-from tpo_plugin.errors import HostError
-from tpo_plugin.tokens import HeadTokens
+from tpo_plugin.tokens import KINDS, HeadTokens
 
-Positions = dict[str, Any]
-"""Where the tokens stand in a batch, as plain lists: {"shape": [B, T], "trigger" | "task" | "input": {head:
-[[row, column], …]}, "labels": [[row, column], …] of the labelled triggers}, each in the order (row, column)."""
+IGNORE_INDEX = -100
+"""Label of a position that is not learned, as everywhere in transformers."""
+
+Place = tuple[int, int]
+"""(batch row, column) of a token."""
+
+TextGroups = list[tuple[int, list[int]]]
+"""(batch row, columns of the text tokens) of each question, in order."""
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Where the tokens stand in a batch [B, T], as plain numbers: each list is in the order (row, column)."""
+
+    shape: tuple[int, int]
+    """(B, T)."""
+    trigger: Mapping[str, Sequence[Place]]
+    """Of each head's trigger tokens."""
+    task: Mapping[str, Sequence[Place]]
+    """Of each head's task tokens."""
+    input: Mapping[str, Sequence[Place]]
+    """Of each head's input tokens."""
+    labels: Sequence[Place] = ()
+    """Where a trigger is the label."""
+    text: TextGroups | None = None
+    """Of each question's text, for heads that look at it; None where nobody said."""
+
+    @classmethod
+    def of_kinds(
+        cls, shape: tuple[int, int], found: Mapping[str, Mapping[str, Sequence[Place]]], labels: Sequence[Place] = ()
+    ) -> Positions:
+        """From places by kind and head."""
+        return cls(shape, trigger=found["trigger"], task=found["task"], input=found["input"], labels=labels)
+
+    @classmethod
+    def none(cls, shape: tuple[int, int], heads: Sequence[str]) -> Positions:
+        """Those of a batch without any token of a head."""
+        return cls.of_kinds(shape, {kind: dict.fromkeys(heads, ()) for kind in KINDS})
+
+    def of(self, kind: str) -> Mapping[str, Sequence[Place]]:
+        """Places by head, of `kind` "trigger", "task" or "input"."""
+        return {"trigger": self.trigger, "task": self.task, "input": self.input}[kind]
+
+    def by_token(self) -> Iterator[tuple[str, str, Sequence[Place]]]:
+        """(kind, head, places) of every token, in a fixed order."""
+        for kind in KINDS:
+            for head, places in self.of(kind).items():
+                yield kind, head, places
+
+    @property
+    def has_tasks(self) -> bool:
+        """Whether any task token stands in the batch."""
+        return any(self.task.values())
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Numbers of targets by which losses are divided: of a micro-batch, or of a whole accumulated global batch."""
+
+    mllm: int
+    """Labels of ordinary tokens."""
+    assign: int
+    """Labels that are triggers."""
+    heads: Mapping[str, int] = field(default_factory=dict)
+    """Targets of each head."""
+    scale: int = 1
+    """What a trainer will divide the loss by: the loss is multiplied by it."""
+    measure: bool = False
+    """Whether false triggers are counted in this step, which costs an argmax over all logits."""
+
+    def of(self, kind: str) -> int:
+        """The number for a loss: "mllm", "assign", or a head's name."""
+        return {"mllm": self.mllm, "assign": self.assign}.get(kind, self.heads.get(kind, 0))
 
 
 def token_positions(
@@ -24,41 +94,78 @@ def token_positions(
 ) -> Positions:
     """Finds the tokens in a batch [B, T]. Called at collation, on the CPU, it saves a device synchronisation a step."""
     ids = {i: (kind, head) for head, t in tokens.items() for kind, i in t.by_kind().items()}
-    found: Positions = {"shape": list(input_ids.shape), "labels": []}
-    for kind in ("trigger", "task", "input"):
-        found[kind] = {head: [] for head in tokens}
+    found: dict[str, dict[str, list[Place]]] = {kind: {head: [] for head in tokens} for kind in KINDS}
     wanted = torch.tensor(list(ids), device=input_ids.device)
     where = torch.isin(input_ids, wanted).nonzero()
     values = input_ids[where[:, 0], where[:, 1]]
     for (row, column), value in zip(where.tolist(), values.tolist(), strict=True):
         kind, head = ids[value]
-        found[kind][head].append([row, column])
+        found[kind][head].append((row, column))
+    labelled: list[Place] = []
     if labels is not None:
         triggers = torch.tensor([t.trigger_id for t in tokens.values()], device=labels.device)
         # Where labels stand one column behind, column 0 has no position before it that could predict it.
         places = torch.isin(labels, triggers).nonzero().tolist()
-        found["labels"] = [[row, column] for row, column in places if column >= label_shift]
-    return found
+        labelled = [(row, column) for row, column in places if column >= label_shift]
+    num_rows, length = input_ids.shape
+    return Positions.of_kinds((num_rows, length), found, labelled)
 
 
-def decoder_ids(model: Any, labels: Tensor, tokens: Mapping[str, HeadTokens]) -> Tensor:
-    """Input of an encoder-decoder's decoder, made of its labels: the token behind a trigger is its task token."""
-    ids = labels.clone()
-    for head in tokens.values():
-        follows = (labels[:, :-1] == head.trigger_id) & (labels[:, 1:] < 0)
-        ids[:, 1:].masked_fill_(follows, head.task_id)
-    if hasattr(model, "prepare_decoder_input_ids_from_labels"):
-        return model.prepare_decoder_input_ids_from_labels(labels=ids)
-    start, pad = (_config_value(model, name) for name in ("decoder_start_token_id", "pad_token_id"))
-    if start is None or pad is None:
-        raise HostError(
-            f"{type(model).__name__} does not say how its decoder's input is made of labels (decoder_start_token_id is "
-            f"{start}, pad_token_id {pad}); give decoder_input_ids"
-        )
-    shifted = torch.cat([torch.full_like(ids[:, :1], start), ids[:, :-1]], 1)
-    return shifted.masked_fill(shifted < 0, pad)
+def column_positions(ids: Sequence[int], tokens: Mapping[str, HeadTokens]) -> Positions:
+    """As `token_positions`, for one column [B, 1] whose ids are known on the CPU."""
+    kinds = {i: (kind, head) for head, t in tokens.items() for kind, i in t.by_kind().items()}
+    found: dict[str, dict[str, list[Place]]] = {kind: {head: [] for head in tokens} for kind in KINDS}
+    for row, token_id in enumerate(ids):
+        if token_id in kinds:
+            kind, head = kinds[token_id]
+            found[kind][head].append((row, 0))
+    return Positions.of_kinds((len(ids), 1), found)
 
 
-def _config_value(model: Any, name: str) -> int | None:
-    configs = [model.config, model.config.get_text_config(decoder=True), getattr(model, "generation_config", None)]
-    return next((v for v in (getattr(c, name, None) for c in configs) if v is not None), None)
+def split_labels(labels: Tensor, tokens: Mapping[str, HeadTokens]) -> Tensor:
+    """The host's labels: a copy of `labels` [B, T] with the trigger positions ignored."""
+    triggers = torch.tensor([t.trigger_id for t in tokens.values()]).to(labels.device, non_blocking=True)
+    return labels.masked_fill(torch.isin(labels, triggers), IGNORE_INDEX)
+
+
+def count_ordinary(labels: Tensor, tokens: Mapping[str, HeadTokens], label_shift: int = 1) -> Tensor:
+    """Number of labels that the host scores after its shift: neither ignored nor triggers; on the device."""
+    return (split_labels(labels, tokens)[:, label_shift:] != IGNORE_INDEX).sum()
+
+
+def count_targets(
+    input_ids: Tensor,
+    labels: Tensor | None,
+    tokens: Mapping[str, HeadTokens],
+    positions: Positions | None = None,
+    label_shift: int = 1,
+) -> Counts:
+    """Number of targets of each kind in a micro-batch; a head's are its task tokens.
+
+    "mllm" counts columns `label_shift` and on; `input_ids` are an encoder-decoder's `decoder_input_ids`, whose
+    `label_shift` is 0. `positions` are what `token_positions` finds in the batch, where the collator gave them.
+    """
+    found = positions or token_positions(input_ids, labels, tokens, label_shift)
+    ordinary = 0 if labels is None else int(count_ordinary(labels, tokens, label_shift))
+    return Counts(ordinary, len(found.labels), {head: len(places) for head, places in found.task.items()})
+
+
+def flat_index(places: Sequence[Place], length: int, device: torch.device) -> Tensor:
+    """Places in a batch [B, length] as an index into its flattened rows."""
+    flat = [row * length + column for row, column in places]
+    return torch.tensor(flat, dtype=torch.int64).to(device, non_blocking=True)
+
+
+def text_groups(input_ids: Tensor, labels: Tensor | None, special: Sequence[int]) -> TextGroups:
+    """The questions of a batch [B, T]: ordinary tokens without a label, a group for each stretch between answers.
+
+    `special` are ids that are no text. Without labels all ordinary tokens of a row are one group. Called at collation,
+    on the CPU.
+    """
+    ids = input_ids.cpu()
+    labelled = torch.zeros_like(ids, dtype=torch.bool) if labels is None else (labels != IGNORE_INDEX).cpu()
+    ordinary = ~torch.isin(ids, torch.tensor(list(special), dtype=ids.dtype)) & (ids >= 0) & ~labelled
+    rows, columns = ordinary.nonzero(as_tuple=True)
+    answers = labelled.cumsum(-1)[rows, columns]
+    tokens = zip(rows.tolist(), answers.tolist(), columns.tolist(), strict=True)
+    return [(row, [c for _, _, c in group]) for (row, _), group in groupby(tokens, key=lambda t: t[:2])]

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import keyword
 import re
 from pathlib import Path
 from string import Template
 
 from tpo_plugin.errors import TPOError
+from tpo_plugin.plugins import check_head_name
 
 TEMPLATE = Path(__file__).parent / "templates" / "head"
 SUFFIX = ".tmpl"
-RESERVED = ("mllm", "assign")
-"""Names of losses that are no head's."""
 
 
 def new_head(name: str, directory: str | Path = ".") -> Path:
     """Writes the folder `tpo-head-<name>` into `directory` and returns its path.
 
-    `name` is what the head is registered under: a lower-case identifier. Raises `TPOError` for another name, and for a
-    folder that is there already.
+    `name` is what the head is registered under: a lower-case identifier. Raises `TPOError` for another name or one that
+    no head can have, and for a folder that is there already.
     """
-    if not re.fullmatch(r"[a-z]([a-z0-9_]*[a-z0-9])?", name) or keyword.iskeyword(name) or name in RESERVED:
+    if not re.fullmatch(r"[a-z]([a-z0-9_]*[a-z0-9])?", name):
         raise TPOError(
-            f"head name {name!r}: expected a lower-case identifier such as 'point', of letters a to z, digits and '_', "
-            "and not 'mllm' or 'assign'"
+            f"head name {name!r}: expected a lower-case identifier such as 'point', of letters a to z, digits and '_'"
         )
+    check_head_name(name)
     camel = "".join(part.capitalize() for part in name.split("_"))
     values = {
         "name": name,

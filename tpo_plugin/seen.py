@@ -6,19 +6,16 @@ patches, n frames that the tower saw.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from itertools import accumulate, groupby
+from itertools import accumulate
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tpo_plugin.errors import HostError, TPOError
-
-TextGroups = list[tuple[int, list[int]]]
-"""(batch row, columns of the text tokens) of each question, in order."""
+from tpo_plugin.positions import TextGroups
 
 
 class HostFeatures:
@@ -27,8 +24,8 @@ class HostFeatures:
     Computed when it is asked for, so that a head which looks at the frames does not pay for the text.
     """
 
-    def __init__(self, places: Sequence[tuple[int, int]], captured: Captured, nothing: Tensor) -> None:
-        self._places, self._captured = places, captured
+    def __init__(self, places: Sequence[tuple[int, int]], seen: Seen, nothing: Tensor) -> None:
+        self._places, self._seen = places, seen
         self._nothing = nothing
         """What is seen of the frames where there is no task token: [0, C]."""
 
@@ -53,7 +50,7 @@ class HostFeatures:
         Training the host, but for its word embeddings, does not move them. Raises `HostError` for a host that embeds
         the question elsewhere, as the encoder of an encoder-decoder does.
         """
-        rows = self._captured.word_rows
+        rows = self._seen.word_rows
         if rows is None:
             raise HostError(
                 "the input embeddings of the prompt's text were not seen: a head that looks at the question's words "
@@ -78,7 +75,7 @@ class HostFeatures:
 
     @cached_property
     def _texts(self) -> tuple[Tensor, Tensor]:
-        rows = self._captured.text_rows
+        rows = self._seen.text_rows
         if rows is None:
             raise HostError(
                 "the states of the prompt's text were not seen: a head that looks at them needs input_ids, and a host "
@@ -88,7 +85,7 @@ class HostFeatures:
 
     def _gathered(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Of rows of all the text those of each task token's question, and their mask."""
-        groups = self._captured.text_groups
+        groups = self._seen.text_groups
         starts = [0, *accumulate(len(columns) for _, columns in groups)]
         chosen: list[list[int]] = []
         for row, column in self._places:
@@ -103,7 +100,7 @@ class HostFeatures:
     def _visions(self) -> tuple[Tensor, Tensor]:
         if not self._places:  # a head runs in every training step, also where no row has a video
             return _padded([], self._nothing)
-        frames = self._captured.frame_features()
+        frames = self._seen.frame_features()
         if not frames:
             raise TPOError(
                 "a head looks at the frames that the host's vision tower saw, and there are none: give a batch with "
@@ -112,7 +109,7 @@ class HostFeatures:
         return _padded([frames[row] for row, _ in self._places], frames[0])
 
 
-class Captured:
+class Seen:
     """What the hooks keep of one forward, or of the prompt of a generation, for `HostFeatures`."""
 
     def __init__(self, groups: TextGroups, frames: Sequence[Sequence[int]] | None) -> None:
@@ -169,18 +166,18 @@ class Captured:
     def frame_features(self) -> list[Tensor]:
         """For each batch row [F, C]: the mean over patches of each frame of its videos, one video after another."""
         if self.spans is not None and self.tower_calls and any(self.spans):
-            seen = _means(*self.tower_calls[-1])
-            return [torch.cat([seen[:0], *(seen[start:stop] for start, stop in row)]) for row in self.spans]
+            frames = _means(*self.tower_calls[-1])
+            return [torch.cat([frames[:0], *(frames[start:stop] for start, stop in row)]) for row in self.spans]
         if self.frames is None or not self.tower_calls or not any(map(sum, self.frames)):
             return []
         counts, total = [count for row in self.frames for count in row], sum(map(sum, self.frames))
         calls = [_means(states, grid) for states, grid in self.tower_calls]
         # Images come before videos, which are one call, or one call each.
-        seen = calls[-1] if len(calls[-1]) % total == 0 else torch.cat(calls)
-        if len(seen) and len(seen) % total == 0:
-            copies, merged = len(seen) // total, 1
-        elif len(seen) and total % len(seen) == 0 and all(count % (total // len(seen)) == 0 for count in counts):
-            copies, merged = 1, total // len(seen)
+        frames = calls[-1] if len(calls[-1]) % total == 0 else torch.cat(calls)
+        if len(frames) and len(frames) % total == 0:
+            copies, merged = len(frames) // total, 1
+        elif len(frames) and total % len(frames) == 0 and all(count % (total // len(frames)) == 0 for count in counts):
+            copies, merged = 1, total // len(frames)
         else:
             raise HostError(
                 f"the vision tower gave {[tuple(states.shape) for states, _ in self.tower_calls]} for videos of "
@@ -189,8 +186,8 @@ class Captured:
         # Beam search repeats each prompt: with all its videos where they are packed, else each of its videos.
         packed = self.tower_calls[-1][1] is not None
         rows = [[sum(row)] if packed else list(row) for row in self.frames]
-        parts = iter(seen.split([count // merged for row in rows for count in row for _ in range(copies)])[::copies])
-        return [torch.cat([seen[:0], *(next(parts) for _ in row)]) for row in rows]
+        parts = iter(frames.split([count // merged for row in rows for count in row for _ in range(copies)])[::copies])
+        return [torch.cat([frames[:0], *(next(parts) for _ in row)]) for row in rows]
 
 
 def _means(states: Tensor, grid: Tensor | None) -> Tensor:
@@ -232,34 +229,7 @@ def special_ids(tokenizer: Any, config: Any) -> list[int]:
     return sorted(ids)
 
 
-def text_groups(input_ids: Tensor, labels: Tensor | None, special: Iterable[int]) -> TextGroups:
-    """The questions of a batch [B, T]: ordinary tokens without a label, a group for each stretch between answers.
-
-    Without labels all ordinary tokens of a row are one group. Called at collation, on the CPU.
-    """
-    ids = input_ids.cpu().numpy()
-    labelled = np.zeros(ids.shape, dtype=bool) if labels is None else (labels != -100).cpu().numpy()
-    rows, columns = np.nonzero(~np.isin(ids, list(special)) & (ids >= 0) & ~labelled)
-    answers = labelled.cumsum(-1)[rows, columns]
-    tokens = zip(rows.tolist(), answers.tolist(), columns.tolist(), strict=True)
-    return [(row, [c for _, _, c in group]) for (row, _), group in groupby(tokens, key=lambda t: t[:2])]
-
-
 # -- vision ------------------------------------------------------------------------------------------------------------
-
-
-def vision_towers(model: nn.Module) -> list[nn.Module]:
-    """The outermost modules that are configured by the host's vision config: by what the model says of itself."""
-    config = getattr(model, "config", None)
-    parts = [config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", ()))]
-    visions = [getattr(part, "vision_config", None) for part in parts]
-    kinds = tuple({type(c) for c in visions if c is not None and not isinstance(c, dict)})
-    found: list[tuple[str, nn.Module]] = []
-    for name, module in model.named_modules():
-        inside = any(name.startswith(f"{outer}.") for outer, _ in found)
-        if kinds and name and not inside and isinstance(getattr(module, "config", None), kinds):
-            found.append((name, module))
-    return [module for _, module in found]
 
 
 def tower_grid(args: tuple, kwargs: dict[str, Any]) -> Tensor | None:
@@ -268,12 +238,6 @@ def tower_grid(args: tuple, kwargs: dict[str, Any]) -> Tensor | None:
         if isinstance(value, Tensor) and value.dim() == 2 and value.shape[1] == 3 and not value.is_floating_point():
             return value
     return None
-
-
-def last_layer(tower: nn.Module) -> nn.Module | None:
-    """The last of a tower's own list of layers."""
-    layers = [child for child in tower.children() if isinstance(child, nn.ModuleList) and len(child)]
-    return layers[0][-1] if layers else None
 
 
 def tower_states(output: Any, layer_output: Any, *, packed: bool) -> Tensor:
@@ -288,48 +252,3 @@ def tower_states(output: Any, layer_output: Any, *, packed: bool) -> Tensor:
     if packed and layer_output is not None:
         output = layer_output
     return output if isinstance(output, Tensor) else output[0]
-
-
-class _Seen(Exception):
-    pass
-
-
-@torch.no_grad()
-def tower_width(model: nn.Module, towers: Sequence[nn.Module], processor: Any) -> int | None:
-    """C, by one run of the vision tower on a black image; None where the host has no tower, or no processor is given.
-
-    Raises `HostError` where the processor and the host do not get as far as the tower.
-    """
-    if not towers or processor is None:
-        return None
-    from PIL import Image
-
-    captured = Captured([], None)
-
-    def layer_ran(module: nn.Module, args: Any, output: Any) -> None:
-        captured.layer_output = output
-
-    def stop(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        captured.keep_tower(output, tower_grid(args, kwargs))
-        raise _Seen(captured.tower_calls[-1][0].shape[-1])
-
-    handles = [tower.register_forward_hook(stop, with_kwargs=True) for tower in towers]
-    handles += [layer.register_forward_hook(layer_ran) for layer in map(last_layer, towers) if layer is not None]
-    try:
-        token = getattr(processor, "image_token", None) or "<image>"
-        inputs = processor(text=[token], images=[Image.new("RGB", (64, 64))], return_tensors="pt")
-        like = next(towers[0].parameters())
-        tensors = {name: value.to(like.device) for name, value in inputs.items() if isinstance(value, Tensor)}
-        model(**{k: v.to(like.dtype) if v.is_floating_point() else v for k, v in tensors.items()})
-        reason = "the tower did not run"
-    except _Seen as seen:
-        return int(seen.args[0])
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-    finally:
-        for handle in handles:
-            handle.remove()
-    raise HostError(
-        f"the width of the vision tower of {type(model).__name__} could not be found ({reason}); a head that looks at "
-        "the host's frames needs it: a host adapter can set Host.vision_size (patches/README.md)"
-    )

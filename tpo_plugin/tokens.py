@@ -6,7 +6,7 @@ Suffixes: B batch, T sequence, D hidden size of the output embedding's input, E 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,28 +15,25 @@ import torch
 from tokenizers import AddedToken, Tokenizer
 from torch import Tensor, nn
 
-from tpo_plugin.config import HeadConfig
 from tpo_plugin.errors import TPOError
-from tpo_plugin.plugins import HeadSpec
+from tpo_plugin.names import TokenNames, resolve_tokens
+
+__all__ = ["HeadTokens", "TokenNames", "TokenRows", "Undo", "add_tokens", "resolve_tokens"]
+
+KINDS = ("trigger", "task", "input")
+"""Kinds of a head's tokens, in the order in which their rows are put among the input embeddings."""
 
 Undo = Callable[[], Any]
 """A step that takes one change back; a `functools.partial`, so that `copy.deepcopy` of a host rebinds it."""
 
 
 @dataclass(frozen=True)
-class HeadTokens:
+class HeadTokens(TokenNames):
     """Tokens of one head and their ids."""
 
-    trigger: str
-    task_token: str
-    input_token: str | None
     trigger_id: int
     task_id: int
     input_id: int | None
-
-    def text(self, kind: str) -> str | None:
-        """The token of `kind` "trigger", "task" or "input" as it stands in a text."""
-        return {"trigger": self.trigger, "task": self.task_token, "input": self.input_token}[kind]
 
     def by_kind(self) -> dict[str, int]:
         """Id by kind: "trigger", "task" and, where the head has one, "input"."""
@@ -62,32 +59,6 @@ class TokenRows(nn.Module):
     def forward(self, kind: str) -> Tensor:
         """A copy of the row of `kind` "trigger", "task" or "output", float32: ZeRO-3 takes the parameter away again."""
         return getattr(self, kind).to(torch.float32, copy=True)
-
-
-def resolve_tokens(specs: Iterable[HeadSpec], configs: Mapping[str, HeadConfig]) -> dict[str, dict[str, str | None]]:
-    """Token strings by head and kind, from the config or as registered.
-
-    Raises `TPOError` where two heads claim a token, naming both.
-    """
-    owners: dict[str, HeadSpec] = {}
-    resolved: dict[str, dict[str, str | None]] = {}
-    for spec in specs:
-        config = configs[spec.name]
-        fields = {
-            kind: getattr(config, kind) or getattr(spec, kind) for kind in ("trigger", "task_token", "input_token")
-        }
-        for kind, token in fields.items():
-            if token is None:
-                continue
-            if token in owners:
-                owner = owners[token]
-                raise TPOError(
-                    f"head {spec.name!r} ({spec.plugin}) claims token {token!r}, already claimed by {owner.name!r} "
-                    f"({owner.plugin}); set {kind}= in the config of one of them"
-                )
-            owners[token] = spec
-        resolved[spec.name] = fields
-    return resolved
 
 
 def add_tokens(tokenizer: Any, names: Mapping[str, Mapping[str, str | None]]) -> tuple[dict[str, HeadTokens], Undo]:

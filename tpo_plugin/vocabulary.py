@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -11,8 +12,10 @@ from typing import Any
 from torch import nn
 
 from tpo_plugin import zero
-from tpo_plugin.errors import HostError
+from tpo_plugin.errors import HostError, TPOError
 from tpo_plugin.tokens import HeadTokens, Undo
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,31 @@ def grow_vocabulary(model: nn.Module, tokens: Iterable[HeadTokens]) -> tuple[Gro
             f"({error}); name special tokens that it already has: TPOConfig(heads={{name: {{'trigger': …}}}})"
         ) from error
     return Growth(size, _vocabulary_size(model)), undo
+
+
+class Resize:
+    """`model.resize_token_embeddings` while TPO is on: the usual line of a training script finds its work done.
+
+    Raises `TPOError` for a size that would lose rows of the heads' tokens, or add rows behind TPO's back.
+    """
+
+    def __init__(self, model: Any, needed: int) -> None:
+        self.model, self.needed = model, needed
+
+    def __call__(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        rows = _vocabulary_size(self.model)
+        size, multiple = new_num_tokens or rows, pad_to_multiple_of or 1
+        size = -(-size // multiple) * multiple
+        if not self.needed <= size <= rows:
+            raise TPOError(
+                f"resize_token_embeddings({new_num_tokens}): the vocabulary has {rows} rows, of which the tokens of "
+                f"the applied heads need the first {self.needed}; expected a number of {self.needed} to {rows}, which "
+                "changes nothing. For other sizes resize before apply_tpo, or call remove_tpo(model) first"
+            )
+        logger.info("resize_token_embeddings(%s): the %d rows have room for it", new_num_tokens, rows)
+        return input_embedding(self.model)
 
 
 def input_embedding(model: Any) -> Any:

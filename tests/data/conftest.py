@@ -90,8 +90,8 @@ def stand_in(tokenizer: Any, processor: Any = None) -> Any:
         tokenizer=tokenizer,
         processor=processor,
         special_ids=None,
-        host=SimpleNamespace(ids="input_ids"),
-        heads={"region": BoxHead(), "point": PointHead()},
+        host=SimpleNamespace(decodes=False),
+        codecs={"region": BoxHead(), "point": PointHead()},
         tokens={
             "region": tokens("<box_begin>", "<boxes>", "<region_box>"),
             "point": tokens("<point_begin>", "<point>", None),

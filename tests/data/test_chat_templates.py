@@ -70,7 +70,7 @@ def test_missing_template_and_slow_tokenizer(small_tokenizer: Make, make_tpo: Ma
     ):
         TPOCollator(make_tpo(processor.tokenizer, processor))
     slow = SimpleNamespace(is_fast=False, chat_template="x")
-    host = SimpleNamespace(ids="input_ids")
-    tpo = SimpleNamespace(tokenizer=slow, processor=None, special_ids=None, tokens={}, heads={}, host=host)
+    host = SimpleNamespace(decodes=False)
+    tpo = SimpleNamespace(tokenizer=slow, processor=None, special_ids=None, tokens={}, codecs={}, host=host)
     with pytest.raises(TPOError, match="slow tokenizer"):
         TPOCollator(tpo)

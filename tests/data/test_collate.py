@@ -97,13 +97,13 @@ def test_tasks_are_collated_by_their_heads_in_order(host: Any) -> None:
     assert batch["task_inputs"].keys() == {"region"}
     assert batch["task_inputs"]["region"]["boxes_xyxy"].tolist() == pytest.approx(np.array(BOX["boxes"]), abs=1e-7)
     positions = batch["task_positions"]
-    assert [row for row, _ in positions["task"]["region"]] == [0, 0] + [3] * video
-    assert [row for row, _ in positions["input"]["region"]] == [0]
+    assert [row for row, _ in positions.task["region"]] == [0, 0] + [3] * video
+    assert [row for row, _ in positions.input["region"]] == [0]
     for kind, attribute in (("trigger", "trigger_id"), ("task", "task_id"), ("input", "input_id")):
-        for name, places in positions[kind].items():
+        for name, places in positions.of(kind).items():
             for row, column in places:
                 assert batch["input_ids"][row, column] == getattr(host.tokens[name], attribute)
-    assert [place[1] + 1 for place in positions["trigger"]["region"]] == [p[1] for p in positions["task"]["region"]]
+    assert [place[1] + 1 for place in positions.trigger["region"]] == [p[1] for p in positions.task["region"]]
     ordinary = TPOCollator(host)(samples[1:2])
     assert "task_targets" not in ordinary
     assert "task_inputs" not in ordinary
@@ -149,7 +149,7 @@ def test_cutting_refuses_to_lose_a_token_or_a_medium(host: Any) -> None:
     sample = Sample(record(host, *texts, image="a", tasks=[BOX]), (picture(60, 40),))
     whole = TPOCollator(host)([sample])
     length = whole["input_ids"].shape[1]
-    (task,) = [column for _, column in whole["task_positions"]["task"]["region"]]
+    (task,) = [column for _, column in whole["task_positions"].task["region"]]
     cut = TPOCollator(host, max_length=task + 3)([sample])
     assert cut["input_ids"].tolist() == whole["input_ids"][:, : task + 3].tolist()
     assert cut["labels"].tolist() == whole["labels"][:, : task + 3].tolist()
@@ -244,7 +244,7 @@ def test_the_last_question_of_a_prompt(tpo: Any) -> None:
     asked = [
         tpo.tokenizer.decode(batch["input_ids"][row, columns])
         for batch in (training, prompt)
-        for row, columns in batch["task_positions"]["text"][1:2]
+        for row, columns in batch["task_positions"].text[1:2]
     ]
     assert "blue square" in asked[0]
     assert "It is" not in asked[0]

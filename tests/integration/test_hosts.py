@@ -182,7 +182,7 @@ def test_a_failure_in_the_middle_leaves_the_host_untouched(kind: zoo.TinyHost, m
     def fail(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("stop here")
 
-    monkeypatch.setattr("tpo_plugin.model.TaskPreferenceModel.attach", fail)
+    monkeypatch.setattr("tpo_plugin.hooks.Hooks.attach", fail)
     with pytest.raises(RuntimeError, match="stop here"):
         apply_tpo(model, tokenizer, ["region"])
     after = zoo.snapshot(model, tokenizer)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import tpo_plugin
+import tpo_plugin.checks
 import tpo_plugin.testing
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +47,13 @@ def plugin_violations(source: str, own: str) -> list[str]:
         package = module.partition(".")[0]
         if package == "tpo_plugin":
             kit = [public for public in dir(tpo_plugin.testing) if not public.startswith("_")]
-            public = {"tpo_plugin": [*tpo_plugin.__all__, "testing"], "tpo_plugin.testing": kit}
+            checks = [name for name in vars(tpo_plugin.checks) if name.startswith(("is_", "check_"))]
+            public = {
+                "tpo_plugin": [*tpo_plugin.__all__, "testing", "checks"],
+                "tpo_plugin.testing": kit,
+                "tpo_plugin.checks": checks,
+                "tpo_plugin.files": ["replace_file"],
+            }
             if module not in public or (name is not None and name not in public[module]):
                 wrong.append(f"{module}.{name}")
         elif package.startswith(("tpo_head_", "tpo_patch_", "tpo_shapes")) and package != own:
@@ -72,6 +79,8 @@ def test_a_plugin_uses_public_names_only(source: Path) -> None:
     [
         "from tpo_plugin.model import TaskPreferenceModel",
         "from tpo_plugin import _LAZY",
+        "from tpo_plugin.files import save_tpo",
+        "from tpo_plugin.checks import math",
         "import tpo_plugin.apply",
         "import tpo_plugin as tpo\ntpo.no_such_name",
         "from tpo_head_other import Head",

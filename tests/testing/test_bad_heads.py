@@ -62,6 +62,11 @@ def counting(self: Any, config: GoodConfig, hidden_size: int) -> None:
     type(self).built = getattr(type(self), "built", 0) + 1
 
 
+def _draw_half(image: Any, target: Any) -> Any:
+    assert target is None, "draws no target"
+    return image.copy()
+
+
 def draw_in_place(self: Any, image: Any, value: Any, target: Any = None) -> Any:
     ImageDraw.Draw(image).point((1, 1), "black")
     return image.copy()
@@ -103,6 +108,16 @@ BAD = {
         "evaluation",
         head(draw=lambda self, image, *rest: image.resize((8, 8))),
         r"picture of size \(8, 8\) for one of \(64, 48\)",
+    ),
+    "counts otherwise": (
+        "records",
+        head(num_tokens=lambda self, task: 2),
+        "num_tokens gives 2 for a task, and count_targets 1 for its targets",
+    ),
+    "draws no target": (
+        "records",
+        head(draw=lambda self, image, value, target=None: _draw_half(image, target)),
+        "draws no target",
     ),
     "no loss": ("losses", loss(lambda p, t, n: {}), "loss gives no named loss"),
     "loss name": ("losses", loss(lambda p, t, n: {"l1": summed(p, t) / n}), "a loss is named 'l1'; expected loss_"),

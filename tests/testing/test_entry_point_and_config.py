@@ -12,7 +12,8 @@ import torch
 from good_head import GoodConfig, GoodHead, Kit
 
 import tpo_plugin as tpo
-from tpo_plugin import plugins, testing
+from tpo_plugin import plugins
+from tpo_plugin.testing import heads as testing
 
 # -- entry point -------------------------------------------------------------------------------------------------------
 

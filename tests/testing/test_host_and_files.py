@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import tpo_plugin as tpo
-from tpo_plugin import testing
+from tpo_plugin.testing import heads as testing
 
 
 def test_changing_the_host_fails(kit, monkeypatch):

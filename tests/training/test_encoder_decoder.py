@@ -14,7 +14,7 @@ from tpo_plugin import apply_tpo, wrap_trainer
 from tpo_plugin.data.collate import TPOCollator
 from tpo_plugin.data.dataset import Sample
 from tpo_plugin.data.records import parse_record
-from tpo_plugin.losses import count_targets
+from tpo_plugin.positions import Counts, count_targets
 from tpo_plugin.tiny import tiny_host
 
 TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
@@ -44,9 +44,9 @@ def test_two_steps_and_an_answer(name: str, tmp_path: Path) -> None:
         samples.append(Sample(record, [], []))
     collate = TPOCollator(model.tpo)
     batch = collate(samples)
-    ids = model.tpo.ids_of(dict(batch))
+    ids = model.tpo.host.ids_of(model, dict(batch), model.tpo.tokens)
     counted = count_targets(ids, batch["labels"], model.tpo.tokens, None, model.tpo.host.label_shift)
-    assert counted == {"mllm": 3 + 1 + 1 + 3 + 1 + 1 + 1, "assign": 4, "point": 4}
+    assert counted == Counts(3 + 1 + 1 + 3 + 1 + 1 + 1, 4, {"point": 4})
     arguments = transformers.TrainingArguments(
         output_dir=str(tmp_path),
         max_steps=2,

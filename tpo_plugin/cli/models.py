@@ -8,7 +8,7 @@ from typing import Any
 from tpo_plugin.config import config_from_dict
 from tpo_plugin.data import TPOCollator, VideoOptions
 from tpo_plugin.data.dataset import Sample
-from tpo_plugin.generate import Prediction
+from tpo_plugin.generation.answers import Prediction
 from tpo_plugin.training.run import RUN_FILE, load_host, load_run, read_run
 
 

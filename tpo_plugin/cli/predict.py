@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from tpo_plugin.data import VideoClip
-    from tpo_plugin.generate import Prediction
+    from tpo_plugin.generation.answers import Prediction
     from tpo_plugin.head import TaskHead
 
 _STATED_TIME = re.compile(r"\bat\s+(\d+(?:\.\d+)?)\s*s(?:ec(?:ond)?s?)?\b", re.IGNORECASE)

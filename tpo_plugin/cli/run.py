@@ -12,9 +12,9 @@ from typing import Annotated
 
 import typer
 
-from tpo_plugin.autorun import AutoRun, read_config
 from tpo_plugin.errors import TPOError
 from tpo_plugin.plugins import registry
+from tpo_plugin.script.settings import ScriptSettings, read_config
 
 
 def run(
@@ -33,11 +33,11 @@ def run(
         raise TPOError(f"--heads {heads!r} names no head; expected for example --heads region,temporal")
     for name in names:
         registry().head(name)
-    settings = AutoRun(heads=names, config={} if config is None else read_config(config))
+    settings = ScriptSettings(heads=names, config={} if config is None else read_config(config))
     with tempfile.TemporaryDirectory(prefix="tpo-run-") as folder:
         marker = Path(folder) / "trainers"
         settings.marker = str(marker)
-        code = _run(command, {**os.environ, **settings.environment()})
+        code = _start(command, {**os.environ, **settings.environment()})
         if code == 0 and not marker.exists():
             raise TPOError(
                 f"{command[0]} ended without making a transformers Trainer, so nothing was trained with TPO; tpo run "
@@ -46,7 +46,7 @@ def run(
     sys.exit(code)
 
 
-def _run(command: list[str], environment: dict[str, str]) -> int:
+def _start(command: list[str], environment: dict[str, str]) -> int:
     """The command's exit status; signals that would end this process go to the command, which ends on its own."""
     try:
         process = subprocess.Popen(command, env=environment)

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tpo_plugin.data.collate import TPOCollator
     from tpo_plugin.data.dataset import RecordDataset, Sample, SkippedRecord, read_sample
+    from tpo_plugin.data.format import RecordFormat
     from tpo_plugin.data.media import VideoClip, VideoOptions, read_frame, read_image, read_video, stream_video
     from tpo_plugin.data.records import Record, Records, Turn, parse_record, prompt_record
 
 _MODULES = {
+    "format": ("RecordFormat",),
     "records": ("Record", "Records", "Turn", "parse_record", "prompt_record"),
     "media": ("VideoClip", "VideoOptions", "read_frame", "read_image", "read_video", "stream_video"),
     "dataset": ("RecordDataset", "Sample", "SkippedRecord", "read_sample"),
@@ -24,6 +26,7 @@ _MODULES = {
 __all__ = [
     "Record",
     "RecordDataset",
+    "RecordFormat",
     "Records",
     "Sample",
     "SkippedRecord",

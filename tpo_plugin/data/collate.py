@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tpo_plugin.codec import Codec, asks_for_samples, collate_inputs
 from tpo_plugin.data.chat import ChatTemplate
 from tpo_plugin.data.dataset import Sample
 from tpo_plugin.data.encode import IGNORED, Row, encode, encode_pair
 from tpo_plugin.errors import TPOError
-from tpo_plugin.head import asks_for_samples, collate_inputs
-from tpo_plugin.positions import token_positions
-from tpo_plugin.seen import text_groups
+from tpo_plugin.positions import text_groups, token_positions
 
 logger = logging.getLogger(__name__)
 
@@ -44,9 +44,9 @@ class TPOCollator:
 
     def __init__(self, tpo: Any, *, max_length: int | None = None, for_generation: bool = False) -> None:
         # Not model.tpo itself, which holds the host: a worker process may get a copy of this.
-        self.heads, self.tokens = dict(tpo.heads.items()), tpo.tokens
+        self.codecs, self.tokens = dict(tpo.codecs), tpo.tokens
         self.special_ids = tpo.special_ids
-        self.decodes = tpo.host.ids != "input_ids"
+        self.decodes = tpo.host.decodes
         self.max_length, self.for_generation = max_length, for_generation
         self.chat = ChatTemplate(tpo.tokenizer, tpo.processor)
         if self.decodes and self.chat.tokenizer.eos_token_id is None:
@@ -69,17 +69,18 @@ class TPOCollator:
             ]
         batch = self._pad(rows)
         labels = batch.pop("labels") if self.for_generation else batch["labels"]
-        targets, inputs = collate_tasks(self.heads, samples, for_generation=self.for_generation)
+        targets, inputs = collate_tasks(self.codecs, samples, for_generation=self.for_generation)
         if inputs:
             batch["task_inputs"] = inputs
-        if not self.for_generation:
-            if targets:
-                batch["task_targets"] = targets
-            if not self.decodes:  # the host makes its decoder's input, where its tokens stand
-                batch["task_positions"] = token_positions(batch["input_ids"], labels, self.tokens)
-        if self.special_ids is not None and not self.decodes:
-            groups = text_groups(batch["input_ids"], labels, self.special_ids)
-            batch["task_positions"] = batch.get("task_positions", {}) | {"text": groups}
+        if targets and not self.for_generation:
+            batch["task_targets"] = targets
+        # An encoder-decoder makes its decoder's input itself, where its tokens stand.
+        if not self.decodes and (self.special_ids is not None or not self.for_generation):
+            positions = token_positions(batch["input_ids"], labels, self.tokens)
+            if self.special_ids is not None:
+                text = text_groups(batch["input_ids"], labels, self.special_ids)
+                positions = replace(positions, text=text)
+            batch["task_positions"] = positions
         if self.special_ids is not None:
             batch["task_frames"] = [[len(clip.frames) for clip in sample.videos] for sample in samples]
         return batch
@@ -112,9 +113,9 @@ class TPOCollator:
 
 
 def collate_tasks(
-    heads: Mapping[str, Any], samples: Sequence[Sample], *, for_generation: bool = False
+    codecs: Mapping[str, Codec], samples: Sequence[Sample], *, for_generation: bool = False
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`task_targets` and `task_inputs` of a batch: each head's own collation, in the order (batch row, position)."""
+    """`task_targets` and `task_inputs` of a batch: each codec's own collation, in the order (batch row, position)."""
     tasks: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for sample in samples:
         for turn in sample.record.turns:
@@ -122,13 +123,13 @@ def collate_tasks(
                 roles = tasks.setdefault(task["head"], {"assistant": [], "user": []})
                 roles[turn.role].append(task)
     targets, inputs = {}, {}
-    for name, head in heads.items():
-        if name not in tasks and not (for_generation and asks_for_samples(head)):
+    for name, codec in codecs.items():
+        if name not in tasks and not (for_generation and asks_for_samples(codec)):
             continue
         roles = tasks.get(name, {"assistant": [], "user": []})
         if roles["assistant"]:
-            targets[name] = head.collate_targets(roles["assistant"])
-        made = collate_inputs(head, roles["assistant"], roles["user"], samples)
+            targets[name] = codec.collate_targets(roles["assistant"])
+        made = collate_inputs(codec, roles["assistant"], roles["user"], samples)
         if made is not None:
             inputs[name] = made
     return targets, inputs

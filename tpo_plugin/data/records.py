@@ -11,17 +11,20 @@ record: in a gpt turn it is what the model shall predict, in a human turn what t
 
 from __future__ import annotations
 
-import json
+import logging
 import re
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+from tpo_plugin.codec import check_task_fields
+from tpo_plugin.data.format import RecordFormat
+from tpo_plugin.data.sources import RecordFile
 from tpo_plugin.errors import RecordError, did_you_mean
+
+logger = logging.getLogger(__name__)
 
 CHECK_LIMIT = 100_000
 """A source of at most this many records is checked when it is opened; of a larger one, each record on first use."""
@@ -67,75 +70,61 @@ class Record:
 class Records(Sequence[Record]):
     """The records of a JSON Lines file, of a JSON list, or of any sequence of dicts (an Arrow dataset too).
 
-    `tpo` is `model.tpo`: its heads check their tasks. Relative media paths start at `media_root`, by default the file's
-    folder. Lines of a JSON Lines file are read when they are asked for, in the process that asks; a large file costs 16
-    bytes a record. Raises `RecordError` with file, line (of a list: the index) and field.
+    `tpo` is `model.tpo`, or a `RecordFormat`: its codecs check the tasks. Relative media paths start at `media_root`,
+    by default the file's folder. A file's records are read when they are asked for, in the process that asks; a large
+    file costs 16 bytes a record. Raises `RecordError` with file, line (of a list: the index) and field.
     """
 
     def __init__(
         self, source: str | Path | Sequence[dict[str, Any]], tpo: Any, *, media_root: str | Path | None = None
     ) -> None:
-        # Not model.tpo itself, which holds the host: a worker process may get a copy of this.
-        self._tpo = SimpleNamespace(heads=dict(tpo.heads.items()), tokens=tpo.tokens)
-        self._list: Sequence[dict[str, Any]] | None = None
-        self._offsets, self._lines = array("q"), array("q")
+        self.format = RecordFormat.of(tpo)
         if isinstance(source, (str, Path)):
             self.path: Path | None = Path(source)
             self.name = str(source)
             self.media_root = Path(media_root) if media_root is not None else self.path.parent
-            self._open(self.path)
+            self._data: RecordFile | Sequence[dict[str, Any]] = RecordFile(source)
         else:
-            self.path, self.name, self._list = None, "records", source
+            self.path, self.name, self._data = None, "records", source
             self.media_root = Path(media_root or ".")
         if not len(self):
             raise RecordError("holds no record", file=self.name)
-        if len(self) <= CHECK_LIMIT:
-            for index in range(len(self)):
-                self[index]
-
-    def _open(self, path: Path) -> None:
-        try:
-            with path.open("rb") as file:
-                start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
-                file.seek(0)
-                if start.startswith(b"["):
-                    self._list = _loads(file.read(), lambda message: RecordError(message, file=self.name))
-                    return
-                offset = 0
-                for number, line in enumerate(file, start=1):
-                    if line.strip(b" \t\r\n\xef\xbb\xbf"):
-                        self._offsets.append(offset)
-                        self._lines.append(number)
-                    offset += len(line)
-        except OSError as error:
-            raise RecordError(f"cannot be read: {error.strerror or error}", file=self.name) from error
+        if len(self) > CHECK_LIMIT:
+            logger.warning(
+                "%s: %d records, more than %d, so each is checked when it is first used; `tpo check` checks all",
+                *(self.name, len(self), CHECK_LIMIT),
+            )
+            return
+        for index in range(len(self)):
+            self[index]
 
     def __len__(self) -> int:
-        return len(self._list) if self._list is not None else len(self._offsets)
+        return len(self._data)
 
     def __getitem__(self, index: int) -> Record:  # type: ignore[override]
         if not -len(self) <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
-        index %= len(self)
-        if self._list is not None:
-            data, line, prefix = self._list[index], None, f"[{index}]"
-        else:
-            data, line, prefix = self._read(index), self._lines[index], ""
-        return parse_record(data, self._tpo, media_root=self.media_root, file=self.name, line=line, prefix=prefix)
+        return read_record(self._data, index % len(self), self.format, self.media_root, self.name)
 
     def checked(self, sample: Any) -> Any:
         """The sample, if its media can serve its tasks. Raises `MediaError`."""
-        tasks = [task for turn in sample.record.turns for task in turn.tasks]
-        for name in dict.fromkeys(task["head"] for task in tasks):
-            self._tpo.heads[name].check_sample([task for task in tasks if task["head"] == name], sample)
+        check_sample(self.format, sample)
         return sample
 
-    def _read(self, index: int) -> Any:
-        assert self.path is not None
-        line = self._lines[index]
-        with self.path.open("rb") as file:  # opened here, so that no handle is shared with a worker process
-            file.seek(self._offsets[index])
-            return _loads(file.readline(), lambda message: RecordError(message, file=self.name, line=line))
+
+def read_record(
+    data: RecordFile | Sequence[Any], index: int, format: RecordFormat, media_root: Path, name: str
+) -> Record:
+    """The record at `index`, checked. `name` stands for the source in messages. Raises `RecordError`."""
+    line, prefix = data.place(index) if isinstance(data, RecordFile) else (None, f"[{index}]")
+    return parse_record(data[index], format, media_root=media_root, file=name, line=line, prefix=prefix)
+
+
+def check_sample(format: RecordFormat, sample: Any) -> None:
+    """Raises `MediaError` where the media of a sample cannot serve its tasks."""
+    tasks = [task for turn in sample.record.turns for task in turn.tasks]
+    for name in dict.fromkeys(task["head"] for task in tasks):
+        format.codecs[name].check_sample([task for task in tasks if task["head"] == name], sample)
 
 
 def parse_record(
@@ -150,8 +139,8 @@ def parse_record(
 ) -> Record:
     """Checks one record and gives it in the form that the collator takes.
 
-    `open_ended` allows a conversation that ends with a human turn: a prompt. `prefix` stands before every field in a
-    message. Raises `RecordError`.
+    `tpo` is `model.tpo` or a `RecordFormat`. `open_ended` allows a conversation that ends with a human turn: a prompt.
+    `prefix` stands before every field in a message. Raises `RecordError`.
     """
 
     def wrong(field: str, message: str) -> RecordError:
@@ -163,8 +152,9 @@ def parse_record(
     texts = _conversation(data, wrong, open_ended)
     texts, images, videos = _media(data, texts, wrong)
     root = Path(media_root)
-    tasks = check_tasks(data, tpo, root, wrong)
-    turns = expand_turns(texts, tasks, tpo, wrong)
+    format = RecordFormat.of(tpo)
+    tasks = check_tasks(data, format, root, wrong)
+    turns = expand_turns(texts, tasks, format, wrong)
     return Record(
         id=str(data.get("id", place)),
         place=place,
@@ -251,7 +241,7 @@ def _media(
     return named, paths["image"], paths["video"]
 
 
-def check_tasks(data: Mapping[str, Any], tpo: Any, root: Path, wrong: _Wrong) -> list[dict[str, Any]]:
+def check_tasks(data: Mapping[str, Any], format: RecordFormat, root: Path, wrong: _Wrong) -> list[dict[str, Any]]:
     """The tasks of a record, each checked by its head, paths in it made absolute."""
     tasks = data.get("tasks") or []
     if not isinstance(tasks, Sequence) or isinstance(tasks, str):
@@ -261,16 +251,18 @@ def check_tasks(data: Mapping[str, Any], tpo: Any, root: Path, wrong: _Wrong) ->
         if not isinstance(task, Mapping) or not isinstance(task.get("head"), str):
             raise wrong(f"tasks[{i}]", "expected an object with 'head' and that head's fields")
         name = task["head"]
-        if name not in tpo.heads:
-            hint = did_you_mean(name, tpo.heads)
+        if name not in format.codecs:
+            hint = did_you_mean(name, format.codecs)
             raise wrong(f"tasks[{i}].head", f"is {name!r}, which is not among the applied heads{hint}")
+        codec = format.codecs[name]
         task = {key: value for key, value in task.items() if value is not None}  # Arrow fills absent fields with None
         time = task.get("time", 0)
         if isinstance(time, bool) or not isinstance(time, (int, float)) or time < 0:
             raise wrong(f"tasks[{i}].time", f"is {time!r}, expected seconds of at least 0")
         try:
-            tpo.heads[name].check_task(task)
-            if tpo.heads[name].num_tokens(task) < 1:
+            check_task_fields(codec, name, task)
+            codec.check_task(task)
+            if codec.num_tokens(task) < 1:
                 raise ValueError(f"head {name!r} has nothing to predict in it")
         except (ValueError, TypeError, KeyError) as error:
             missing = isinstance(error, KeyError)
@@ -278,25 +270,19 @@ def check_tasks(data: Mapping[str, Any], tpo: Any, root: Path, wrong: _Wrong) ->
             match = _FIELD.fullmatch(message)
             field, message = (f".{match[1]}", match[2]) if match else ("", message)
             raise wrong(f"tasks[{i}]{field}", message) from error
-        checked.append(tpo.heads[name].resolve(task, root))
+        checked.append(codec.resolve(task, root))
     return checked
 
 
-def expand_turns(texts: list[tuple[str, str]], tasks: list[dict[str, Any]], tpo: Any, wrong: _Wrong) -> list[Turn]:
+def expand_turns(
+    texts: list[tuple[str, str]], tasks: list[dict[str, Any]], format: RecordFormat, wrong: _Wrong
+) -> list[Turn]:
     """The turns with each placeholder replaced by its tokens, once for each token that its task takes."""
-    names = list(tpo.heads)
-    # A token may be spelled like its head's placeholder, as <point> of a head "point" may; then it is a placeholder.
-    literal = {
-        token: name
-        for name, tokens in tpo.tokens.items()
-        for token in (tokens.trigger, tokens.task_token, tokens.input_token)
-        if token and token[1:-1] not in names
-    }
-    placeholder = re.compile("|".join(f"<({re.escape(name)})>" for name in names) or r"(?!)")
+    names = list(format.codecs)
     waiting = {name: [task for task in tasks if task["head"] == name] for name in names}
-    num_placeholders = Counter(match.group()[1:-1] for _, text in texts for match in placeholder.finditer(text))
+    num_placeholders = Counter(match[1] for _, text in texts for match in format.placeholder.finditer(text))
     for i, (_, text) in enumerate(texts):
-        for token, name in literal.items():
+        for token, name in format.reserved.items():
             if token in text:
                 raise wrong(
                     f"conversations[{i}].value",
@@ -314,30 +300,21 @@ def expand_turns(texts: list[tuple[str, str]], tasks: list[dict[str, Any]], tpo:
         taken: list[dict[str, Any]] = []
 
         def tokens_of(match: re.Match[str], role: str = role, i: int = i, taken: list[dict[str, Any]] = taken) -> str:
-            name = match.group()[1:-1]
-            tokens, task = tpo.tokens[name], waiting[name].pop(0)
+            name = match[1]
+            tokens, task = format.tokens[name], waiting[name].pop(0)
+            num = format.codecs[name].num_tokens(task)
             taken.append(task)
             if role == "assistant":
-                return (tokens.trigger + tokens.task_token) * tpo.heads[name].num_tokens(task)
+                return (tokens.trigger + tokens.task_token) * num
             if role == "system" or tokens.input_token is None:
                 reason = f"head {name!r} takes no input" if role == "user" else "a system turn gives no input"
                 raise wrong(f"conversations[{i}].value", f"holds the placeholder <{name}>, but {reason}")
-            return tokens.input_token * tpo.heads[name].num_tokens(task)
+            return tokens.input_token * num
 
-        expanded = placeholder.sub(tokens_of, text)
+        expanded = format.placeholder.sub(tokens_of, text)
         # An answer's outer blanks belong to the chat template.
         turns.append(Turn(role, expanded.strip() if role == "assistant" else expanded, tuple(taken)))
     return turns
-
-
-def _loads(line: bytes, error: Callable[[str], RecordError]) -> Any:
-    def refuse(constant: str) -> Any:
-        raise ValueError(f"{constant} is not JSON")
-
-    try:
-        return json.loads(line.decode("utf-8-sig"), parse_constant=refuse)
-    except ValueError as cause:  # also a wrong encoding
-        raise error(f"is not valid JSON: {cause}") from cause
 
 
 def _kind(value: Any) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object, send_to_device
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from tpo_plugin.model import TaskPreferenceModel
+from tpo_plugin.positions import Counts
+from tpo_plugin.tasks import Tasks
 
 STATISTICS = ("assign_correct", "assign_total", "false_triggers", "ordinary")
 """Counts that `TPOOutput.statistics` may hold."""
@@ -28,15 +28,15 @@ def rates(counts: dict[str, float]) -> dict[str, float]:
 class Evaluation:
     """What one evaluation found so far."""
 
-    def __init__(self, tpo: TaskPreferenceModel) -> None:
-        self.metrics = {name: head.metrics() for name, head in tpo.heads.items()}
+    def __init__(self, tasks: Tasks) -> None:
+        self.metrics = {name: head.metrics() for name, head in tasks.heads.items()}
         self.sums: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def add(self, result: Any, targets: dict[str, Any], counts: dict[str, int], accelerator: Any) -> None:
+    def add(self, result: Any, targets: dict[str, Any], counts: Counts, accelerator: Any) -> None:
         """Adds a batch; on several ranks, the batches of all of them."""
-        sums = {f"loss_{kind}": loss.detach().float() * counts[kind] for kind, loss in result.losses.items()}
-        sums |= {f"count_{kind}": torch.tensor(float(counts[kind])) for kind in result.losses}
+        sums = {f"loss_{kind}": loss.detach().float() * counts.of(kind) for kind, loss in result.losses.items()}
+        sums |= {f"count_{kind}": torch.tensor(float(counts.of(kind))) for kind in result.losses}
         sums |= {name: value.float() for name, value in result.statistics.items()}
         for name, value in sums.items():
             self.sums[name] = self.sums.get(name, 0.0) + value.to(accelerator.device)

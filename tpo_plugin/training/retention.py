@@ -21,7 +21,7 @@ from tpo_plugin.checkpoint import load_tpo
 from tpo_plugin.config import TPOConfig, config_from_dict
 from tpo_plugin.data import Records, TPOCollator, VideoOptions, read_sample
 from tpo_plugin.errors import TPOError
-from tpo_plugin.model import FORWARD_ARGUMENTS
+from tpo_plugin.step import FORWARD_ARGUMENTS
 from tpo_plugin.training.checkpoints import load_host_weights
 from tpo_plugin.training.config import TrainConfig
 from tpo_plugin.training.run import load_host, read_run

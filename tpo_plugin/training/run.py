@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from tpo_plugin.apply import apply_tpo
 from tpo_plugin.checkpoint import load_tpo
 from tpo_plugin.config import FORMAT_VERSION, config_from_dict
 from tpo_plugin.errors import TPOError
-from tpo_plugin.files import load_weights, replace_file, save_tpo
+from tpo_plugin.files import load_weights, replace_file
 from tpo_plugin.training.attention import attention
 from tpo_plugin.training.checkpoints import load_host_weights, save_host_weights
 from tpo_plugin.training.config import TrainConfig
@@ -202,7 +203,7 @@ def _save_weights(model: nn.Module, directory: Path, host_names: set[str]) -> No
         if adapter and zero.writes(adapter):
             model.save_pretrained(str(directory), save_embedding_layers=False)
     save_host_weights(model, directory, host_names)
-    save_tpo(model.tpo, directory)
+    model.tpo.save_pretrained(directory)
 
 
 def _load_weights(model: nn.Module, directory: Path) -> None:
@@ -213,12 +214,10 @@ def _load_weights(model: nn.Module, directory: Path) -> None:
 
 
 def _describe(config: TrainConfig, directory: Path) -> dict[str, Any]:
-    from tpo_plugin import __version__
-
     host = Path(config.model)
     return {
         "format_version": FORMAT_VERSION,
-        "tpo_plugin": __version__,
+        "tpo_plugin": version("tpo-plugin"),
         "transformers": transformers.__version__,
         "torch": torch.__version__,
         "host": str(host.resolve()) if host.exists() else config.model,

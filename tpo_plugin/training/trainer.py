@@ -17,7 +17,7 @@ import contextlib
 import functools
 import inspect
 import logging
-import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,19 +27,12 @@ from torch import Tensor, nn
 
 from tpo_plugin import zero
 from tpo_plugin.errors import TPOError
-from tpo_plugin.files import load_weights, save_tpo
-from tpo_plugin.losses import count_targets
-from tpo_plugin.training.checkpoints import (
-    adapter_only,
-    load_host_weights,
-    numpy_state_allowed,
-    save_host_weights,
-    unsaved_by_peft,
-)
+from tpo_plugin.positions import Counts, count_targets
 from tpo_plugin.training.evaluation import STATISTICS, Evaluation, rates
 from tpo_plugin.training.parts import can_learn_triggers
 from tpo_plugin.training.refusals import CheckColumns, check_arguments, check_kept, not_dispatched, trl_class
 from tpo_plugin.training.same_media import KEYS
+from tpo_plugin.training.saving import SavingMixin
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Trainer
@@ -76,7 +69,7 @@ def wrap_trainer(base: type[transformers.Trainer]) -> type[transformers.Trainer]
     return type(f"TPO{base.__name__}", (TPOTrainerMixin, base), {})
 
 
-class TPOTrainerMixin(_Trainer):
+class TPOTrainerMixin(SavingMixin):
     """The methods of `transformers.Trainer` that TPO adds to; see `wrap_trainer`."""
 
     thaws_tpo = True
@@ -99,7 +92,6 @@ class TPOTrainerMixin(_Trainer):
         self._sums: dict[str, Tensor] = {}
         self._num_steps = 0
         self._evaluation: Evaluation | None = None
-        self._saved_to: str | None = None
 
     @property
     def tpo(self) -> TaskPreferenceModel:
@@ -112,7 +104,7 @@ class TPOTrainerMixin(_Trainer):
         """All micro-batches of a step, each with the counts of the whole step (transformers >= 4.46)."""
         batches, _ = super().get_batch_samples(*args, **kwargs)
         counts = self._count_step(batches)
-        return batches, torch.tensor(counts["mllm"], device=self.accelerator.device)
+        return batches, torch.tensor(counts.mllm, device=self.accelerator.device)
 
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         """On transformers 4.45 micro-batches wait here until the step is whole, and run together."""
@@ -131,19 +123,19 @@ class TPOTrainerMixin(_Trainer):
                 losses.append(super().training_step(model, batch))
         return torch.stack(losses).sum()
 
-    def _count_step(self, batches: list[Any]) -> dict[str, Any]:
+    def _count_step(self, batches: list[Any]) -> Counts:
         """Counts targets over all micro-batches and ranks, at least 1 of each kind, and puts them into every batch."""
-        kinds = ["mllm", "assign", *self.tpo.heads]
+        heads = list(self.tpo.heads)
         if self._is_split and batches:
             self._check_media(batches)
-        total = torch.zeros(len(kinds), dtype=torch.int64)
+        total = torch.zeros(2 + len(heads), dtype=torch.int64)
         for batch in batches:
             found = self._count_batch(batch)
-            total += torch.tensor([found[kind] for kind in kinds])
+            total += torch.tensor([found.mllm, found.assign, *(found.heads[name] for name in heads)])
         total = self.accelerator.reduce(total.to(self.accelerator.device), "sum").clamp(min=1)
-        counts: dict[str, Any] = dict(zip(kinds, total.tolist(), strict=True))
-        counts["scale"] = self._scale()
-        counts["measure"] = (self.state.global_step + 1) % max(int(self.state.logging_steps or 1), 1) == 0
+        mllm, assign, *of_heads = total.tolist()
+        measure = (self.state.global_step + 1) % max(int(self.state.logging_steps or 1), 1) == 0
+        counts = Counts(mllm, assign, dict(zip(heads, of_heads, strict=True)), scale=self._scale(), measure=measure)
         for batch in batches:
             batch["task_counts"] = counts
         self._num_steps += bool(batches)  # transformers 4.57 asks for empty steps at the end of a resumed epoch
@@ -162,11 +154,14 @@ class TPOTrainerMixin(_Trainer):
                 "ZeRO-2"
             )
 
-    def _count_batch(self, batch: Any) -> dict[str, int]:
-        ids, shift = self.tpo.ids_of(dict(batch)), self.tpo.host.label_shift
+    def _count_batch(self, batch: Any) -> Counts:
+        host, shift = self.tpo.host, self.tpo.host.label_shift
+        ids = host.ids_of(self.tpo.model, dict(batch), self.tpo.tokens)
         if ids is None:
-            raise TPOError(f"a batch has {sorted(batch)} and no {self.tpo.host.ids}, in which the task tokens stand")
-        return count_targets(ids, batch.get("labels"), self.tpo.tokens, batch.get("task_positions"), shift)
+            raise TPOError(f"a batch has {sorted(batch)} and no {host.ids}, in which the task tokens stand")
+        found = count_targets(ids, batch.get("labels"), self.tpo.tokens, batch.get("task_positions"), shift)
+        targets = batch.get("task_targets") or {}
+        return replace(found, heads={n: self.tpo.heads[n].num_targets(targets.get(n)) for n in found.heads})
 
     def _scale(self) -> int:
         ranks = self.accelerator.num_processes
@@ -256,51 +251,6 @@ class TPOTrainerMixin(_Trainer):
         if self._evaluation is not None and result is not None:
             self._evaluation.add(result, inputs.get("task_targets") or {}, self._count_batch(inputs), self.accelerator)
         return step
-
-    # -- checkpoints ---------------------------------------------------------------------------------------------------
-
-    @property
-    def _is_split(self) -> bool:
-        """Whether ZeRO-3 splits model.tpo: then all ranks save it together."""
-        return bool(zero.split(self.tpo.parameters()))
-
-    def save_model(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
-        """The base trainer's saving."""
-        super().save_model(output_dir, *args, **kwargs)
-        if self._is_split:
-            self._save_tpo(output_dir or self.args.output_dir)
-
-    def _save(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
-        with adapter_only(self.model):
-            super()._save(output_dir, *args, **kwargs)
-        if not self._is_split:  # not every rank may be here
-            self._save_tpo(output_dir or self.args.output_dir)
-
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        super()._save_checkpoint(*args, **kwargs)
-        folder = os.path.join(self._get_output_dir(trial=None), f"checkpoint-{self.state.global_step}")
-        if self._saved_to != folder and (self._is_split or os.path.isdir(folder)):  # a base that saves on its own
-            self._save_tpo(folder)
-
-    def _save_tpo(self, directory: str) -> None:
-        if self.args.should_save or self._is_split:
-            save_tpo(self.tpo, directory)
-            save_host_weights(self.model, directory, unsaved_by_peft(self.model))
-            self._saved_to = directory
-
-    def _load_rng_state(self, *args: Any, **kwargs: Any) -> None:
-        with numpy_state_allowed():
-            super()._load_rng_state(*args, **kwargs)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
-        load_weights(self.tpo, resume_from_checkpoint)
-        load_host_weights(self.model, resume_from_checkpoint)
-
-    def _load_best_model(self) -> None:
-        super()._load_best_model()
-        load_weights(self.tpo, self.state.best_model_checkpoint)
-        load_host_weights(self.model, self.state.best_model_checkpoint)
 
     # -- refusals ------------------------------------------------------------------------------------------------------
 

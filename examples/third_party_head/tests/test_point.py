@@ -17,6 +17,9 @@ class TestPoint(TaskHeadTests):
     def make_targets(self, num):
         return {"points_xy": torch.rand(num, 2)}
 
+    def make_task(self):
+        return {"points_xy": [0.3, 0.7]}
+
 
 def test_records_become_tokens_and_targets():
     model = tpo.apply_tpo(*tiny_host(), heads=["point"])

@@ -31,7 +31,7 @@ class Head(tpo.TaskHead):
 
 def records_of(path: Path) -> Records:
     tokens = HeadTokens("<track_begin>", "<tracking>", "<track_box>", 1, 2, 3)
-    return Records(path, SimpleNamespace(heads={"mask": Head()}, tokens={"mask": tokens}))
+    return Records(path, SimpleNamespace(codecs={"mask": Head()}, tokens={"mask": tokens}))
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from tpo_head_mask import rle
 
 from tpo_plugin.testing import TaskHeadTests
 
@@ -24,6 +25,10 @@ class TestMaskSam2(TaskHeadTests):
     def make_targets(self, num: int) -> dict[str, Any]:
         boxes = torch.rand(num, 4).sort(-1).values
         return {"masks": [list(torch.rand(self.frames, *SIZE) > 0.5) for _ in range(num)], "boxes_xyxy": boxes}
+
+    def make_task(self) -> dict[str, Any]:
+        masks = [rle.encode((torch.rand(*SIZE) > 0.5).numpy()) for _ in range(self.frames)]
+        return {"masks": masks, "times": [0.5 * t for t in range(self.frames)]}
 
     def make_inputs(self, num: int) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(num)

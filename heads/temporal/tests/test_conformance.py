@@ -34,6 +34,9 @@ class TestTemporal(TaskHeadTests):
         spans = torch.cat((start, start + 1 + torch.rand(num, 2, 1) * 4), -1)
         return {"spans_s": list(spans), "saliency": list(torch.rand(num, 5) * 12), "clip_s": torch.full((num,), 2.0)}
 
+    def make_task(self) -> dict[str, Any]:
+        return {"spans": [[1, 3], [5.5, 8]], "saliency": [0, 12, 3, 4, 0], "clip_s": 2}
+
     def make_inputs(self, num: int) -> dict[str, Any]:
         edges = torch.arange(6).float() * 2
         clips_s = torch.stack((edges[:-1] + 1, edges[:-1], edges[1:]), -1).expand(2, -1, -1)

@@ -153,7 +153,7 @@ def test_converted_records_are_records(tmp_path: Path, videos: Path) -> None:
     convert("charades-sta", tmp_path / "a.txt", videos, tmp_path / "others.jsonl")
     head: Any = TemporalHead(TemporalConfig(hidden=16, num_heads=2), 16, 16)
     tokens = SimpleNamespace(trigger="<time_begin>", task_token="<temp>", input_token=None)
-    stand_in = SimpleNamespace(heads={"temporal": head}, tokens={"temporal": tokens})
+    stand_in = SimpleNamespace(codecs={"temporal": head}, tokens={"temporal": tokens})
     for name in ("records", "others"):
         (record,) = Records(tmp_path / f"{name}.jsonl", stand_in)
         assert record.videos[0].is_file()

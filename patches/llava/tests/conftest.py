@@ -1,18 +1,14 @@
-"""The real classes of the original LLaVA as tiny random hosts."""
+"""What the tests of both codebases share: a head, a vision tower, and a fixed seed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny_llava
 import torch
 from registered import registered
-
-if tiny_llava.package_of("original") is None:
-    collect_ignore_glob = ["test_*.py"]
 
 
 @pytest.fixture
@@ -29,9 +25,3 @@ def seeded() -> None:
 @pytest.fixture(scope="session")
 def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_llava.make_tower(tmp_path_factory.mktemp("llava") / "tower")
-
-
-@pytest.fixture
-def build(tower: Path) -> Callable[..., Any]:
-    """build(**config) -> the host."""
-    return lambda **more: tiny_llava.build("original", tower, **more)

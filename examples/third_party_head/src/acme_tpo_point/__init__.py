@@ -17,6 +17,8 @@ class PointConfig(tpo.HeadConfig):
 
 
 class PointHead(tpo.TaskHead):
+    fields = ("points_xy",)  # of a task in a record
+
     def __init__(self, config, hidden_size):
         super().__init__()
         self.proj = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(hidden_size, 2))

@@ -12,6 +12,7 @@ def register_heads(register: Callable[..., None]) -> None:
         "mask",
         head="tpo_head_mask.head:MaskHead",
         config="tpo_head_mask.config:MaskConfig",
+        codec="tpo_head_mask.codec:MaskCodec",
         trigger="<track_begin>",
         task_token="<tracking>",
         input_token="<track_box>",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import uuid
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from tpo_head_mask.backends.base import Backend, Features
+from tpo_plugin.files import replace_file
 
 MAPS = ("fine", "middle", "coarse")
 
@@ -21,18 +21,10 @@ class EmbeddingCache:
     Several processes may use it at once: a file is written under a temporary name and renamed.
     """
 
-    def __init__(self, folder: str, backend: Backend, checkpoint_sha256: str | None) -> None:
-        self._root, self._backend, self._sha256 = Path(folder), backend, checkpoint_sha256
-        self._own: Path | None = None
-
-    @property
-    def folder(self) -> Path:
-        """Where this encoder's files are: named after its checkpoint's hash, or that of its weights, and the size."""
-        if self._own is None:
-            sha256 = self._sha256 or _hash_of_weights(self._backend)
-            side = self._backend.architecture.image_size
-            self._own = self._root / f"{sha256[:16]}-{side}"
-        return self._own
+    def __init__(self, folder: str, sha256: str, image_size: int) -> None:
+        """`sha256` is that of the encoder's checkpoint, or of its weights."""
+        self.folder = Path(folder) / f"{sha256[:16]}-{image_size}"
+        """Where this encoder's files are."""
 
     def load(self, key: str) -> Features | None:
         """The features of one frame (F = 1), or None where they are not there."""
@@ -46,10 +38,8 @@ class EmbeddingCache:
         """Keeps the features of one frame (F = 1)."""
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
-        maps = (m[0].detach().half().cpu().contiguous() for m in features.maps)
-        save_file(dict(zip(MAPS, maps, strict=True)), temporary)
-        os.replace(temporary, path)
+        maps = {name: m[0].detach().half().cpu().contiguous() for name, m in zip(MAPS, features.maps, strict=True)}
+        replace_file(path, lambda temporary: save_file(maps, temporary))
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.safetensors"
@@ -67,7 +57,8 @@ def frame_key(path: str, time_s: float) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _hash_of_weights(backend: Backend) -> str:
+def hash_of_weights(backend: Backend) -> str:
+    """SHA-256 of an image encoder's weights."""
     digest = hashlib.sha256()
     for name, value in sorted(backend.model.state_dict().items()):
         if name.startswith(("image_encoder.", "vision_encoder.")) or ".conv_s" in name:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tpo_plugin as tpo
-from tpo_head_mask import masks, rle
+from tpo_head_mask import rle
 from tpo_head_mask.backends.base import PROMPT_VECTORS, Decoded, Features
-from tpo_head_mask.cache import EmbeddingCache, concatenated, rounded
+from tpo_head_mask.cache import EmbeddingCache, concatenated, hash_of_weights, rounded
 from tpo_head_mask.checkpoints import build_backend
+from tpo_head_mask.codec import MaskCodec
 from tpo_head_mask.config import MaskConfig
 from tpo_head_mask.decoding import decode_clips
-from tpo_head_mask.inputs import FrameLoader, Medium, media_of, target_box, target_masks
+from tpo_head_mask.inputs import Medium
 from tpo_head_mask.losses import box_loss, pixel_losses, prompt_loss
 from tpo_head_mask.streaming import track, visible_masks
 
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-NAME = "mask"
 CENTRED_BOX = (0.25, 0.25, 0.75, 0.75)
 
 
@@ -50,7 +51,7 @@ class MaskMLP(nn.Module):
             self.fc2.bias.copy_(output.flatten())
 
 
-class MaskHead(tpo.TaskHead):
+class MaskHead(MaskCodec, tpo.TaskHead):
     """A task embedding becomes a prompt of SAM 2, in place of the embedding of a box."""
 
     def __init__(self, config: MaskConfig, hidden_size: int) -> None:
@@ -70,10 +71,15 @@ class MaskHead(tpo.TaskHead):
         self.register_buffer("trained", torch.tensor(config.checkpoint is not None))
         """Whether SAM 2's weights mean anything: they were loaded, or have been trained."""
         self._freeze()
-        self.cache = None
-        if config.cache_dir is not None:
-            self.cache = EmbeddingCache(config.cache_dir, self.sam, config.checkpoint_sha256)
         self._warned = False
+
+    @cached_property
+    def cache(self) -> EmbeddingCache | None:
+        """Kept image embeddings; those of an encoder without a checkpoint go by its weights."""
+        if self.config.cache_dir is None:
+            return None
+        sha256 = self.config.checkpoint_sha256 or hash_of_weights(self.sam)
+        return EmbeddingCache(self.config.cache_dir, sha256, self.image_size)
 
     def _freeze(self) -> None:
         """Leaves trainable what the config says; what a checkpoint's file holds and nothing trains is not saved."""
@@ -162,14 +168,23 @@ class MaskHead(tpo.TaskHead):
         if inputs.get("features") is not None:
             parts.append(Features(*(m.to(like) for m in inputs["features"])))
         if len(inputs["frames"]):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.train == "all"):
-                encoded = self.sam.encode(inputs["frames"].to(like.device))
-            if self.cache is not None:
-                encoded = rounded(encoded)
-                for number, key in enumerate(inputs["keys"]):
-                    self.cache.save(key, encoded[number : number + 1])
-            parts.append(encoded)
+            parts.append(self._encoded(inputs["frames"], inputs["keys"], like))
         return concatenated(parts)
+
+    def _encoded(self, frames: Tensor, keys: Sequence[str], like: Tensor) -> Features:
+        cache = self.cache
+        # A worker process does not know an encoder without a checkpoint, and reads frames whose features are kept.
+        kept = [None if cache is None else cache.load(key) for key in keys]
+        found = [features for features in kept if features is not None]
+        if found and len(found) == len(kept):
+            return Features(*(m.to(like) for m in concatenated(found).maps))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.train == "all"):
+            encoded = self.sam.encode(frames.to(like.device))
+        if cache is not None:
+            encoded = rounded(encoded)
+            for number, key in enumerate(keys):
+                cache.save(key, encoded[number : number + 1])
+        return encoded
 
     def _track(self, prompts: Tensor, media: Sequence[Medium], rows: list[int]) -> list[dict[str, Any]]:
         if not self.trained and not self._warned:
@@ -204,44 +219,6 @@ class MaskHead(tpo.TaskHead):
             losses["loss_mask_prompt"] = prompt_loss(outputs["prompt_embeddings"], wanted)
             losses["loss_mask_box"] = box_loss(outputs["boxes_xyxy"], boxes)
         return {name: value / num_targets for name, value in losses.items()}
-
-    # -- records -------------------------------------------------------------------------------------------------------
-
-    def check_task(self, task: dict[str, Any]) -> None:
-        masks.check_task(task)
-        if "boxes" in task and "prompt" not in self.config.losses:
-            raise ValueError(
-                f"boxes is given, which losses {self.config.losses} cannot learn from; add 'prompt', or give masks"
-            )
-
-    def resolve(self, task: dict[str, Any], folder: Path) -> dict[str, Any]:
-        return masks.resolve(task, folder)
-
-    def collate_targets(self, tasks: list[dict[str, Any]]) -> dict[str, Any]:
-        """`masks`: for each target its T bool masks [H, W]; `boxes_xyxy` [N, 4] of its first frame, float32."""
-        read = [target_masks(task, self.config.clip_frames) for task in tasks]
-        boxes = [target_box(task, own[0] if own else None) for task, own in zip(tasks, read, strict=True)]
-        return {"masks": read, "boxes_xyxy": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)}
-
-    def collate_inputs(
-        self, tasks: list[dict[str, Any]], given: list[dict[str, Any]], samples: Sequence[Any] = ()
-    ) -> dict[str, Any]:
-        """`boxes_xyxy` [M, 4] that the users give; with targets and the pixel loss what `inputs.FrameLoader` reads;
-        without targets `media`, one `inputs.Medium` for each row."""
-        for task in tasks:
-            if "box" in task:
-                raise tpo.TPOError("mask: a task of the answer has 'box'; expected 'masks' or 'boxes' ('box' is given)")
-        for task in given:
-            if "box" not in task:
-                raise tpo.TPOError(f"mask: a task of the question has {sorted(task)}; expected 'box'")
-        boxes = torch.tensor([task["box"] for task in given], dtype=torch.float32).reshape(-1, 4)
-        inputs: dict[str, Any] = {"boxes_xyxy": boxes}
-        if not tasks:
-            return inputs | {"media": media_of(samples, NAME)}
-        if "pixel" in self.config.losses:
-            side = self.sam.architecture.image_size
-            inputs |= FrameLoader(side, self.config.clip_frames, NAME, self.cache)(samples)
-        return inputs
 
     # -- results -------------------------------------------------------------------------------------------------------
 
@@ -288,7 +265,7 @@ class MaskHead(tpo.TaskHead):
         """A copy of `image` with the value's first mask, and the outline of the true one."""
         from tpo_head_mask.drawing import draw_masks
 
-        return draw_masks(image, value["masks"][:1], [target["masks"][0]] if target else ())
+        return draw_masks(image, value["masks"][:1], target["masks"][:1] if target else ())
 
     def draw_video(self, video: tpo.VideoClip, values: list[Any], path: Path) -> Path | None:
         """The whole video with the masks of all objects, as MP4."""

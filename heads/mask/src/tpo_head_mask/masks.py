@@ -11,7 +11,6 @@ of that value in a map of object ids. B is [x1, y1, x2, y2], 0 to 1 of the image
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from PIL import Image
 import tpo_plugin as tpo
 from tpo_head_mask import rle
 from tpo_head_mask.jf import object_ids
+from tpo_plugin.checks import check_box, check_seconds, is_count, is_list
 
 Box = list[float]
 _TARGETS = ("masks", "boxes")
@@ -38,11 +38,11 @@ def check_task(task: Mapping[str, Any]) -> None:
     if given == ["box"]:
         check_box("box", task["box"])
         if "time" in task:
-            _check_seconds("time", task["time"])
+            check_seconds("time", task["time"])
         return
     (name,) = given
     items = task[name]
-    if not _is_list(items) or not items:
+    if not is_list(items) or not items:
         raise ValueError(f"{name} is {items!r:.80}; expected a list with one entry for each annotated frame")
     for index, item in enumerate(items):
         if item is not None:
@@ -71,31 +71,13 @@ def _check_times(times: Any, name: str, num: int) -> None:
         if num > 1 or name == "boxes":
             raise ValueError(f"times is missing; expected the second of each of the {num} {name}")
         return
-    if not _is_list(times) or len(times) != num:
-        given = len(times) if _is_list(times) else repr(times)
+    if not is_list(times) or len(times) != num:
+        given = len(times) if is_list(times) else repr(times)
         raise ValueError(f"times has {given} entries, {name} has {num}; expected the second of each frame")
     for index, time in enumerate(times):
-        _check_seconds(f"times[{index}]", time)
+        check_seconds(f"times[{index}]", time)
         if index and time <= times[index - 1]:
             raise ValueError(f"times[{index}] is {time!r} after {times[index - 1]!r}; expected ascending seconds")
-
-
-def _check_seconds(where: str, time: Any) -> None:
-    if not (_is_number(time) and time >= 0):
-        raise ValueError(f"{where} is {time!r}; expected seconds from the start of the video, at least 0")
-
-
-def check_box(where: str, box: Any) -> None:
-    """Raises `ValueError` that begins with `where`."""
-    if not _is_list(box) or len(box) != 4 or not all(_is_number(value) for value in box):
-        raise ValueError(f"{where} is {box!r:.80}; expected four numbers [x1, y1, x2, y2]")
-    if not all(0 <= value <= 1 for value in box):
-        raise ValueError(
-            f"{where} is {list(box)}, which is not inside the image; expected numbers from 0 to 1, shares of the "
-            "image's width and height (divide pixels by them)"
-        )
-    if box[0] >= box[2] or box[1] >= box[3]:
-        raise ValueError(f"{where} is {list(box)}; expected x1 < x2 and y1 < y2 (corners, not width and height)")
 
 
 def check_mask(where: str, mask: Any) -> None:
@@ -103,7 +85,7 @@ def check_mask(where: str, mask: Any) -> None:
     if isinstance(mask, str) and mask:
         return
     if isinstance(mask, Mapping) and "png" in mask:
-        if not isinstance(mask["png"], str) or not _is_id(mask.get("id")):
+        if not isinstance(mask["png"], str) or not is_count(mask.get("id")):
             raise ValueError(f'{where} is {dict(mask)!r:.80}; expected {{"png": path, "id": object id above 0}}')
         return
     if not isinstance(mask, Mapping):
@@ -117,7 +99,7 @@ def check_mask(where: str, mask: Any) -> None:
 def resolve(task: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The task with the paths of its PNGs starting at `folder`."""
     resolved = dict(task)
-    if _is_list(task.get("masks")):
+    if is_list(task.get("masks")):
         resolved["masks"] = [_resolve_mask(mask, folder) for mask in task["masks"]]
     return resolved
 
@@ -201,15 +183,3 @@ def box_of(mask: Any) -> Box | None:
     height, width = mask.shape
     corners = columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height
     return [float(corner) for corner in corners]
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, (list, tuple))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -11,6 +11,7 @@ def register_heads(register: Callable[..., None]) -> None:
         "region",
         head="tpo_head_region.head:RegionHead",
         config="tpo_head_region.config:RegionConfig",
+        codec="tpo_head_region.codec:RegionCodec",
         trigger="<box_begin>",
         task_token="<boxes>",
         input_token="<region_box>",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,13 +10,13 @@ from torch.nn import functional as F
 
 import tpo_plugin as tpo
 from tpo_head_region.boxes import giou_loss, iou
+from tpo_head_region.codec import RegionCodec
 from tpo_head_region.config import RegionConfig
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 CENTRED_BOX = (0.25, 0.25, 0.75, 0.75)
-CORNERS = ("x1", "y1", "x2", "y2")
 
 
 class RegionMLP(nn.Module):
@@ -32,12 +31,12 @@ class RegionMLP(nn.Module):
         return self.fc2(F.relu(self.fc1(input)))
 
 
-class RegionHead(tpo.TaskHead):
+class RegionHead(RegionCodec, tpo.TaskHead):
     """From a task embedding to a box, and from a box that the user gives to an embedding in the prompt."""
 
     def __init__(self, config: RegionConfig, hidden_size: int) -> None:
         super().__init__()
-        self.loss_name = config.loss
+        self.config = config
         self.decoder = RegionMLP(hidden_size, hidden_size // 2, 4)
         self.encoder = RegionMLP(4, hidden_size // 2, hidden_size)
         with torch.no_grad():  # start near the centred box: an inverted box has an L1 loss but no overlap to learn from
@@ -59,34 +58,12 @@ class RegionHead(tpo.TaskHead):
         the squared differences.
         """
         predicted, true = outputs["boxes_xyxy"], targets["boxes_xyxy"]
-        if self.loss_name == "mse":
+        if self.config.loss == "mse":
             return {"loss_region_mse": F.mse_loss(predicted, true, reduction="sum") / 4 / num_targets}
         return {
             "loss_region_l1": 2 * F.l1_loss(predicted, true, reduction="sum") / 4 / num_targets,
             "loss_region_giou": giou_loss(predicted, true).sum() / 5 / num_targets,
         }
-
-    def check_task(self, task: dict[str, Any]) -> None:
-        boxes = task.get("boxes")
-        if not isinstance(boxes, (list, tuple)) or not boxes:
-            raise ValueError(f"boxes is {boxes!r}; expected a list of at least one box [x1, y1, x2, y2]")
-        for index, box in enumerate(boxes):
-            _check_box(f"boxes[{index}]", box)
-        time = task.get("time")
-        if time is not None and not (_is_number(time) and time >= 0):
-            raise ValueError(f"time is {time!r}; expected seconds from the start of the video, at least 0")
-
-    def num_tokens(self, task: dict[str, Any]) -> int:
-        """One token for each box."""
-        return len(task["boxes"])
-
-    def collate_targets(self, tasks: list[dict[str, Any]]) -> dict[str, Any]:
-        """`boxes_xyxy` [N, 4], float32."""
-        return {"boxes_xyxy": _boxes(tasks)}
-
-    def collate_inputs(self, tasks: list[dict[str, Any]], given: list[dict[str, Any]]) -> dict[str, Any]:
-        """`boxes_xyxy` [M, 4], float32: the boxes that the users give."""
-        return {"boxes_xyxy": _boxes(given)}
 
     def postprocess(self, outputs: dict[str, Tensor]) -> Tensor:
         """[N, 4] inside the image; an inverted side gets length 0 at its first corner."""
@@ -129,29 +106,3 @@ class RegionMetrics(tpo.HeadMetrics):
         for name, value in (("acc@0.5", (overlap >= 0.5).sum()), ("mean_iou", overlap.sum())):
             self.sums[name] = self.sums.get(name, 0.0) + value.item()
         self.num_targets += len(overlap)
-
-
-def _boxes(tasks: list[dict[str, Any]]) -> Tensor:
-    return torch.tensor([box for task in tasks for box in task["boxes"]], dtype=torch.float32).reshape(-1, 4)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _check_box(where: str, box: Any) -> None:
-    if not isinstance(box, (list, tuple)) or len(box) != 4:
-        raise ValueError(f"{where} is {box!r}; expected four numbers [x1, y1, x2, y2]")
-    for corner, value in zip(CORNERS, box, strict=True):
-        if not (_is_number(value) and 0 <= value <= 1):
-            raise ValueError(
-                f"{where}: {corner} is {value!r}; expected a number from 0 to 1, "
-                "a share of the image's width or height (divide pixels by it)"
-            )
-    for low, high in ((0, 2), (1, 3)):
-        if box[low] >= box[high]:
-            first, second = CORNERS[low], CORNERS[high]
-            raise ValueError(
-                f"{where}: {first} is {box[low]!r} and {second} is {box[high]!r}; expected {first} < {second} "
-                "(corners, not width and height)"
-            )

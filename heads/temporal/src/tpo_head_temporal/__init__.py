@@ -12,6 +12,7 @@ def register_heads(register: Callable[..., None]) -> None:
         "temporal",
         head="tpo_head_temporal.head:TemporalHead",
         config="tpo_head_temporal.config:TemporalConfig",
+        codec="tpo_head_temporal.codec:TemporalCodec",
         trigger="<time_begin>",
         task_token="<temp>",
     )

@@ -30,27 +30,13 @@ class Clip(nn.Module):
         config.clip_sha256 = found
         self.model = self.encoder.model
         with torch.no_grad():
-            pixels = self.pixels(np.zeros((1, 8, 8, 3), dtype=np.uint8))
+            pixels = self.encoder.pixels(np.zeros((1, 8, 8, 3), dtype=np.uint8))
             self.video_size = self.encoder.vectors({"pixel_values": pixels}).shape[-1]
         self.text_size: int = self.model.config.text_config.hidden_size
 
     def train(self, mode: bool = True) -> Clip:
         """Stays in evaluation mode."""
         return super().train(False)
-
-    def pixels(self, frames: np.ndarray) -> Tensor:
-        """What the model takes of uint8 RGB frames [L, H, W, 3]: [L, 3, H', W']. Called at collation."""
-        return self.encoder.preparer(frames)["pixel_values"]
-
-    def word_ids(self, question: str, place: str) -> tuple[Tensor, int]:
-        """A question's tokens [T] and how many are its own. Raises `MediaError` for one that the model cannot take."""
-        ids = self.encoder.token_ids(question)
-        if len(ids) > self.encoder.max_words:
-            raise tpo.MediaError(
-                f"{place}: the question has {len(ids)} tokens of the CLIP, which takes {self.encoder.max_words}; "
-                "expected a shorter one"
-            )
-        return torch.tensor(self.encoder.padded(ids)), len(ids)
 
     @torch.no_grad()
     def forward(self, pixels: Tensor, word_ids: Tensor) -> tuple[Tensor, Tensor]:

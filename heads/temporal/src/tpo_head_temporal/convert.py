@@ -14,6 +14,7 @@ from rich.progress import track
 import tpo_plugin as tpo
 from tpo_head_temporal.formats import Moment, read_moments
 from tpo_head_temporal.media_files import VideoFolder
+from tpo_plugin.files import replace_file
 
 
 @dataclass
@@ -65,9 +66,8 @@ def convert(name: str, file: Path, videos: Path, output: Path) -> ConvertReport:
     if not records:
         raise tpo.TPOError(f"{file}: no query can be used\n{report}")
     output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    temporary.write_text("\n".join(records) + "\n", encoding="utf-8")
-    temporary.replace(output)
+    text = "\n".join(records) + "\n"
+    replace_file(output, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
     report.written = len(records)
     return report
 

@@ -24,7 +24,66 @@ class Preparer:
         return dict(self.processor(images=list(frames), return_tensors="pt"))
 
 
-class FrozenEncoder:
+class Reader:
+    """What a CLIP or SigLIP takes of frames and words; without its weights, so that a worker can have it.
+
+    `name` is a folder or a hub name. Raises `TPOError` where it cannot be loaded.
+    """
+
+    def __init__(self, name: str) -> None:
+        from transformers import AutoConfig, AutoImageProcessor
+
+        self.name = name
+        try:
+            self.model_config = AutoConfig.from_pretrained(name)
+            self.preparer = Preparer(AutoImageProcessor.from_pretrained(name))
+        except (OSError, ValueError) as error:
+            raise _not_loaded(name, error) from error
+
+    def pixels(self, frames: np.ndarray) -> Tensor:
+        """Of uint8 RGB frames [L, H, W, 3] what the model takes, [L, 3, H', W']."""
+        return self.preparer(frames)["pixel_values"]
+
+    def word_ids(self, question: str, place: str) -> tuple[Tensor, int]:
+        """A question's tokens [T] and how many are its own. Raises `MediaError` for one that the model cannot take."""
+        ids = self.token_ids(question)
+        if len(ids) > self.max_words:
+            raise tpo.MediaError(
+                f"{place}: the question has {len(ids)} tokens of the CLIP, which takes {self.max_words}; "
+                "expected a shorter one"
+            )
+        return torch.tensor(self.padded(ids)), len(ids)
+
+    def token_ids(self, text: str) -> list[int]:
+        """A text's tokens, all of them."""
+        return self._tokenizer(text).input_ids
+
+    @property
+    def max_words(self) -> int:
+        """So many tokens does the model take."""
+        return self.model_config.text_config.max_position_embeddings
+
+    def padded(self, ids: list[int]) -> list[int]:
+        """Filled up as the model learned it: a SigLIP's texts have its longest length, and no mask."""
+        wanted = self.max_words if self.model_config.model_type.startswith("siglip") else len(ids)
+        return ids + [self._tokenizer.pad_token_id] * (wanted - len(ids))
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.name)
+
+
+def _not_loaded(name: str, error: Exception) -> tpo.TPOError:
+    reason = str(error).strip().splitlines()[0]
+    return tpo.TPOError(
+        f"{name!r} cannot be loaded as a frozen encoder ({reason}); expected a folder or hub name of a CLIP, a "
+        "SigLIP or a vision tower, with its image processor"
+    )
+
+
+class FrozenEncoder(Reader):
     """Features of frames and words, float32, not normalised, without gradient.
 
     `name` is a folder or a hub name. A CLIP or SigLIP gives each frame's vector in the space that it shares with
@@ -34,18 +93,14 @@ class FrozenEncoder:
     """
 
     def __init__(self, name: str, device: str | torch.device = "cpu") -> None:
-        from transformers import AutoImageProcessor, AutoModel
+        from transformers import AutoModel
 
-        self.name, self.device = name, torch.device(device)
+        super().__init__(name)
+        self.device = torch.device(device)
         try:
             self.model = AutoModel.from_pretrained(name).float().eval().requires_grad_(False).to(self.device)
-            self.preparer = Preparer(AutoImageProcessor.from_pretrained(name))
         except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise tpo.TPOError(
-                f"{name!r} cannot be loaded as a frozen encoder ({reason}); expected a folder or hub name of a CLIP, a "
-                "SigLIP or a vision tower, with its image processor"
-            ) from error
+            raise _not_loaded(name, error) from error
         self.has_text = hasattr(self.model, "text_model")
 
     @torch.no_grad()
@@ -89,25 +144,5 @@ class FrozenEncoder:
         output = self.model.get_image_features(**batch)
         return (output if isinstance(output, Tensor) else output.pooler_output).float()  # transformers 4 and 5
 
-    def token_ids(self, text: str) -> list[int]:
-        """A text's tokens, all of them."""
-        return self._tokenizer(text).input_ids
-
-    @property
-    def max_words(self) -> int:
-        """So many tokens does the model take."""
-        return self.model.config.text_config.max_position_embeddings
-
-    def padded(self, ids: list[int]) -> list[int]:
-        """Filled up as the model learned it: a SigLIP's texts have its longest length, and no mask."""
-        wanted = self.max_words if self.model.config.model_type.startswith("siglip") else len(ids)
-        return ids + [self._tokenizer.pad_token_id] * (wanted - len(ids))
-
     def _encode(self, inputs: Mapping[str, Tensor], rows: slice) -> Tensor:
         return self.vectors({name: value[rows].to(self.device) for name, value in inputs.items()}).cpu()
-
-    @cached_property
-    def _tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(self.name)

@@ -7,7 +7,6 @@ name); files of `tpo cache-features` also hold `times_s` [L], when each frame is
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,19 +104,16 @@ def read_features(path: str | Path) -> FeatureFile:
 
 
 def save_features(path: Path, features: Tensor, times_s: np.ndarray | None, about: dict[str, Any]) -> None:
-    """Writes a safetensors file to a temporary name and renames it, so that no half file is ever found."""
+    """Writes a safetensors file under a temporary name first, so that no half file is ever found."""
     from safetensors.numpy import save_file
+
+    from tpo_plugin.files import replace_file
 
     arrays = {"features": features.numpy().astype(np.float32)}
     if times_s is not None:
         arrays["times_s"] = times_s.astype(np.float64)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(arrays, temporary, metadata={"tpo": json.dumps(about)})
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_file(path, lambda temporary: save_file(arrays, temporary, metadata={"tpo": json.dumps(about)}))
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:

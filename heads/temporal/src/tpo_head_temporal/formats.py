@@ -7,7 +7,6 @@ hand each to `on_error` and go on with the next query.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ import numpy as np
 import tpo_plugin as tpo
 from tpo_head_temporal.jsonlines import parse_json, read_text
 from tpo_head_temporal.span_metrics import span_iou
+from tpo_plugin.checks import is_number
 
 QV_CLIP_S = 2.0
 DIDEMO_SEGMENT_S = 5.0
@@ -179,7 +179,7 @@ def _saliency(data: Mapping[str, Any], duration_s: float, check: _Check) -> tupl
     for k, (clip, scores) in enumerate(zip(ids, rated, strict=True)):
         if isinstance(clip, bool) or not isinstance(clip, int) or not 0 <= clip < len(sums):
             raise check.wrong(f"relevant_clip_ids[{k}]", f"is {clip!r}, expected 0 to {len(sums) - 1}")
-        if not (isinstance(scores, list) and len(scores) == 3 and all(_is_number(x) and 0 <= x <= 4 for x in scores)):
+        if not (isinstance(scores, list) and len(scores) == 3 and all(is_number(x) and 0 <= x <= 4 for x in scores)):
             raise check.wrong(f"saliency_scores[{k}]", f"is {scores!r}, expected three numbers from 0 to 4")
         sums[clip] = float(sum(scores))
     return tuple(sums)
@@ -273,7 +273,7 @@ class _Check:
             raise self.wrong(field, f"is {value!r}, expected seconds") from None
 
     def duration(self, field: str, value: Any) -> float:
-        if not _is_number(value) or value <= 0:
+        if not is_number(value) or value <= 0:
             raise self.wrong(field, f"is {_kind(value)}, expected seconds above 0")
         return float(value)
 
@@ -284,7 +284,7 @@ class _Check:
         return spans
 
     def span(self, field: str, value: Any) -> tuple[float, float]:
-        if not (isinstance(value, Sequence) and len(value) == 2 and all(_is_number(time) for time in value)):
+        if not (isinstance(value, Sequence) and len(value) == 2 and all(is_number(time) for time in value)):
             raise self.wrong(field, f"is {value!r}, expected [start, end] in seconds")
         start, end = map(float, value)
         if start < 0:
@@ -292,10 +292,6 @@ class _Check:
         if end <= start:
             raise self.wrong(field, f"is [{start:g}, {end:g}], expected an end behind the start")
         return start, end
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _kind(value: Any) -> str:

@@ -5,8 +5,6 @@ Suffixes: N task tokens in the batch, B its rows, D the host's hidden size, L cl
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,9 +12,10 @@ from torch import Tensor
 
 import tpo_plugin as tpo
 from tpo_head_temporal.clip import Clip
+from tpo_head_temporal.codec import TemporalCodec
 from tpo_head_temporal.config import TemporalConfig
 from tpo_head_temporal.importing import load_imported
-from tpo_head_temporal.inputs import append_word, check_sample, collate, merged_clips, normalised
+from tpo_head_temporal.inputs import append_word, merged_clips, normalised
 from tpo_head_temporal.losses import criterion
 from tpo_head_temporal.metrics import TemporalMetrics
 from tpo_head_temporal.network import CGDETR
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class TemporalHead(tpo.TaskHead):
+class TemporalHead(TemporalCodec, tpo.TaskHead):
     """CG-DETR, whose query is the question's words and, behind the last of them, the task embedding."""
 
     external = ("clip.",)
@@ -202,51 +201,6 @@ class TemporalHead(tpo.TaskHead):
             "loss_orthogonal_dummy": config.orthogonal_weight,
         }
 
-    # -- records -------------------------------------------------------------------------------------------------------
-
-    def check_task(self, task: dict[str, Any]) -> None:
-        """`spans`: [[start, end], ...] in seconds; optional `saliency`, 0 to 12 for each clip, and `clip_s`."""
-        spans = task.get("spans")
-        if not isinstance(spans, (list, tuple)) or not spans:
-            raise ValueError(f"spans is {spans!r}; expected a list of at least one [start, end] in seconds")
-        if len(spans) > self.config.num_queries:
-            raise ValueError(f"spans has {len(spans)} moments; expected at most num_queries={self.config.num_queries}")
-        for i, span in enumerate(spans):
-            if not isinstance(span, (list, tuple)) or len(span) != 2 or not all(map(_is_number, span)):
-                raise ValueError(f"spans[{i}] is {span!r}; expected two numbers [start, end] in seconds")
-            if not 0 <= span[0] < span[1]:
-                raise ValueError(f"spans[{i}] is {span!r}; expected 0 <= start < end, in seconds")
-        saliency = task.get("saliency")
-        if saliency is not None:
-            if not isinstance(saliency, (list, tuple)) or not saliency:
-                raise ValueError(f"saliency is {saliency!r}; expected a number for each clip of the video")
-            for i, value in enumerate(saliency):
-                if not (_is_number(value) and 0 <= value <= 12):
-                    raise ValueError(
-                        f"saliency[{i}] is {value!r}; expected 0 (not relevant) to 12, the sum of three marks of 0 to 4"
-                    )
-        clip_s = task.get("clip_s")
-        if clip_s is not None and not (_is_number(clip_s) and clip_s > 0):
-            raise ValueError(f"clip_s is {clip_s!r}; expected the seconds that each value of saliency covers")
-
-    def check_sample(self, tasks: list[dict[str, Any]], sample: tpo.Sample) -> None:
-        check_sample(self.config, self.clip, tasks, sample)
-
-    def collate_targets(self, tasks: list[dict[str, Any]]) -> dict[str, Any]:
-        """As `loss` takes them."""
-        lengths = [task.get("clip_s", math.nan) for task in tasks]
-        return {
-            "spans_s": [torch.tensor(task["spans"], dtype=torch.float32) for task in tasks],
-            "saliency": [torch.tensor(task.get("saliency", []), dtype=torch.float32) for task in tasks],
-            "clip_s": torch.tensor(lengths, dtype=torch.float32),
-        }
-
-    def collate_inputs(
-        self, tasks: list[dict[str, Any]], given: list[dict[str, Any]], samples: Sequence[tpo.Sample] = ()
-    ) -> dict[str, Any]:
-        """When the clips of each sample are, and their features where they come from files: see `inputs.collate`."""
-        return collate(self.config, self.clip, tasks, samples)
-
     # -- results -------------------------------------------------------------------------------------------------------
 
     def postprocess(self, outputs: dict[str, Tensor]) -> list[dict[str, Tensor]]:
@@ -280,7 +234,3 @@ def _states(seen: tpo.HostFeatures | None) -> tpo.HostFeatures:
     if seen is None:
         raise tpo.TPOError("temporal: the head looks at the host's own states and got none (`seen`)")
     return seen
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

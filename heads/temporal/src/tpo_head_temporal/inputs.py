@@ -20,7 +20,7 @@ import tpo_plugin as tpo
 from tpo_head_temporal.config import TemporalConfig
 
 if TYPE_CHECKING:
-    from tpo_head_temporal.clip import Clip
+    from tpo_head_temporal.encoder import Reader
 
 SLACK_S = 1.0
 """A span may end this much behind the video: annotators round. It is then taken to end with the video."""
@@ -59,7 +59,7 @@ def rounded_down(seconds: float) -> Tensor:
 
 
 def collate(
-    config: TemporalConfig, clip: Clip | None, tasks: list[dict[str, Any]], samples: Sequence[tpo.Sample]
+    config: TemporalConfig, reader: Reader | None, tasks: list[dict[str, Any]], samples: Sequence[tpo.Sample]
 ) -> dict[str, Any]:
     """`task_inputs` of a batch, a row for each sample: where it has no (single) video, its row is empty.
 
@@ -78,9 +78,9 @@ def collate(
         if own:
             check_spans(own, sample)
         row = (
-            _empty_row(config, clip)
+            _empty_row(config, reader)
             if (tasks and not own) or len(sample.videos) != 1
-            else _row(config, clip, sample, own)
+            else _row(config, reader, sample, own)
         )
         video = sample.record.videos[0] if sample.videos else len(videos)
         asked = " ".join(turn.text for turn in sample.record.turns if turn.role == "user")
@@ -88,21 +88,23 @@ def collate(
         row["question_group"] = torch.tensor(questions.setdefault(asked, len(questions)))
         rows.append(row)
     if not rows:
-        empty = _empty_row(config, clip) | {"video_group": torch.tensor(0), "question_group": torch.tensor(0)}
+        empty = _empty_row(config, reader) | {"video_group": torch.tensor(0), "question_group": torch.tensor(0)}
         return {name: value[None][:0] for name, value in empty.items()}
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     return {name: pad_sequence(c, batch_first=True) if c[0].dim() else torch.stack(c) for name, c in columns.items()}
 
 
-def check_sample(config: TemporalConfig, clip: Clip | None, tasks: list[dict[str, Any]], sample: tpo.Sample) -> None:
+def check_sample(
+    config: TemporalConfig, reader: Reader | None, tasks: list[dict[str, Any]], sample: tpo.Sample
+) -> None:
     """Raises `MediaError` for tasks that do not fit their video, for feature files that are missing or do not, and for
     a question that the CLIP cannot take.
     """
     check_spans(tasks, sample)
     if config.features == "files":
         _files_row(config, sample)
-    if clip is not None:
-        clip.word_ids(question_of(sample, tasks), sample.record.place)
+    if reader is not None:
+        reader.word_ids(question_of(sample, tasks), sample.record.place)
 
 
 def check_spans(tasks: list[dict[str, Any]], sample: tpo.Sample) -> None:
@@ -135,14 +137,14 @@ def question_of(sample: tpo.Sample, tasks: list[dict[str, Any]]) -> str:
 
 
 def _row(
-    config: TemporalConfig, encoder: Clip | None, sample: tpo.Sample, tasks: list[dict[str, Any]]
+    config: TemporalConfig, reader: Reader | None, sample: tpo.Sample, tasks: list[dict[str, Any]]
 ) -> dict[str, Tensor]:
     clip = sample.videos[0]
     row: dict[str, Tensor] = {}
     times_s = np.asarray(clip.times_s, dtype=np.float64)
-    if encoder is not None:
-        row["pixels"] = encoder.pixels(clip.frames)
-        row["word_ids"], num_words = encoder.word_ids(question_of(sample, tasks), sample.record.place)
+    if reader is not None:
+        row["pixels"] = reader.pixels(clip.frames)
+        row["word_ids"], num_words = reader.word_ids(question_of(sample, tasks), sample.record.place)
         row["num_words"] = torch.tensor(float(num_words))
     elif config.features == "files":
         row, times_s = _files_row(config, sample)
@@ -170,10 +172,10 @@ def _files_row(config: TemporalConfig, sample: tpo.Sample) -> tuple[dict[str, Te
     return row, times_s
 
 
-def _empty_row(config: TemporalConfig, encoder: Clip | None) -> dict[str, Tensor]:
+def _empty_row(config: TemporalConfig, reader: Reader | None) -> dict[str, Tensor]:
     row = {"clips_s": torch.zeros(0, 3), "num_clips": torch.tensor(0.0), "duration_s": torch.tensor(0.0)}
-    if encoder is not None:
-        size = encoder.pixels(np.zeros((1, 8, 8, 3), dtype=np.uint8))[:0]
+    if reader is not None:
+        size = reader.pixels(np.zeros((1, 8, 8, 3), dtype=np.uint8))[:0]
         row |= {"pixels": size, "word_ids": torch.zeros(0, dtype=torch.int64), "num_words": torch.tensor(0.0)}
     elif config.features == "files":
         assert config.video_size is not None

@@ -1,0 +1,44 @@
+"""Boxes of records. N = task tokens in the batch, M = boxes that users give in it. No torch until tensors are made."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import tpo_plugin as tpo
+from tpo_plugin.checks import check_box, check_seconds, is_list
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class RegionCodec(tpo.TaskCodec):
+    """`boxes`: [[x1, y1, x2, y2], ...] in 0 to 1 of the image, one for each task token (or input token)."""
+
+    fields = ("boxes",)
+
+    def check_task(self, task: dict[str, Any]) -> None:
+        boxes = task.get("boxes")
+        if not is_list(boxes) or not boxes:
+            raise ValueError(f"boxes is {boxes!r}; expected a list of at least one box [x1, y1, x2, y2]")
+        for index, box in enumerate(boxes):
+            check_box(f"boxes[{index}]", box)
+        if task.get("time") is not None:
+            check_seconds("time", task["time"])
+
+    def num_tokens(self, task: dict[str, Any]) -> int:
+        """One token for each box."""
+        return len(task["boxes"])
+
+    def collate_targets(self, tasks: list[dict[str, Any]]) -> dict[str, Any]:
+        """`boxes_xyxy` [N, 4], float32."""
+        return {"boxes_xyxy": _boxes(tasks)}
+
+    def collate_inputs(self, tasks: list[dict[str, Any]], given: list[dict[str, Any]]) -> dict[str, Any]:
+        """`boxes_xyxy` [M, 4], float32: the boxes that the users give."""
+        return {"boxes_xyxy": _boxes(given)}
+
+
+def _boxes(tasks: list[dict[str, Any]]) -> Tensor:
+    import torch
+
+    return torch.tensor([box for task in tasks for box in task["boxes"]], dtype=torch.float32).reshape(-1, 4)

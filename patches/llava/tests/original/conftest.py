@@ -1,0 +1,19 @@
+"""The real classes of the original LLaVA as tiny random hosts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_llava
+
+if tiny_llava.package_of("original") is None:
+    collect_ignore_glob = ["test_*.py"]
+
+
+@pytest.fixture
+def build(tower: Path) -> Callable[..., Any]:
+    """build(**config) -> the host."""
+    return lambda **more: tiny_llava.build("original", tower, **more)

@@ -1,0 +1,50 @@
+"""Checks of values in records and configurations, for heads of any author. No torch in here."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+_CORNERS = ("x1", "y1", "x2", "y2")
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite int or float, and no bool."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_count(value: Any) -> bool:
+    """Whether it is an int of at least 1, and no bool."""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def is_list(value: Any) -> bool:
+    """Whether it is a list or a tuple, as JSON's arrays are read."""
+    return isinstance(value, (list, tuple))
+
+
+def check_seconds(where: str, value: Any) -> None:
+    """Raises `ValueError` that begins with `where` for what is no time of a video, in seconds of at least 0."""
+    if not (is_number(value) and value >= 0):
+        raise ValueError(f"{where} is {value!r}; expected seconds from the start of the video, at least 0")
+
+
+def check_box(where: str, box: Any) -> None:
+    """Raises `ValueError` that begins with `where` for what is no box [x1, y1, x2, y2] with an area, in 0 to 1 of the
+    image's width and height.
+    """
+    if not is_list(box) or len(box) != 4:
+        raise ValueError(f"{where} is {box!r:.80}; expected four numbers [x1, y1, x2, y2]")
+    for corner, value in zip(_CORNERS, box, strict=True):
+        if not (is_number(value) and 0 <= value <= 1):
+            raise ValueError(
+                f"{where}: {corner} is {value!r}; expected a number from 0 to 1, "
+                "a share of the image's width or height (divide pixels by it)"
+            )
+    for low, high in ((0, 2), (1, 3)):
+        if box[low] >= box[high]:
+            first, second = _CORNERS[low], _CORNERS[high]
+            raise ValueError(
+                f"{where}: {first} is {box[low]!r} and {second} is {box[high]!r}; expected {first} < {second} "
+                "(corners, not width and height)"
+            )

@@ -1,0 +1,109 @@
+"""`tpo check`: every record of files, without a host and without weights."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tpo_plugin.config import TPOConfig, config_from_dict
+from tpo_plugin.errors import TPOError
+
+if TYPE_CHECKING:
+    from tpo_plugin.data.check import CheckReport
+
+
+def check(
+    data: Annotated[
+        list[Path] | None, typer.Argument(metavar="DATA...", help="Files of records (.jsonl, .json).")
+    ] = None,
+    heads: Annotated[str | None, typer.Option(help="Names of heads, with commas; by default all installed.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Configuration of `tpo train`: heads with their configurations, how videos are read, data."),
+    ] = None,
+    media_root: Annotated[
+        Path | None, typer.Option(help="Folder of the media; by default that of each file of records.")
+    ] = None,
+    media: Annotated[bool, typer.Option("--media", help="Open every picture and video too.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one for each CPU core.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    limit_errors: Annotated[int, typer.Option(min=1, help="Places that are shown of each kind of error.")] = 5,
+) -> None:
+    """Check every record of files: what each head's tasks are, and what is wrong.
+
+    Needs no host and no weights. Without DATA the data of --config are checked. Exit status 1 if anything is wrong.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from tpo_plugin.data.check import check_files
+    from tpo_plugin.data.format import RecordFormat
+
+    files: list[tuple[str | Path, str | Path | None]] = [(file, media_root) for file in data or []]
+    names, settings, video = heads.split(",") if heads else None, TPOConfig(), {}
+    if config is not None:
+        from tpo_plugin.training.config import TrainConfig
+
+        run = TrainConfig.from_yaml(config)
+        names, settings, video = names or run.heads or None, run.tpo, run.data.video
+        stages = [source for stage in run.stages.values() for source in (*stage.data, *stage.eval_data)]
+        files = files or list(dict.fromkeys((source.file, media_root or source.media) for source in stages))
+    if not files:
+        raise TPOError("no file to check; give files of records, or --config with data in its stages")
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("records")
+        report = check_files(
+            files,
+            RecordFormat.of_heads(names, settings),
+            video=_video_options(video, str(config)) if media else None,
+            workers=workers or _num_cores(),
+            limit=limit_errors,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    if as_json:
+        typer.echo(json.dumps(_describe(report), indent=2))
+    else:
+        typer.echo(_as_text(report))
+    if report.errors:
+        raise typer.Exit(1)
+
+
+def _num_cores() -> int:
+    known = hasattr(os, "sched_getaffinity")  # which cores this process may use: on Linux
+    return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+
+
+def _video_options(values: dict[str, Any], where: str) -> Any:
+    from tpo_plugin.data.media import VideoOptions
+
+    return config_from_dict(VideoOptions, values, where=f"{where}: data.video")
+
+
+def _describe(report: CheckReport) -> dict[str, Any]:
+    return {
+        "records": report.records,
+        "without_tasks": report.without_tasks,
+        "heads": {name: asdict(count) for name, count in report.heads.items()},
+        "errors": [{"kind": kind, **asdict(found)} for kind, found in report.errors.items()],
+    }
+
+
+def _as_text(report: CheckReport) -> str:
+    wrong = sum(found.count for found in report.errors.values())
+    lines = [f"{report.records} records: {wrong or 'none'} wrong, {report.without_tasks} without tasks"]
+    lines += [
+        f"  {name}: {count.tasks} tasks in {count.records} records, {count.tokens} tokens"
+        for name, count in report.heads.items()
+    ]
+    for kind, found in sorted(report.errors.items(), key=lambda item: -item[1].count):
+        lines.append(f"{found.count} x {kind}")
+        lines += [f"  {message}" for message in found.first]
+        if found.count > len(found.first):
+            lines.append(f"  and {found.count - len(found.first)} more")
+    return "\n".join(lines)

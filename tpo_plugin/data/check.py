@@ -1,0 +1,203 @@
+"""Checking all records of files, in parallel: what they hold, and what is wrong with them. No torch in here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tpo_plugin.data.format import RecordFormat
+from tpo_plugin.data.records import Record, check_sample, read_record
+from tpo_plugin.data.sources import RecordFile
+from tpo_plugin.errors import MediaError, RecordError
+
+if TYPE_CHECKING:
+    from tpo_plugin.data.media import VideoOptions
+
+_BLOCK, _MEDIA_BLOCK = 2000, 16
+"""Records that a process checks in one go."""
+
+_FIRST_INDEX, _INDEX = re.compile(r"^\[\d+\]\.?"), re.compile(r"\[\d+\]")
+_VALUE = re.compile(r"'[^']*'|\[[^\]]*\]|-?\b\d[\w.+-]*|\bnan\b")
+
+
+@dataclass
+class HeadCount:
+    """What the good records hold of one head."""
+
+    records: int = 0
+    tasks: int = 0
+    tokens: int = 0
+    """Task tokens in answers and input tokens in questions."""
+
+
+@dataclass
+class ErrorKind:
+    """Errors that differ in their place and values only."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+    """The first of them, with their places."""
+
+
+@dataclass
+class CheckReport:
+    """What was found; of wrong records only the first error."""
+
+    limit: int
+    """Places that are kept of each kind of error."""
+    records: int = 0
+    """All, the wrong ones included."""
+    without_tasks: int = 0
+    heads: dict[str, HeadCount] = field(default_factory=dict)
+    errors: dict[str, ErrorKind] = field(default_factory=dict)
+
+    def add_record(self, record: Record, format: RecordFormat) -> None:
+        """Counts a good record."""
+        tasks = [task for turn in record.turns for task in turn.tasks]
+        self.without_tasks += not tasks
+        for name in dict.fromkeys(task["head"] for task in tasks):
+            found = self.heads.setdefault(name, HeadCount())
+            own = [task for task in tasks if task["head"] == name]
+            found.records += 1
+            found.tasks += len(own)
+            found.tokens += sum(format.codecs[name].num_tokens(task) for task in own)
+
+    def add_error(self, kind: str, message: str) -> None:
+        """Counts an error."""
+        found = self.errors.setdefault(kind, ErrorKind())
+        found.count += 1
+        if len(found.first) < self.limit:
+            found.first.append(message)
+
+    def merge(self, other: CheckReport) -> None:
+        """Adds what was found behind it."""
+        self.records += other.records
+        self.without_tasks += other.without_tasks
+        for name, count in other.heads.items():
+            found = self.heads.setdefault(name, HeadCount())
+            found.records += count.records
+            found.tasks += count.tasks
+            found.tokens += count.tokens
+        for kind, errors in other.errors.items():
+            known = self.errors.setdefault(kind, ErrorKind())
+            known.count += errors.count
+            known.first += errors.first[: self.limit - len(known.first)]
+
+
+@dataclass
+class _Work:
+    """All that a process needs."""
+
+    format: RecordFormat
+    files: list[tuple[RecordFile, Path]]
+    """Each with its media folder."""
+    limit: int
+    video: VideoOptions | None
+    """How videos are read, where media are opened."""
+
+    def check(self, block: tuple[int, int, int]) -> CheckReport:
+        """The records from `start` to `stop` of a file."""
+        number, start, stop = block
+        data, media_root = self.files[number]
+        report = CheckReport(self.limit, records=stop - start)
+        for index in range(start, stop):
+            line, prefix = data.place(index)
+            place = f"{data.name}:{line}" if line is not None else f"{data.name}: {prefix}"
+            try:
+                record = read_record(data, index, self.format, media_root, data.name)
+                if self.video is not None:
+                    self._open(record)
+                report.add_record(record, self.format)
+            except RecordError as error:
+                report.add_error(_kind(error), str(error))
+            except MediaError as error:
+                report.add_error(f"media: {_general(str(error).partition(': ')[2])}", f"{place}: {error}")
+            except Exception as error:  # a codec that fails on what it did not expect
+                message = f"{type(error).__name__}: {error}"
+                report.add_error(_general(message), f"{place}: {message}")
+        return report
+
+    def _open(self, record: Record) -> None:
+        from tpo_plugin.data.dataset import read_sample
+
+        check_sample(self.format, read_sample(record, self.video))
+
+
+def check_files(
+    files: Sequence[tuple[str | Path, str | Path | None]],
+    format: RecordFormat,
+    *,
+    video: VideoOptions | None = None,
+    workers: int = 1,
+    limit: int = 5,
+    progress: Callable[[int, int], Any] = lambda done, total: None,
+) -> CheckReport:
+    """Checks every record of files, each with its media folder (None: the file's own).
+
+    With `video`, media are opened too, videos so, and each head checks its samples. `progress` gets how many records
+    are done, of how many. What is wrong is in the report, with `limit` places of each kind of error; a file that cannot
+    be opened is such an error.
+    """
+    report = CheckReport(limit)
+    work = _Work(format, [], limit, video)
+    for path, media_root in files:
+        try:
+            data = RecordFile(path)
+            if not len(data):
+                raise RecordError("holds no record", file=str(path))
+        except RecordError as error:
+            report.add_error("file", str(error))
+            continue
+        work.files.append((data, Path(media_root) if media_root is not None else data.path.parent))
+    size = _BLOCK if video is None else _MEDIA_BLOCK
+    blocks = [
+        (number, start, min(start + size, len(data)))
+        for number, (data, _) in enumerate(work.files)
+        for start in range(0, len(data), size)
+    ]
+    total = sum(len(data) for data, _ in work.files)
+    progress(0, total)
+    for part in _run(work, blocks, min(workers, len(blocks))):
+        report.merge(part)
+        progress(report.records, total)
+    return report
+
+
+def _run(work: _Work, blocks: list[tuple[int, int, int]], workers: int) -> Iterator[CheckReport]:
+    if workers < 2:
+        yield from map(work.check, blocks)
+        return
+    # Processes that start anew: a fork of one with threads, as torch has, may hang.
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start, (work,)) as pool:
+        yield from pool.map(_check, blocks)
+
+
+_work: _Work
+"""The work of this process, in the pool."""
+
+
+def _start(work: _Work) -> None:
+    global _work
+    _work = work
+
+
+def _check(block: tuple[int, int, int]) -> CheckReport:
+    return _work.check(block)
+
+
+def _kind(error: RecordError) -> str:
+    place = ":".join(str(part) for part in (error.file, error.line) if part is not None)
+    field = error.field or ""
+    message = str(error).removeprefix(f"{place}: ").removeprefix(f"{field}: ")
+    field = _INDEX.sub("[]", _FIRST_INDEX.sub("", field))
+    return ": ".join(part for part in (field, _general(message)) if part)
+
+
+def _general(message: str) -> str:
+    """A message without the values in it."""
+    return _VALUE.sub("…", message)

@@ -1,0 +1,159 @@
+"""Generation with heads: the host's own `generate`, with task tokens placed behind triggers and heads run at the end.
+
+Suffixes: B rows of the batch, T sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from inspect import Parameter, signature
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessorList, StoppingCriteriaList
+
+from tpo_plugin.errors import HostError, TPOError, did_you_mean
+from tpo_plugin.generation.answers import Order, Prediction, find, predict
+from tpo_plugin.generation.replay import replay_missing, start_of
+from tpo_plugin.hooks import Hooks
+from tpo_plugin.positions import Positions
+from tpo_plugin.session import NoteNewest, Prompt, Session, TriggerProcessor
+from tpo_plugin.step import TaskArguments, seen_of
+
+_REPLAYED = ("assistant_model", "prompt_lookup_num_tokens", "penalty_alpha", "dola_layers", "custom_generate")
+"""Options of a way of decoding in which states cannot be kept while it goes on."""
+
+
+@dataclass
+class GenerateOutput:
+    """Result of `model.tpo.generate`."""
+
+    sequences: Tensor
+    """What the host's generate returned, [B, T]: prompt and answer (only the answer, if it starts from embeddings)."""
+    predictions: list[list[Prediction]]
+    """For each row of `sequences`, its predictions in the order in which they stand."""
+    output: Any = None
+    """The host's whole result where `return_dict_in_generate` was asked for."""
+
+
+@torch.no_grad()
+def generate(
+    hooks: Hooks,
+    inputs: Tensor | None = None,
+    *,
+    task_inputs: dict[str, Any] | None = None,
+    task_frames: list[list[int]] | None = None,
+    task_positions: Positions | None = None,
+    route: str | None = None,
+    order: Order = "trigger_first",
+    **kwargs: Any,
+) -> GenerateOutput:
+    """Generates with the host's own `generate` and runs the heads at the task tokens of each answer.
+
+    Args:
+        inputs, kwargs: Everything that the host's `generate` takes.
+        task_inputs: What the heads need to see, by head, and what the user gives in the prompt (encoded input tokens).
+        task_frames: For each row of the prompt the number of frames of each of its videos, for heads that look at them.
+        task_positions: As `TPOCollator` gives it: what of the prompt is the last question, for heads that look at it;
+            without it all text of the prompt is.
+        route: Name of a head that must be called: where the answer would end without its trigger, the trigger is put.
+        order: "trigger_first" as in training; "task_first" as in the authors' demo, where the state is computed with
+            the task token in the trigger's place and the answer goes on without it (OpenGVLab/TPO, app.py).
+
+    States are kept while decoding. Where that is not sound (beam search, assisted decoding), or where an answer ends
+    with its task token, the finished sequences are run once more. Raises `TPOError` for an unknown route or order, and
+    `HostError` where the host's `generate` leaves out what places the tokens.
+    """
+    model, host, tasks = hooks.model, hooks.host, hooks.tasks
+    if route is not None and route not in tasks.heads:
+        raise TPOError(f"route={route!r} is not an applied head{did_you_mean(route, tasks.heads)}")
+    if order not in ("trigger_first", "task_first"):
+        raise TPOError(f"order={order!r}; expected 'trigger_first' or 'task_first'")
+    if route is not None and order != "trigger_first":
+        raise TPOError("route= needs order='trigger_first': in the other order no trigger is placed")
+    if inputs is not None:
+        kwargs["inputs_embeds" if inputs.is_floating_point() else "input_ids"] = inputs
+    if host.decodes and host.ids not in kwargs and model.main_input_name != "input_ids" and "input_ids" in kwargs:
+        kwargs[host.ids] = kwargs.pop("input_ids")  # as generate does itself
+    start = start_of(model, host, kwargs)
+    if start is None:
+        raise TPOError("model.tpo.generate got neither input_ids nor inputs_embeds; expected a prompt")
+    given = TaskArguments.taken(
+        {"task_inputs": task_inputs, "task_frames": task_frames, "task_positions": task_positions}, list(tasks.heads)
+    )
+    seen = seen_of(tasks, kwargs.get("input_ids"), None, given)
+    with hooks.generating(Session(tasks, host, Prompt(given, len(start), 0, seen), capturing=False)):
+        kwargs = host.start_generation(model, kwargs)
+    length, option = _prompt_length(host, kwargs), _options(model, kwargs)
+    keeps = order == "trigger_first" and not any(map(option, _REPLAYED)) and (option("num_beams") or 1) == 1
+    prompt = Prompt(given, len(start_of(model, host, kwargs)), length, seen)
+    session = Session(tasks, host, prompt, capturing=keeps)
+    eos, max_length = _stop(option, length)
+    processor = TriggerProcessor(
+        session, route, eos=eos, max_length=max_length, keeps_logits=bool(option("output_logits"))
+    )
+    with hooks.generating(session):
+        watchers = _watchers(model, kwargs, processor, order, keeps)
+        output = host.generate(model, **kwargs, **watchers)
+        sequences = output if isinstance(output, Tensor) else output.sequences
+        if order == "trigger_first" and not processor.called and sequences.shape[1] > length:
+            raise HostError(
+                f"{type(model).__name__}.generate leaves out the logits_processor that it is given, so no task token "
+                "can be placed; override Host.generate for it (patches/README.md)"
+            )
+        processor.note_triggers(sequences[:, -1].tolist(), sequences.shape[1] - 1)
+        found = find(session, sequences, order)
+        replay_missing(model, session, kwargs, sequences, found, order)
+    predictions = predict(session, processor, sequences, found)
+    without = [row for row, own in enumerate(predictions) if route is not None and all(p.head != route for p in own)]
+    if without:
+        raise TPOError(
+            f"route={route!r}: the answers of rows {without} ended without its trigger, after "
+            f"{sequences.shape[1] - length} new token(s); raise max_new_tokens, and take out stopping_criteria that "
+            "end an answer earlier"
+        )
+    return GenerateOutput(sequences, predictions, None if isinstance(output, Tensor) else output)
+
+
+def _watchers(
+    model: Any, kwargs: dict[str, Any], processor: TriggerProcessor, order: Order, keeps: bool
+) -> dict[str, Any]:
+    """The processors and stopping criteria of the generation: the user's, taken out of `kwargs`, and ours behind."""
+    processors = LogitsProcessorList(kwargs.pop("logits_processor", None) or [])
+    if order == "trigger_first":
+        processors.append(processor)
+    watchers: dict[str, Any] = {"logits_processor": processors}
+    parameters = signature(model.generate).parameters
+    takes = "stopping_criteria" in parameters or any(p.kind is Parameter.VAR_KEYWORD for p in parameters.values())
+    if keeps and takes:
+        given = kwargs.pop("stopping_criteria", None) or []
+        watchers["stopping_criteria"] = StoppingCriteriaList([*given, NoteNewest(processor.session)])
+    return watchers
+
+
+def _prompt_length(host: Any, kwargs: dict[str, Any]) -> int:
+    """Columns of `sequences` before the answer; an encoder-decoder's answer has at least its start token before it."""
+    if host.decodes:
+        ids = kwargs.get(host.ids)
+        return 1 if ids is None else ids.shape[1]
+    return kwargs["input_ids"].shape[1] if kwargs.get("inputs_embeds") is None else 0
+
+
+def _options(model: Any, kwargs: dict[str, Any]) -> Callable[[str], Any]:
+    """Generation options as generate would see them: its arguments before those of the generation config."""
+    config = kwargs.get("generation_config") or model.generation_config
+
+    def option(name: str) -> Any:
+        return kwargs[name] if name in kwargs else getattr(config, name, None)
+
+    return option
+
+
+def _stop(option: Callable[[str], Any], prompt_length: int) -> tuple[list[int], int | None]:
+    """End-of-text ids, and the greatest length of a sequence."""
+    eos = option("eos_token_id")
+    eos = [] if eos is None else [eos] if isinstance(eos, int) else torch.as_tensor(eos).flatten().tolist()
+    new = option("max_new_tokens")
+    return eos, option("max_length") if new is None else prompt_length + new

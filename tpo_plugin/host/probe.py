@@ -1,0 +1,174 @@
+"""The dry run of a host on fake tensors: which module's output reaches the output embedding, and what the loss asks.
+
+Suffixes: B batch, T sequence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from tpo_plugin.errors import HostError
+
+logger = logging.getLogger(__name__)
+
+ADAPTER_HINT = (
+    "give example_inputs= to apply_tpo if the host needs more than input_ids, or write a host adapter: a subclass of "
+    "tpo_plugin.Host registered by the hook register_patches (see patches/README.md)"
+)
+
+
+@dataclass
+class ModuleCall:
+    module: nn.Module
+    input: Any
+    output: Any
+    version: int
+    """Of the output's memory: a host may change it in place later (chameleon masks logits)."""
+
+
+class Probe:
+    """What one dry run saw. Holds every tensor, so that no storage is reused during the comparison."""
+
+    def __init__(self) -> None:
+        self.calls: list[ModuleCall] = []
+        """In the order in which they ended."""
+        self.ids_shape: tuple[int, ...] = ()
+        self.logits: Tensor | None = None
+        self.honours_num_items = False
+
+
+def head_of_logits(run: Probe, name: str) -> nn.Module:
+    """The matrix whose output has the width of the logits, for a model that names no output embedding."""
+    if run.logits is not None:
+        for call in reversed(run.calls):
+            weight = getattr(call.module, "weight", None)
+            wide = isinstance(call.output, Tensor) and call.output.shape[-1] == run.logits.shape[-1]
+            if wide and isinstance(weight, Tensor) and weight.dim() == 2 and len(weight) == run.logits.shape[-1]:
+                return call.module
+    raise HostError(
+        f"{name} has no output embedding (get_output_embeddings() is None) and no matrix that makes its logits, "
+        "expected a model with a language-modelling head, as AutoModelForCausalLM or AutoModelForImageTextToText load; "
+        f"{ADAPTER_HINT}"
+    )
+
+
+def dry_run(model: nn.Module, embed: nn.Module, head: nn.Module | None, example: dict[str, Any] | None) -> Probe:
+    reasons = []
+    for fake in (True, False):
+        run = Probe()
+        try:
+            with undisturbed(model), _probes(run, model, head), _tensors(fake) as mode, torch.no_grad():
+                inputs = example_inputs_of(model, embed, example, mode)
+                output = model(**inputs)
+            run.logits, run.ids_shape = getattr(output, "logits", None), _ids(inputs).shape
+        except Exception as error:  # a custom kernel or a data-dependent branch; the second try is the real thing
+            reasons.append(f"{'fake' if fake else 'real'} tensors: {type(error).__name__}: {error}")
+            continue
+        with undisturbed(model), _tensors(fake) as mode:
+            run.honours_num_items = _honours_num_items(model, example_inputs_of(model, embed, example, mode))
+        return run
+    given = "four text tokens" if example is None else f"{', '.join(example)}"
+    raise HostError(f"{type(model).__name__} could not be run on {given} ({'; '.join(reasons)}); {ADAPTER_HINT}")
+
+
+def _tensors(fake: bool) -> contextlib.AbstractContextManager[FakeTensorMode | None]:
+    return FakeTensorMode(allow_non_fake_inputs=True) if fake else contextlib.nullcontext()
+
+
+def example_inputs_of(
+    model: nn.Module, embed: nn.Module, given: dict[str, Any] | None, mode: FakeTensorMode | None
+) -> dict[str, Any]:
+    ids = torch.arange(4, device=embed.weight.device).add(10).remainder(embed.weight.shape[0])[None]
+    decodes = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+    if given is not None:
+        convert = (lambda t: mode.from_tensor(t)) if mode is not None else (lambda t: t)
+        inputs = {k: convert(v) if isinstance(v, Tensor) else v for k, v in given.items()}
+    else:
+        inputs = {"input_ids": ids}
+    if decodes and "decoder_input_ids" not in inputs:
+        rows = next((len(v) for v in inputs.values() if isinstance(v, Tensor)), 1)
+        inputs["decoder_input_ids"] = ids.expand(rows, -1).clone()
+    return inputs
+
+
+def _ids(inputs: dict[str, Any]) -> Tensor:
+    """The tokens that reach the output embedding."""
+    return inputs["decoder_input_ids"] if "decoder_input_ids" in inputs else inputs["input_ids"]
+
+
+def _honours_num_items(model: nn.Module, inputs: dict[str, Any]) -> bool:
+    """Whether the loss depends on `num_items_in_batch`: asked of autograd, so it works on fake tensors."""
+    parameters = inspect.signature(model.forward).parameters
+    if "num_items_in_batch" not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return False
+    try:
+        with torch.enable_grad():
+            num_items = torch.tensor(2.0, device=_ids(inputs).device, requires_grad=True)
+            loss = model(**inputs, labels=_ids(inputs), num_items_in_batch=num_items).loss
+            (gradient,) = torch.autograd.grad(loss, num_items, allow_unused=True)
+    except Exception as error:  # then its mean is scaled by the counts instead, which is always right
+        logger.debug("%s: num_items_in_batch is not honoured: %r", type(model).__name__, error)
+        return False
+    return gradient is not None
+
+
+@contextlib.contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, with each module's attributes, training flag, buffers and hooks put back afterwards.
+
+    A forward may leave something on a module (qwen2_vl its last positions): a fake tensor must not stay there. It may
+    also install hooks (transformers 5 those that collect hidden states, and a flag that says so).
+    """
+    before = [
+        (module, dict(vars(module)), dict(module._buffers), dict(module._forward_hooks)) for module in model.modules()
+    ]
+    for module, *_ in before:
+        module.training = False
+        if hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes would pack its weights anew, as fake ones
+            module.support_avx512bf16_for_cpu = False
+    try:
+        yield
+    finally:
+        for module, attributes, buffers, hooks in before:
+            vars(module).clear()
+            vars(module).update(attributes)
+            module._buffers.clear()
+            module._buffers.update(buffers)
+            module._forward_hooks.clear()
+            module._forward_hooks.update(hooks)
+
+
+@contextlib.contextmanager
+def _probes(run: Probe, model: nn.Module, head: nn.Module | None) -> Iterator[None]:
+    def see(module: nn.Module, args: Any, output: Any) -> None:
+        if module is head or (module is not model and isinstance(output, Tensor)):
+            version = output._version if isinstance(output, Tensor) else 0
+            run.calls.append(ModuleCall(module, args[0] if args else None, output, version))
+
+    handles = [module.register_forward_hook(see) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def same_tensor(a: Any, b: Any) -> bool:
+    """Whether two tensors are the same memory seen in the same way; `a[:, slice(0, None)]` is a new object of `a`."""
+    return bool(
+        isinstance(a, Tensor)
+        and isinstance(b, Tensor)
+        and a.untyped_storage()._cdata == b.untyped_storage()._cdata
+        and a.shape == b.shape
+        and a.stride() == b.stride()
+        and a.storage_offset() == b.storage_offset()
+    )

@@ -1,0 +1,269 @@
+"""One forward of a host in progress: what happens in it, in the order in which it happens.
+
+Suffixes: B batch, T sequence, S the same with media features, E width of the input embeddings, D hidden size, N task
+tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tpo_plugin import losses
+from tpo_plugin.errors import HostError, TPOError, did_you_mean
+from tpo_plugin.host.base import Host
+from tpo_plugin.host.splice import spliced_groups, spliced_positions, spliced_values
+from tpo_plugin.losses import TPOOutput
+from tpo_plugin.positions import Counts, Positions, flat_index, text_groups, token_positions
+from tpo_plugin.seen import Seen
+from tpo_plugin.tasks import Tasks
+
+
+@dataclass(frozen=True)
+class TaskArguments:
+    """The keyword arguments that the plugin takes out of the host's forward."""
+
+    task_inputs: dict[str, Any] | None = None
+    """What each head needs to see, and what the user gives, as its `collate_inputs` makes it."""
+    task_targets: dict[str, Any] | None = None
+    """What each head learns, as its `collate_targets` makes it, ordered by (batch row, position)."""
+    task_positions: Positions | None = None
+    """Where the tokens stand, as a collator finds them on the CPU; None has them found."""
+    task_frames: list[list[int]] | None = None
+    """For each row the number of frames of each of its videos, for heads that look at them."""
+    task_counts: Counts | None = None
+    """Targets of the whole accumulated global batch, as `wrap_trainer` counts them; None divides by the batch's."""
+
+    @classmethod
+    def taken(cls, kwargs: dict[str, Any], heads: Sequence[str]) -> TaskArguments:
+        """Takes them out of `kwargs`. Raises `TPOError` for a head that is not applied, or another type."""
+        given = cls(**{name: kwargs.pop(name, None) for name in FORWARD_ARGUMENTS})
+        for name, kind in (("task_positions", Positions), ("task_counts", Counts)):
+            value = getattr(given, name)
+            if value is not None and not isinstance(value, kind):
+                raise TPOError(
+                    f"{name} is a {type(value).__name__}; expected tpo_plugin.positions.{kind.__name__}, as "
+                    f"{'TPOCollator' if kind is Positions else 'wrap_trainer'} makes it"
+                )
+        for name in ("task_inputs", "task_targets"):
+            value = getattr(given, name)
+            if value is not None and not isinstance(value, dict):
+                raise TPOError(f"{name} is a {type(value).__name__}; expected a dict with an entry for each head")
+            unknown = sorted(set(value or {}) - set(heads))
+            if unknown:
+                raise TPOError(
+                    f"{name} has {unknown}, which is not among the applied heads {list(heads)}"
+                    + did_you_mean(str(unknown[0]), heads)
+                )
+        return given
+
+
+FORWARD_ARGUMENTS = tuple(field.name for field in fields(TaskArguments))
+
+
+class Step:
+    """One forward in progress: made before it, told of what happens in it, gone after it.
+
+    The events come in this order, each from a hook: `embedded`, `hidden`, `entering_head`, `logits`, `finish`.
+    A vision tower tells `seen` itself.
+    """
+
+    def __init__(
+        self,
+        tasks: Tasks,
+        host: Host,
+        given: TaskArguments | None = None,
+        *,
+        labels: Tensor | None = None,
+        positions: Positions | None = None,
+        seen: Seen | None = None,
+    ) -> None:
+        self.tasks, self.host = tasks, host
+        self.given = given or TaskArguments()
+        self.labels = labels
+        self.positions = positions
+        """Of the tokens that reach the output embedding; None where nobody knows them."""
+        self.seen = seen
+        """What is kept for heads that look at it; None where none does."""
+        self._states: Tensor | None = None
+        """The last hidden state of this forward [B, T, D], once it was there."""
+        self._rows: dict[str, Tensor] | None = None
+        """Of `_states`: by head, and "assign" for the positions before labelled triggers."""
+        self._happened: set[str] = set()
+        """"inserted" when `positions` served, "logits" when the output embedding ran."""
+        self.result: TPOOutput | None = None
+        """What came of it, where a head ran."""
+
+    @classmethod
+    def of_batch(
+        cls, tasks: Tasks, host: Host, given: TaskArguments, input_ids: Tensor | None, labels: Tensor | None
+    ) -> Step:
+        """The step of a forward on a batch, with its positions found where the caller does not give them."""
+        positions = given.task_positions
+        if positions is None and input_ids is not None:
+            positions = token_positions(input_ids, labels, tasks.tokens, host.label_shift)
+        seen = seen_of(tasks, input_ids, labels, given)
+        return cls(tasks, host, given, labels=labels, positions=positions, seen=seen)
+
+    # -- events --------------------------------------------------------------------------------------------------------
+
+    def embedded(self, ids: Tensor, embeds: Tensor) -> Tensor | None:
+        """The input embedding gave `embeds` [..., T, E] for `ids` [..., T]; returns them with our rows, if any."""
+        ids_BT = ids.reshape(-1, ids.shape[-1])
+        if self.seen is not None and not self.host.decodes:
+            self.seen.keep_words(embeds.reshape(*ids_BT.shape, -1), self._copies(ids_BT))
+        return self._insert(embeds, self._positions_of(ids_BT))
+
+    def spliced(
+        self,
+        input_ids_BT: Tensor,
+        labels_BT: Tensor | None,
+        embeds_BSE: Tensor,
+        source_BS: Tensor,
+        spans: list[list[tuple[int, int]]] | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The host put media features between its text: `source_BS` is the flat index of each token, < 0 for others.
+
+        `spans` are those of `Seen`. Returns the embeddings with our rows put in, and the spliced labels. Raises
+        `TPOError` where the host cut off a token of a head.
+        """
+        positions = self.positions
+        if positions is None or positions.shape != tuple(input_ids_BT.shape):
+            positions = token_positions(input_ids_BT, None, self.tasks.tokens)
+        moved = spliced_positions(positions, source_BS, self.tasks.tokens)
+        if self.positions is not None:
+            self.positions = moved
+            self._happened.add("inserted")
+            self.labels = None if self.labels is None else spliced_values(self.labels, source_BS)
+        if self.seen is not None:
+            self.seen.spans = spans
+            self.seen.text_groups = spliced_groups(self.seen.text_groups, tuple(input_ids_BT.shape), source_BS)
+            self.seen.keep_words(embeds_BSE)
+        with_rows = self._insert(embeds_BSE, moved)
+        spliced_labels = None if labels_BT is None else spliced_values(labels_BT, source_BS)
+        return embeds_BSE if with_rows is None else with_rows, spliced_labels
+
+    def hidden(self, states: Tensor) -> None:
+        """The module that makes the last hidden state gave `states`, which may run in a checkpoint: only remembered."""
+        self._states = self._own(states)
+
+    def entering_head(self, states: Tensor) -> None:
+        """The output embedding gets `states`: the last hidden state, or what the host kept of it."""
+        states = self._own(states)
+        if self._states is None or self._fits(states):
+            self._states = states
+            self._take_rows()
+
+    def logits(self, inputs: Tensor, logits: Tensor) -> None:
+        """The output embedding gave `logits` for `inputs`; adds the triggers' trained part, in place."""
+        self._happened.add("logits")
+        self.tasks.trigger_logits(inputs, logits, self._output_rows())
+
+    def finish(self, output: Any) -> Any:
+        """The forward gave `output`; returns it with predictions and losses, where there is anything to be had."""
+        positions, targets = self.positions or Positions.none((0, 0), list(self.tasks.heads)), self.given.task_targets
+        if self.labels is None and targets is None and not positions.has_tasks:
+            return output
+        self._take_rows()
+        if self._rows is None:
+            if not positions.has_tasks and not positions.labels and not self.tasks.training:
+                return output  # ordinary text, of which we need to see nothing
+            raise HostError(
+                "the last hidden state of the host was not seen in this forward, so task tokens cannot be read; a "
+                "forward with task tokens needs input_ids of the same length as its hidden states"
+            )
+        rows = self._rows
+        result = self.result = TPOOutput(_heads=self.tasks.heads)
+        for name in self.tasks.heads:
+            result.outputs[name] = self.tasks.run(
+                name,
+                rows[name],
+                positions.task[name],
+                self.given.task_inputs or {},
+                seen=self.seen,
+                vision_size=self.host.vision_size,
+            )
+        if self.labels is not None or targets is not None:
+            losses.add_losses(
+                result,
+                losses.Made(
+                    tasks=self.tasks,
+                    host=self.host,
+                    positions=positions,
+                    rows=rows,
+                    labels=self.labels,
+                    targets=targets or {},
+                    counts=self.given.task_counts,
+                    output=output,
+                    head_ran="logits" in self._happened,
+                ),
+            )
+        return result.put_into(output, self.given.task_counts.scale if self.given.task_counts else 1)
+
+    # -- what differs in a generation ----------------------------------------------------------------------------------
+
+    def _positions_of(self, ids_BT: Tensor) -> Positions:
+        """Where the tokens stand in ids that are being embedded."""
+        known = self.positions
+        if known is None or self._happened or self.host.decodes or known.shape != tuple(ids_BT.shape):
+            # a later call of the embedding is of other ids (gpt2's of token types)
+            return token_positions(ids_BT, None, self.tasks.tokens)
+        self._happened.add("inserted")
+        return known
+
+    def _task_inputs(self) -> dict[str, Any]:
+        return self.given.task_inputs or {}
+
+    def _output_rows(self) -> Tensor:
+        return self.tasks.output_rows()
+
+    def _copies(self, rows: Tensor) -> int:
+        """How many successive rows belong to each sample."""
+        return 1
+
+    @property
+    def _learns(self) -> bool:
+        return torch.is_grad_enabled() and self.tasks.training
+
+    # -- states --------------------------------------------------------------------------------------------------------
+
+    def _insert(self, embeds: Tensor, positions: Positions) -> Tensor | None:
+        inputs, here = self._task_inputs(), not self.host.decodes
+        return self.tasks.insert(embeds, positions, inputs, learns=self._learns, given_here=here)
+
+    def _own(self, states: Tensor) -> Tensor:
+        if states.dim() == 4:  # several streams, of which the first predicts the next token
+            states = states[:, 0]
+        return states[:, -self.positions.shape[1] :] if self.host.media_first and self.positions else states
+
+    def _fits(self, states: Tensor) -> bool:
+        return self.positions is not None and self.positions.shape == tuple(states.shape[:2])
+
+    def _take_rows(self) -> None:
+        """Takes the rows at task tokens and before labelled triggers out of the last hidden state, if that is there."""
+        states_BTD, positions = self._states, self.positions
+        if self._rows is not None or states_BTD is None or positions is None or not self._fits(states_BTD):
+            return
+        groups = {name: positions.task[name] for name in self.tasks.heads}
+        if self.labels is not None:
+            groups["assign"] = [(row, column - self.host.label_shift) for row, column in positions.labels]
+        index = flat_index(list(chain.from_iterable(groups.values())), states_BTD.shape[1], states_BTD.device)
+        rows = states_BTD.flatten(0, 1).index_select(0, index)
+        if self.seen is not None:
+            self.seen.keep_text(states_BTD)
+        self._rows = dict(zip(groups, rows.split([len(places) for places in groups.values()]), strict=True))
+
+
+def seen_of(tasks: Tasks, input_ids: Tensor | None, labels: Tensor | None, given: TaskArguments) -> Seen | None:
+    """What to keep of a forward or of a prompt for heads that look at it; None where no head does."""
+    if tasks.special_ids is None:
+        return None
+    groups = given.task_positions.text if given.task_positions is not None else None
+    if groups is None:
+        groups = [] if input_ids is None else text_groups(input_ids, labels, tasks.special_ids)
+    return Seen(groups, given.task_frames)
