@@ -1,6 +1,6 @@
 """Values that people write, checked against the annotations of a dataclass by pydantic. No torch in here.
 
-pydantic names every wrong field, with its whole path; msgspec and dacite stop at the first.
+Every wrong field is named, with its whole path. Nothing is converted but a number that YAML 1.1 takes for text (1e-2).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 _WORDS: dict[Any, str] = {
     bool: "true or false",
     int: "a whole number",
-    float: "a number",
+    float: "a finite number",
     str: "text",
     list: "a list",
     tuple: "a list",

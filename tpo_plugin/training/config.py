@@ -91,7 +91,7 @@ class LoraSettings(Config):
 class StageConfig(Config):
     """What trains in one stage, on which data, with which losses."""
 
-    learning_rates: dict[str, Annotated[Positive, doc("a number above 0; leave a part out to freeze it")]] = field(
+    learning_rates: dict[str, Annotated[Positive, doc("a finite number above 0; leave a part out to freeze it")]] = field(
         default_factory=dict
     )
     """Learning rate by part; what no part names is frozen. Parts: "lora", "heads", "task_tokens" and "triggers" (input
@@ -201,6 +201,12 @@ class TrainConfig(Config):
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, where: str) -> TrainConfig:
         """As `config_from_dict`; also of the form in which stage1, stage2 and stage3 were keys beside the others."""
+        beside = [name for name in paper_stages() if name in values] if isinstance(values, dict) else []
+        if beside and "stages" in values:
+            raise TPOError(
+                f"{where}: {beside[0]}: stands beside stages; expected every stage under stages, or stage1, stage2 and "
+                "stage3 as keys of their own and no stages"
+            )
         if isinstance(values, dict) and "stages" not in values:
             stages = {name: values.get(name, {}) for name in paper_stages()}
             others = {key: value for key, value in values.items() if key not in stages}
