@@ -48,6 +48,10 @@ class WrongValues(TPOError):
         """One line for each mistake, with its key path."""
         return [f"{path_text(path)}: {text}" if path else text for path, text in self.mistakes]
 
+    def below(self, *steps: str | int) -> WrongValues:
+        """The same mistakes of values that stand at this path."""
+        return WrongValues(((*steps, *path), text) for path, text in self.mistakes)
+
     def at(self, where: str) -> TPOError:
         """The error for users, with the place before each line."""
         return TPOError("\n".join(f"{where}: {line}" for line in self.lines()))

@@ -22,6 +22,7 @@ from tpo_plugin.config import Config, Count, NotNegative, Positive, Share, TPOCo
 from tpo_plugin.data.media import VideoOptions
 from tpo_plugin.errors import TPOError, did_you_mean
 from tpo_plugin.plugins import registry
+from tpo_plugin.validation import WrongValues, build
 from tpo_plugin.yaml_file import read_yaml
 
 Text = Annotated[str, MinLen(1)]
@@ -91,8 +92,8 @@ class LoraSettings(Config):
 class StageConfig(Config):
     """What trains in one stage, on which data, with which losses."""
 
-    learning_rates: dict[str, Annotated[Positive, doc("a finite number above 0; leave a part out to freeze it")]] = field(
-        default_factory=dict
+    learning_rates: dict[str, Annotated[Positive, doc("a finite number above 0; leave a part out to freeze it")]] = (
+        field(default_factory=dict)
     )
     """Learning rate by part; what no part names is frozen. Parts: "lora", "heads", "task_tokens" and "triggers" (input
     and output row) or both as "tokens", each of these but LoRA also for one head ("heads.region"), "connector",
@@ -230,7 +231,10 @@ class TrainConfig(Config):
             if name not in heads:
                 raise TPOError(f"{where}: tpo.heads: {name!r} is not applied{did_you_mean(name, heads)}")
             if isinstance(given, dict):
-                config_from_dict(heads[name].config_class(), given, where=f"{where}: tpo.heads.{name}")
+                try:
+                    build(heads[name].config_class(), given)
+                except WrongValues as error:
+                    raise error.below("tpo", "heads", name).at(where) from error
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as in the YAML file."""
