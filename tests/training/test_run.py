@@ -148,7 +148,7 @@ def half_done(finished, tmp_path):
 
 def test_what_has_not_begun_may_change(finished, half_done):
     config = TrainConfig.from_yaml(half_done)
-    config.stages["stage3"].learning_rates = {"heads": 1e-3}
+    config.stages["stage3"].learning_rates = {"heads": 1e-3, "lora": 1e-4}
     config.stages["stage3"].steps = 2
     config.stages["stage1"].save_steps = 7
     config.stages["stage2"].logging_steps = 5

@@ -26,10 +26,9 @@ def test_defaults_are_the_papers(tmp_path):
     assert [stage.batch_size for stage in config.stages.values()] == [128, 128, 256]
     assert [stage.epochs for stage in config.stages.values()] == [1.0, 1.0, 3.0]
     assert {stage.learning_rates["lora"] for stage in config.stages.values()} == {2e-5}
-    assert config.stages["stage2"].learning_rates["heads"] == config.stages["stage2"].learning_rates["tokens"] == 1e-4
-    assert (
-        config.stages["stage3"].learning_rates["vision"] == config.stages["stage3"].learning_rates["connector"] == 2e-5
-    )
+    rates = {name: stage.learning_rates for name, stage in config.stages.items()}
+    assert rates["stage2"]["heads"] == rates["stage2"]["tokens"] == 1e-4
+    assert rates["stage3"]["vision"] == rates["stage3"]["connector"] == 2e-5
     assert config.stages["stage1"].losses == ["mllm", "assign"]
     for stage in config.stages.values():
         assert (stage.warmup, stage.scheduler, stage.weight_decay) == (0.2, "cosine", 0.02)

@@ -41,6 +41,7 @@ def _is_stage_name(name: str) -> bool:
 
 
 Pattern = Annotated[str, Predicate(_is_pattern), doc("a regular expression")]
+Rate = Annotated[Positive, doc("a finite number above 0; leave a part out to freeze it")]
 StageName = Annotated[
     str,
     Predicate(_is_stage_name),
@@ -92,9 +93,7 @@ class LoraSettings(Config):
 class StageConfig(Config):
     """What trains in one stage, on which data, with which losses."""
 
-    learning_rates: dict[str, Annotated[Positive, doc("a finite number above 0; leave a part out to freeze it")]] = (
-        field(default_factory=dict)
-    )
+    learning_rates: dict[str, Rate] = field(default_factory=dict)
     """Learning rate by part; what no part names is frozen. Parts: "lora", "heads", "task_tokens" and "triggers" (input
     and output row) or both as "tokens", each of these but LoRA also for one head ("heads.region"), "connector",
     "vision", "language" (the language model itself), or a name under `modules`. The most exact name wins."""
