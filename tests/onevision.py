@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from ranks import use_deepspeed
 
+from tpo_plugin import VideoOptions
 from tpo_plugin.training.config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
@@ -58,7 +59,7 @@ def tiny(name: str, **trainer: Any) -> TrainConfig:
     """A configuration of the example with the hardware switched off: the tiny host, one step a stage, float32."""
     config = TrainConfig.from_yaml(EXAMPLE / name)
     config.model, config.output_dir, config.dtype = "host", "run", "float32"
-    config.data.num_workers, config.data.video = 0, {"num_frames": 2}
+    config.data.num_workers, config.data.video = 0, VideoOptions(num_frames=2)
     for stage in config.stages.values():
         stage.steps, stage.batch_size, stage.warmup, stage.logging_steps = 1, 4, 0.0, 1
         stage.trainer |= {"report_to": [], "disable_tqdm": True, **trainer}

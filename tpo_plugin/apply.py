@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tpo_plugin import zero
 from tpo_plugin.codec import registered_codec
-from tpo_plugin.config import HeadConfig, TPOConfig
+from tpo_plugin.config import HeadConfig, TPOConfig, check_config
 from tpo_plugin.errors import TPOError, did_you_mean
 from tpo_plugin.files import external_hash
 from tpo_plugin.head import TaskHead, bare_codec, build_head
@@ -56,6 +56,9 @@ def apply_tpo(
         )
     check_model(host_model)
     config = copy.deepcopy(config) if config is not None else TPOConfig()
+    if not isinstance(config, TPOConfig):
+        raise TPOError(f"config is a {type(config).__name__}; expected TPOConfig(loss_weights=..., heads=...)")
+    check_config(config, where="TPOConfig")
     specs = registry().choose(heads)
     configs = {spec.name: head_config(spec, config) for spec in specs}
     _check_weights(config, configs)

@@ -1,33 +1,65 @@
-"""Configurations as plain keyword-only dataclasses that go to JSON and back. No torch in here."""
+"""Configurations as plain keyword-only dataclasses that go to JSON and back. No torch in here.
+
+A field's annotation is what is checked: `Annotated[float, Interval(ge=0, le=1)]`, with the constraints of the package
+annotated-types, is a number from 0 to 1; `Literal` is a choice.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from tpo_plugin.errors import TPOError, did_you_mean
+from annotated_types import Ge, Gt, Interval, Predicate, doc
+
+from tpo_plugin.validation import WrongValues, build, check
 
 FORMAT_VERSION = 1
 """Version of `tpo_config.json`; a file with a higher one is refused."""
 
+Count = Annotated[int, Ge(1)]
+Positive = Annotated[float, Gt(0)]
+NotNegative = Annotated[float, Ge(0)]
+Share = Annotated[float, Interval(ge=0, le=1)]
+
 ConfigT = TypeVar("ConfigT")
 
 
-def config_from_dict(cls: type[ConfigT], values: dict[str, Any], *, where: str) -> ConfigT:
-    """Builds dataclass `cls` from plain values.
+def config_from_dict(cls: type[ConfigT], values: Mapping[str, Any], *, where: str) -> ConfigT:
+    """Builds dataclass `cls` from plain values, checked by its annotations.
 
-    Raises `TPOError` for an unknown key, naming `where` it stands and the nearest valid key.
+    Raises one `TPOError` for all that is wrong: for each mistake `where` and the path to it, what was given and what
+    was expected; for an unknown key the nearest valid one.
     """
-    valid = [f.name for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]
-    for key in values:
-        if key not in valid:
-            raise TPOError(f"{where}: unknown key {key!r}{did_you_mean(key, valid)}")
-    return cls(**values)
+    try:
+        return build(cls, values)
+    except WrongValues as error:
+        raise error.at(where) from error
+
+
+def check_config(config: Any, *, where: str) -> None:
+    """Checks the fields of a dataclass, which may have been set since it was made; `TPOError` as `config_from_dict`."""
+    try:
+        values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.init}
+        for name, value in check(type(config), values).items():
+            object.__setattr__(config, name, value)  # of a frozen dataclass too
+    except WrongValues as error:
+        raise error.at(where) from error
+
+
+class Config:
+    """Base of a dataclass whose fields are checked by their annotations wherever one is made.
+
+    A subclass with a `__post_init__` of its own, for what holds between fields, calls this one first.
+    """
+
+    def __post_init__(self) -> None:
+        check_config(self, where=type(self).__name__)
 
 
 @dataclass(kw_only=True)
-class HeadConfig:
+class HeadConfig(Config):
     """Base of every head's configuration. A head's own config adds its fields."""
 
     trigger: str | None = None
@@ -38,19 +70,20 @@ class HeadConfig:
     """Token in the prompt that carries an encoded input of the user (for example a box); None as registered."""
 
 
+def _is_head_config(value: Any) -> bool:
+    return isinstance(value, (HeadConfig, dict))
+
+
 @dataclass(kw_only=True)
-class TPOConfig:
+class TPOConfig(Config):
     """What `apply_tpo` puts onto a host, besides the choice of heads."""
 
-    loss_weights: dict[str, float] = field(default_factory=dict)
+    loss_weights: dict[str, NotNegative] = field(default_factory=dict)
     """Weight of each loss by name: "mllm", "assign", or a head's name. Every weight is 1 unless set; at least 0."""
-    heads: dict[str, Any] = field(default_factory=dict)
+    heads: dict[str, Annotated[Any, Predicate(_is_head_config), doc("a HeadConfig or keys and values")]] = field(
+        default_factory=dict
+    )
     """Configuration of a head by its name: a `HeadConfig` or a plain dict of its fields."""
-
-    def __post_init__(self) -> None:
-        for name, weight in self.loss_weights.items():
-            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
-                raise TPOError(f"loss_weights[{name!r}] is {weight!r}; expected a finite number of at least 0")
 
     def weight(self, name: str) -> float:
         """The weight of loss `name`."""

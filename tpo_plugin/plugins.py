@@ -17,7 +17,7 @@ from typing import Any
 import pluggy
 
 from tpo_plugin import hookspecs
-from tpo_plugin.config import config_from_dict
+from tpo_plugin.config import check_config, config_from_dict
 from tpo_plugin.errors import TPOError, did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -100,14 +100,13 @@ class HeadSpec:
     def make_config(self, given: Any) -> Any:
         """The head's configuration out of `given`: one of its class, or a dict of its fields."""
         config_class = self.config_class()
+        where = f"config of head {self.name!r}"
         if isinstance(given, config_class):
+            check_config(given, where=where)
             return given
         if isinstance(given, dict):
-            return config_from_dict(config_class, given, where=f"config of head {self.name!r}")
-        raise TPOError(
-            f"config of head {self.name!r} is a {type(given).__name__}; "
-            f"expected {config_class.__name__} or a dict of its fields"
-        )
+            return config_from_dict(config_class, given, where=where)
+        raise TPOError(f"{where} is a {type(given).__name__}; expected {config_class.__name__} or a dict of its fields")
 
 
 @dataclass(frozen=True)

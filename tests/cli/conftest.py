@@ -44,7 +44,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "trainer": {"use_cpu": True, "disable_tqdm": True, "report_to": []},
     }
     config = {"model": str(folder / "host"), "output_dir": str(folder / "run"), "heads": ["region"]}
-    config |= {"stage1": None, "stage2": None, "stage3": stage, "data": {"video": {"num_frames": 2}}}
+    config |= {"stages": {"only": stage}, "data": {"video": {"num_frames": 2}}}
     (folder / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
     train(folder / "config.yaml")
     return folder

@@ -1,5 +1,6 @@
 """A whole run of three stages: its files, its result, and going on after a kill."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 
 from tpo_plugin import TPOError, unregister_plugin
 from tpo_plugin.training import checkpoints
-from tpo_plugin.training.config import TrainConfig
+from tpo_plugin.training.config import DataSource, TrainConfig
 from tpo_plugin.training.run import load_run, read_run, train
 
 # PEFT 0.21 asks transformers 5.23 by an old name.
@@ -129,8 +130,83 @@ def test_resume_is_refused_when_it_is_not_wanted_or_not_the_same(finished):
         train(finished.parent / "config.yaml", resume=False)
     config = TrainConfig.from_yaml(finished.parent / "config.yaml")
     config.seed = 9
-    with pytest.raises(TPOError, match=r"other settings of \['seed'\]"):
+    with pytest.raises(TPOError, match=r"the run cannot go on with other settings; .*\n  seed: was 1, is 9$"):
         train(config)
+
+
+@pytest.fixture
+def half_done(finished, tmp_path):
+    """A copy of the run that was stopped after its second stage: its configuration's path."""
+    shutil.copytree(finished.parent, tmp_path / "world")
+    run = tmp_path / "world" / "run"
+    (run / "run.json").unlink()
+    shutil.rmtree(run / "stage3")
+    for path in (run / "config.yaml", run.parent / "config.yaml"):
+        path.write_text(path.read_text().replace(str(finished), str(run)))
+    return run.parent / "config.yaml"
+
+
+def test_what_has_not_begun_may_change(finished, half_done):
+    config = TrainConfig.from_yaml(half_done)
+    config.stages["stage3"].learning_rates = {"heads": 1e-3, "lora": 1e-4}
+    config.stages["stage3"].steps = 2
+    config.stages["stage1"].save_steps = 7
+    config.stages["stage2"].logging_steps = 5
+    config.stages["last"] = dataclasses.replace(config.stages["stage3"], steps=1)
+    run = train(config)
+    assert [stage["steps"] for stage in read_run(run)["stages"].values()] == [6, 12, 2, 1]
+    assert TrainConfig.from_yaml(run / "config.yaml") == config
+    weights = [load_file(folder / "stage2" / "final" / "tpo_model.safetensors") for folder in (run, finished)]
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+
+
+@pytest.mark.parametrize(
+    ("stage", "field", "value", "message"),
+    [
+        ("stage1", "epochs", 3.0, r"stages.stage1.epochs: was 1.0, is 3.0"),
+        ("stage2", "learning_rates", {"heads": 1e-3}, r"stages.stage2.learning_rates.heads: was 0.01, is 0.001"),
+        ("stage2", "losses", ["mllm"], r"stages.stage2.losses\[0\]: was not set, is 'mllm'"),
+    ],
+)
+def test_what_has_trained_may_not_change(half_done, stage, field, value, message):
+    config = TrainConfig.from_yaml(half_done)
+    setattr(config.stages[stage], field, value)
+    before = (half_done.parent / "run" / "config.yaml").read_text()
+    with pytest.raises(TPOError, match=message):
+        train(config)
+    assert (half_done.parent / "run" / "config.yaml").read_text() == before
+
+
+def test_stages_that_have_trained_keep_their_place(half_done):
+    config = TrainConfig.from_yaml(half_done)
+    config.stages = {name: config.stages[name] for name in ("stage2", "stage1", "stage3")}
+    with pytest.raises(TPOError, match="stages: began with stage1, stage2, and would be stage2, stage1, stage3"):
+        train(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": [DataSource(file="none.jsonl")]}, r"stages.stage3.data\[0\]: none.jsonl: .*"),
+        ({"eval_data": [DataSource(file="none.jsonl")]}, r"stages.stage3.eval_data\[0\]: none.jsonl: .*"),
+        ({"data": []}, "stages.stage3.data: is empty; name at least one file of records"),
+        ({"learning_rates": {}}, "stages.stage3.learning_rates: is empty; expected the rate of at least one part"),
+        ({"learning_rates": {"hands": 1.0}}, r"stages.stage3: learning_rates has 'hands'.*did you mean 'heads'\?"),
+        ({"losses": ["mllm", "pont"]}, r"stages.stage3.losses\[1\]: is 'pont'; did you mean 'point'\?"),
+        ({"batch_size": 5}, "stages.stage3: batch_size 5 is not a multiple of micro_batch_size 2"),
+        ({"trainer": {"optm": "sgd"}}, r"stages.stage3.trainer: unknown key 'optm'; did you mean 'optim'\?"),
+        ({"trainer": {"adam_beta1": "big"}}, "stages.stage3.trainer: adam_beta1: is 'big'; expected a finite number"),
+        ({"scheduler": "cosinus"}, "stages.stage3: its TrainingArguments cannot be made: .*cosinus"),
+    ],
+)
+def test_all_stages_are_checked_before_the_first_trains(tmp_path, changes, message):
+    torch.set_num_threads(1)
+    tiny_run.install_head()
+    config = TrainConfig.from_yaml(tiny_run.write_world(tmp_path))
+    config.stages["stage3"] = dataclasses.replace(config.stages["stage3"], **changes)
+    with pytest.raises(TPOError, match=message):
+        train(config)
+    assert not (tmp_path / "run" / "stage1").exists()
 
 
 def test_killed_at_the_end_of_a_stage(finished, tmp_path):
@@ -179,7 +255,7 @@ def test_host_without_spare_rows(tmp_path):
     """The vocabulary grows; neither checkpoints nor the result hold the host's matrices."""
     torch.set_num_threads(1)
     tiny_run.install_head()
-    run = train(tiny_run.write_world(tmp_path, num_rows=12, stage1=None, stage3=None))
+    run = train(tiny_run.write_world(tmp_path, num_rows=12, stages=["stage2"]))
     model = load_run(run)
     assert model.tpo.growth is not None
     for folder in (run, run / "stage2" / "checkpoint-12"):
@@ -190,9 +266,9 @@ def test_host_without_spare_rows(tmp_path):
 def test_stage_of_lora_alone_leaves_tpo_frozen(tmp_path):
     torch.set_num_threads(1)
     tiny_run.install_head()
-    config = TrainConfig.from_yaml(tiny_run.write_world(tmp_path, stage3=None))
-    config.stage1.learning_rates = {"lora": 1e-2}
-    config.stage2.learning_rates = {"lora": 1e-2, "heads": 1e-2}
+    config = TrainConfig.from_yaml(tiny_run.write_world(tmp_path, stages=["stage1", "stage2"]))
+    config.stages["stage1"].learning_rates = {"lora": 1e-2}
+    config.stages["stage2"].learning_rates = {"lora": 1e-2, "heads": 1e-2}
     run = train(config)
     before, after = (load_file(run / stage / "final" / "tpo_model.safetensors") for stage in ("stage1", "stage2"))
     assert {key for key in after if not torch.equal(before[key], after[key])} == {

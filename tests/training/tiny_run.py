@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -212,8 +213,8 @@ CHAT_TEMPLATE = (
 )
 
 
-def write_world(folder: Path, num_rows: int = 64, **changes: Any) -> Path:
-    """A host, records and a configuration of three short stages; returns the configuration's path.
+def write_world(folder: Path, num_rows: int = 64, stages: Sequence[str] | None = None, **changes: Any) -> Path:
+    """A host, records and a configuration of three short stages, or of those named; returns the configuration's path.
 
     The vocabulary has 12 words; with `num_rows=12` there is no spare row for the task tokens.
     """
@@ -244,17 +245,21 @@ def write_world(folder: Path, num_rows: int = 64, **changes: Any) -> Path:
         "trainer": {"use_cpu": True, "disable_tqdm": True, "report_to": []}, "data": data,
     }  # fmt: skip
     rows = {"lora": 1e-2, "triggers": 1e-2}
-    values = {
+    values: dict[str, Any] = {
         "model": str(folder / "host"),
         "output_dir": str(folder / "run"),
         "heads": ["point"],
         "lora": {"r": 2, "alpha": 4, "dropout": 0.1},
         "seed": 1,
-        "stage1": common | {"learning_rates": rows, "epochs": 1.0},
-        "stage2": common | {"learning_rates": rows | {"heads": 1e-2, "tokens": 2e-2}, "eval_data": data[:1]},
-        "stage3": common | {"learning_rates": {"lora": 1e-3, "heads": 1e-3, "norms": 1e-3}, "epochs": 1.0},
+        "stages": {
+            "stage1": common | {"learning_rates": rows, "epochs": 1.0},
+            "stage2": common | {"learning_rates": rows | {"heads": 1e-2, "tokens": 2e-2}, "eval_data": data[:1]},
+            "stage3": common | {"learning_rates": {"lora": 1e-3, "heads": 1e-3, "norms": 1e-3}, "epochs": 1.0},
+        },
         "modules": {"norms": "norm"},
     }
+    if stages is not None:
+        values["stages"] = {name: values["stages"][name] for name in stages}
     path = folder / "config.yaml"
     path.write_text(json.dumps(values | changes))  # JSON is YAML
     return path

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tpo_plugin.config import TPOConfig, config_from_dict
+from tpo_plugin.config import TPOConfig
 from tpo_plugin.errors import TPOError
 
 if TYPE_CHECKING:
@@ -43,9 +43,10 @@ def check(
 
     from tpo_plugin.data.check import check_files
     from tpo_plugin.data.format import RecordFormat
+    from tpo_plugin.data.media import VideoOptions
 
     files: list[tuple[str | Path, str | Path | None]] = [(file, media_root) for file in data or []]
-    names, settings, video = heads.split(",") if heads else None, TPOConfig(), {}
+    names, settings, video = heads.split(",") if heads else None, TPOConfig(), None
     if config is not None:
         from tpo_plugin.training.config import TrainConfig
 
@@ -61,7 +62,7 @@ def check(
         report = check_files(
             files,
             RecordFormat.of_heads(names, settings),
-            video=_video_options(video, str(config)) if media else None,
+            video=(video or VideoOptions()) if media else None,
             workers=workers or _num_cores(),
             limit=limit_errors,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
@@ -77,12 +78,6 @@ def check(
 def _num_cores() -> int:
     known = hasattr(os, "sched_getaffinity")  # which cores this process may use: on Linux
     return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
-
-
-def _video_options(values: dict[str, Any], where: str) -> Any:
-    from tpo_plugin.data.media import VideoOptions
-
-    return config_from_dict(VideoOptions, values, where=f"{where}: data.video")
 
 
 def _describe(report: CheckReport) -> dict[str, Any]:

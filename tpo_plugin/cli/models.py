@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tpo_plugin.config import config_from_dict
 from tpo_plugin.data import TPOCollator, VideoOptions
 from tpo_plugin.data.dataset import Sample
 from tpo_plugin.generation.answers import Prediction
+from tpo_plugin.training.config import TrainConfig
 from tpo_plugin.training.run import RUN_FILE, load_host, load_run, read_run
 
 
@@ -17,8 +17,8 @@ def load(source: str | Path) -> tuple[Any, VideoOptions]:
     import torch
 
     model = load_run(source)
-    video = config_from_dict(VideoOptions, read_run(source)["config"]["data"]["video"], where=f"{source}: data.video")
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), video
+    config = TrainConfig.from_dict(read_run(source)["config"], where=f"{source}: config")
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), config.data.video
 
 
 def load_run_or_host(source: str | Path) -> tuple[Any, VideoOptions]:

@@ -16,44 +16,37 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from tpo_plugin.data.sampling import SAMPLING, sample_indices
-from tpo_plugin.errors import MediaError, TPOError, did_you_mean
+from tpo_plugin.config import Config, Count, Positive
+from tpo_plugin.data.sampling import Sampling, sample_indices
+from tpo_plugin.errors import MediaError, TPOError
 
 BACKENDS = {"decord": "decord", "pyav": "av", "torchcodec": "torchcodec"}
 """Name of a video reader and its package."""
+
+Backend = Literal["auto", "decord", "pyav", "torchcodec"]
 
 _TOLERANCE_S = 1e-3
 """A time may be behind the end by this much: the backends' durations differ by rounding."""
 
 
 @dataclass(kw_only=True, frozen=True)
-class VideoOptions:
+class VideoOptions(Config):
     """How clips are read."""
 
-    num_frames: int = 16
+    num_frames: Count = 16
     """Frames of a clip; for sampling "fps" the most, above which they are thinned out evenly."""
-    sampling: str = "uniform"
+    sampling: Sampling = "uniform"
     """"uniform", "middle" or "fps"; see `tpo_plugin.data.sampling`."""
-    fps: float = 1.0
+    fps: Positive = 1.0
     """Frames a second, for sampling "fps"."""
-    backend: str = "auto"
+    backend: Backend = "auto"
     """"decord", "pyav" or "torchcodec". "auto" is decord where it is installed, and PyAV otherwise or for a file that
     decord cannot read (a portrait video of a telephone)."""
-
-    def __post_init__(self) -> None:
-        if self.num_frames < 1:
-            raise TPOError(f"num_frames is {self.num_frames}; expected at least 1")
-        if self.sampling not in SAMPLING:
-            raise TPOError(f"sampling is {self.sampling!r}{did_you_mean(self.sampling, SAMPLING)}")
-        if not self.fps > 0:
-            raise TPOError(f"fps is {self.fps}; expected more than 0 frames a second")
-        if self.backend not in ("auto", *BACKENDS):
-            raise TPOError(f"video backend is {self.backend!r}{did_you_mean(self.backend, ('auto', *BACKENDS))}")
 
 
 @dataclass(frozen=True)
@@ -99,7 +92,7 @@ def read_video(path: str | Path, options: VideoOptions | None = None) -> VideoCl
     return _with_reader(path, options.backend, sample)
 
 
-def read_frame(path: str | Path, time_s: float, backend: str = "auto") -> Image.Image:
+def read_frame(path: str | Path, time_s: float, backend: Backend = "auto") -> Image.Image:
     """The frame that is shown at a time. Raises `MediaError`, also where the video is shorter."""
 
     def pick(reader: _Reader) -> Image.Image:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
-SAMPLING = ("uniform", "middle", "fps")
+Sampling = Literal["uniform", "middle", "fps"]
 
 
 def uniform_indices(num_total: int, num_frames: int) -> list[int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tpo_plugin.config import TPOConfig, config_from_dict
-from tpo_plugin.errors import TPOError
+from tpo_plugin.yaml_file import read_yaml
 
 VARIABLE = "TPO_SCRIPT"
 STARTUP = Path(__file__).parent / "startup"
@@ -51,13 +51,6 @@ class ScriptSettings:
 
 def read_config(path: Path) -> dict[str, Any]:
     """The YAML file of `tpo run --config`; raises `TPOError`."""
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise TPOError(f"{path} cannot be read: {error}") from error
-    if not isinstance(values, dict):
-        raise TPOError(f"{path} holds a {type(values).__name__}; expected loss_weights and heads, as in TPOConfig")
+    values = read_yaml(path)
     config_from_dict(TPOConfig, values, where=str(path))
     return values

@@ -1,117 +1,132 @@
-"""One YAML file describes a run: the host, LoRA, and three stages. No torch in here.
+"""One YAML file describes a run: the host, LoRA, and the stages. No torch in here.
 
-The defaults are the paper's schedule (arXiv 2412.19326): rates, batch sizes, epochs, warm-up, weight decay. Its
-exceptions for single tasks are a run's own to state: in stage 2 the temporal task token at 2e-4 (`tokens.temporal`),
-and 25, 1 and 3 passes over temporal, region and mask data (`weight` of a source).
+`stages` names them, in the order in which they run. Those of the names "stage1", "stage2" and "stage3", which are also
+the default, start from the paper's schedule (arXiv 2412.19326): rates, batch sizes, epochs, warm-up, weight decay. The
+paper's exceptions for single tasks are a run's own to state: in stage 2 the temporal task token at 2e-4
+(`tokens.temporal`), and 25, 1 and 3 passes over temporal, region and mask data (`weight` of a source).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from tpo_plugin.config import TPOConfig, config_from_dict
-from tpo_plugin.errors import TPOError
+from annotated_types import Ge, Interval, MinLen, Predicate, doc
+from pydantic import BeforeValidator
 
-STAGES = ("stage1", "stage2", "stage3")
-"""Task assignment, task training, multi-task training."""
+from tpo_plugin.config import Config, Count, NotNegative, Positive, Share, TPOConfig, config_from_dict
+from tpo_plugin.data.media import VideoOptions
+from tpo_plugin.errors import TPOError, did_you_mean
+from tpo_plugin.plugins import registry
+from tpo_plugin.validation import WrongValues, build
+from tpo_plugin.yaml_file import read_yaml
+
+Text = Annotated[str, MinLen(1)]
+
+
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
+
+
+def _is_stage_name(name: str) -> bool:
+    return bool(re.fullmatch(r"[a-z][a-z0-9_-]*", name)) and not re.match(r"final$|checkpoint-", name)
+
+
+Pattern = Annotated[str, Predicate(_is_pattern), doc("a regular expression")]
+Rate = Annotated[Positive, doc("a finite number above 0; leave a part out to freeze it")]
+StageName = Annotated[
+    str,
+    Predicate(_is_stage_name),
+    doc("a stage's name, which is its folder's: a-z, then a-z, 0-9, _ and -; neither final nor checkpoint-…"),
+]
 
 
 @dataclass(kw_only=True)
-class DataSource:
+class DataSource(Config):
     """One file of records and its share in a stage."""
 
-    file: str
+    file: Text
     """JSON Lines of records, or a LLaVA JSON file; relative to the working directory."""
     media: str | None = None
     """Folder that the records' media paths are relative to; None takes the file's own folder."""
-    weight: float = 1.0
+    weight: Positive = 1.0
     """Passes over this source in one epoch: 2 repeats every record, 0.5 takes another half of them each epoch."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.weight < float("inf"):
-            raise TPOError(f"data source {self.file!r}: weight is {self.weight!r}; expected a number above 0")
 
 
 @dataclass(kw_only=True)
-class DataConfig:
+class DataConfig(Config):
     """How records are read, in all stages."""
 
-    video: dict[str, Any] = field(default_factory=dict)
-    """How clips are read: fields of `tpo_plugin.data.VideoOptions` (num_frames, sampling, fps, backend)."""
-    max_length: int | None = None
+    video: VideoOptions = field(default_factory=VideoOptions)
+    """How clips are read."""
+    max_length: Count | None = None
     """Tokens of a sample at most; longer ones are cut at the end. None cuts nothing."""
-    max_bad_share: float = 0.05
+    max_bad_share: Share = 0.05
     """Training stops when more than this share of the records has media that cannot be read, 0 to 1."""
-    num_workers: int = 0
+    num_workers: Annotated[int, Ge(0)] = 0
     """Processes on each rank that read media ahead."""
 
 
 @dataclass(kw_only=True)
-class LoraSettings:
+class LoraSettings(Config):
     """LoRA on the language model, through PEFT."""
 
-    r: int = 16
+    r: Count = 16
     """Rank."""
-    alpha: int = 32
+    alpha: Count = 32
     """Scale of the update is alpha / r."""
-    dropout: float = 0.0
+    dropout: Share = 0.0
     """Probability of zeroing an input of the update, 0 to 1."""
     targets: str | list[str] | None = None
     """PEFT's `target_modules`; None takes every Linear of the language model except its output embedding."""
 
 
 @dataclass(kw_only=True)
-class StageConfig:
+class StageConfig(Config):
     """What trains in one stage, on which data, with which losses."""
 
-    learning_rates: dict[str, float] = field(default_factory=dict)
+    learning_rates: dict[str, Rate] = field(default_factory=dict)
     """Learning rate by part; what no part names is frozen. Parts: "lora", "heads", "task_tokens" and "triggers" (input
     and output row) or both as "tokens", each of these but LoRA also for one head ("heads.region"), "connector",
     "vision", "language" (the language model itself), or a name under `modules`. The most exact name wins."""
-    losses: list[str] | None = None
+    losses: Annotated[list[str], MinLen(1)] | None = None
     """Losses in use: "mllm", "assign" and heads' names; None uses all. Their weights are `tpo.loss_weights`."""
     data: list[DataSource] = field(default_factory=list)
     """Training records; sources are mixed by their weights."""
     eval_data: list[DataSource] = field(default_factory=list)
     """Held-out records, evaluated with the heads' metrics; none evaluates nothing."""
-    epochs: float = 1.0
+    epochs: Positive = 1.0
     """Passes over the mixed data."""
-    steps: int | None = None
+    steps: Count | None = None
     """Optimizer steps; where given, it decides in place of `epochs`."""
-    batch_size: int = 128
+    batch_size: Count = 128
     """Samples in one optimizer step, over all ranks and accumulation steps."""
-    micro_batch_size: int = 8
+    micro_batch_size: Count = 8
     """Samples in one forward on one device; must divide `batch_size` / ranks."""
-    warmup: float = 0.2
+    warmup: Annotated[float, Interval(ge=0, lt=1)] = 0.2
     """Share of the steps over which the rate rises, at least 0 and below 1."""
     scheduler: str = "cosine"
     """Name of a transformers learning-rate scheduler."""
-    weight_decay: float = 0.02
+    weight_decay: NotNegative = 0.02
     """AdamW's decay; not on biases, norms and token rows (parameters of one dimension)."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: NotNegative = 1.0
     """Gradients are clipped to this norm; 0 does not clip."""
-    eval_steps: int | None = None
+    eval_steps: Count | None = None
     """Steps between evaluations; None evaluates after each epoch."""
-    save_steps: int = 500
+    save_steps: Count = 500
     """Steps between checkpoints; a run that was stopped goes on from the last one."""
-    logging_steps: int = 10
+    logging_steps: Count = 10
     """Steps between log lines."""
     trainer: dict[str, Any] = field(default_factory=dict)
     """Further `transformers.TrainingArguments` of this stage, for example deepspeed or gradient_checkpointing."""
-
-    def __post_init__(self) -> None:
-        self.data = [_build(DataSource, source, f"data[{i}]") for i, source in enumerate(self.data)]
-        self.eval_data = [_build(DataSource, source, f"eval_data[{i}]") for i, source in enumerate(self.eval_data)]
-        self.learning_rates = {part: _rate(part, rate) for part, rate in self.learning_rates.items()}
-        if self.batch_size < 1 or self.micro_batch_size < 1:
-            raise TPOError(
-                f"batch_size {self.batch_size} and micro_batch_size {self.micro_batch_size}: expected at least 1"
-            )
-        if not 0 <= self.warmup < 1:
-            raise TPOError(f"warmup is {self.warmup!r}; expected a share of the steps, at least 0 and below 1")
 
     def accumulation(self, num_ranks: int) -> int:
         """Accumulation steps that make `batch_size` on `num_ranks` devices; `TPOError` where it does not divide."""
@@ -124,27 +139,35 @@ class StageConfig:
         return self.batch_size // per_forward
 
 
-def _stage1() -> StageConfig:
-    # The triggers' rows belong to the language model, whose LoRA trains at this rate.
-    return StageConfig(learning_rates={"lora": 2e-5, "triggers": 2e-5}, losses=["mllm", "assign"], batch_size=128)
-
-
-def _stage2() -> StageConfig:
-    return StageConfig(learning_rates={"lora": 2e-5, "heads": 1e-4, "tokens": 1e-4}, batch_size=128)
-
-
-def _stage3() -> StageConfig:
+def paper_stages() -> dict[str, StageConfig]:
+    """The paper's schedule: task assignment (LoRA learns to emit the triggers), task training, multi-task training."""
     parts = ("lora", "heads", "tokens", "connector", "vision")
-    return StageConfig(learning_rates=dict.fromkeys(parts, 2e-5), batch_size=256, epochs=3.0)
+    return {
+        # The triggers' rows belong to the language model, whose LoRA trains at this rate.
+        "stage1": StageConfig(learning_rates={"lora": 2e-5, "triggers": 2e-5}, losses=["mllm", "assign"]),
+        "stage2": StageConfig(learning_rates={"lora": 2e-5, "heads": 1e-4, "tokens": 1e-4}),
+        "stage3": StageConfig(learning_rates=dict.fromkeys(parts, 2e-5), batch_size=256, epochs=3.0),
+    }
+
+
+def _from_the_paper(stages: Any) -> Any:
+    """Plain stages of the paper's names, over the paper's schedule."""
+    if not isinstance(stages, dict):
+        return stages
+    paper = {name: dataclasses.asdict(stage) for name, stage in paper_stages().items()}
+    return {
+        name: paper[name] | stage if name in paper and isinstance(stage, dict) else stage
+        for name, stage in stages.items()
+    }
 
 
 @dataclass(kw_only=True)
-class TrainConfig:
+class TrainConfig(Config):
     """A whole run."""
 
-    model: str
+    model: Text
     """Folder or hub name of the host."""
-    output_dir: str
+    output_dir: Text
     """Folder of the run: one folder for each stage, and the result."""
     heads: list[str] = field(default_factory=list)
     """Heads to apply; none applies all that are installed."""
@@ -152,89 +175,66 @@ class TrainConfig:
     """Loss weights and the heads' own configurations."""
     lora: LoraSettings | None = field(default_factory=LoraSettings)
     """None trains without LoRA."""
-    modules: dict[str, str] = field(default_factory=dict)
+    modules: dict[str, Pattern] = field(default_factory=dict)
     """Regular expression on parameter names for a part ("connector", "vision", or a name of your own), where the host's
     own module names do not show it."""
-    dtype: str = "auto"
-    """Precision that the host is loaded in: "auto" (as it was saved), "bfloat16", "float32"."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Precision that the host is loaded in; "auto": as it was saved."""
     attn: str = "auto"
     """Attention: "auto" is flash_attention_2 where it can run (a GPU of capability 8.0, half precision, the package
     flash-attn), else what transformers chooses: SDPA where the host has it. Or a name that transformers has: "sdpa"."""
     bf16: bool | None = None
     """Autocast to bfloat16; None: where the device can and the host is not float32."""
-    seed: int = 0
+    seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0
     """Of weights, data order and dropout."""
     data: DataConfig = field(default_factory=DataConfig)
     """How records are read."""
-    stage1: StageConfig | None = field(default_factory=_stage1)
-    """Task assignment: LoRA learns to emit the triggers. None leaves the stage out."""
-    stage2: StageConfig | None = field(default_factory=_stage2)
-    """Task training: LoRA, task tokens and heads."""
-    stage3: StageConfig | None = field(default_factory=_stage3)
-    """Multi-task training on task and conversation data together, with connector and vision encoder."""
+    stages: Annotated[
+        dict[StageName, StageConfig],
+        BeforeValidator(_from_the_paper),
+        MinLen(1),
+        doc("the stages by their names, at least one"),
+    ] = field(default_factory=paper_stages)
+    """The stages by name, in the order in which they run. Plain keys of "stage1", "stage2" or "stage3" change the
+    paper's stage of that name."""
 
-    def __post_init__(self) -> None:
-        self.tpo = _build(TPOConfig, self.tpo, "tpo")
-        self.data = _build(DataConfig, self.data, "data")
-        self.lora = None if self.lora is None else _build(LoraSettings, self.lora, "lora")
-        defaults = {"stage1": _stage1, "stage2": _stage2, "stage3": _stage3}
-        for name, default in defaults.items():
-            value = getattr(self, name)
-            if isinstance(value, dict):
-                value = dataclasses.asdict(default()) | value
-            setattr(self, name, None if value is None else _build(StageConfig, value, name))
-        if not self.stages:
-            raise TPOError("stage1, stage2 and stage3 are all left out; expected at least one")
-
-    @property
-    def stages(self) -> dict[str, StageConfig]:
-        """The stages that are run, by name, in their order."""
-        return {name: stage for name in STAGES if (stage := getattr(self, name)) is not None}
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, where: str) -> TrainConfig:
+        """As `config_from_dict`; also of the form in which stage1, stage2 and stage3 were keys beside the others."""
+        beside = [name for name in paper_stages() if name in values] if isinstance(values, dict) else []
+        if beside and "stages" in values:
+            raise TPOError(
+                f"{where}: {beside[0]}: stands beside stages; expected every stage under stages, or stage1, stage2 and "
+                "stage3 as keys of their own and no stages"
+            )
+        if isinstance(values, dict) and "stages" not in values:
+            stages = {name: values.get(name, {}) for name in paper_stages()}
+            others = {key: value for key, value in values.items() if key not in stages}
+            values = others | {"stages": {name: stage for name, stage in stages.items() if stage is not None}}
+        return config_from_dict(cls, values, where=where)
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> TrainConfig:
-        """Reads a YAML file; a stage's keys change its default. A `TPOError` for a typo names the nearest valid key."""
-        import yaml
+        """Reads a YAML file, and checks it with the heads' own configurations; raises `TPOError`."""
+        config = cls.from_dict(read_yaml(path), where=str(path))
+        config.check_heads(where=str(path))
+        return config
 
+    def check_heads(self, *, where: str) -> None:
+        """Raises `TPOError` for a head that is not installed, or whose configuration is wrong."""
         try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise TPOError(f"{path}: not a readable YAML file: {error}") from error
-        if not isinstance(values, dict):
-            raise TPOError(f"{path}: expected keys and values, got {type(values).__name__}")
-        try:
-            return config_from_dict(cls, values, where="config")
-        except TypeError as error:  # a required key is missing
-            raise TPOError(f"{path}: {error}") from error
+            heads = {name: registry().head(name) for name in self.heads or registry().heads}
         except TPOError as error:
-            raise TPOError(f"{path}: {error}") from error
+            raise TPOError(f"{where}: heads: {error}") from error
+        for name, given in self.tpo.heads.items():
+            if name not in heads:
+                raise TPOError(f"{where}: tpo.heads: {name!r} is not applied{did_you_mean(name, heads)}")
+            if isinstance(given, dict):
+                try:
+                    build(heads[name].config_class(), given)
+                except WrongValues as error:
+                    raise error.below("tpo", "heads", name).at(where) from error
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as in the YAML file."""
         return dataclasses.asdict(self)
-
-
-def _rate(part: str, value: Any) -> float:
-    try:
-        rate = float(value)  # YAML reads 2e-5 as text
-    except (TypeError, ValueError):
-        rate = 0.0
-    if not 0 < rate < float("inf"):
-        raise TPOError(
-            f"learning_rates[{part!r}] is {value!r}; expected a number above 0; leave a part out to freeze it"
-        )
-    return rate
-
-
-def _build(cls: type, value: Any, where: str) -> Any:
-    if isinstance(value, cls):
-        return value
-    if not isinstance(value, dict):
-        raise TPOError(f"{where}: expected keys and values, got {value!r}")
-    try:
-        return config_from_dict(cls, value, where=where)
-    except TypeError as error:
-        raise TPOError(f"{where}: {error}") from error
-    except TPOError as error:
-        message = str(error)
-        raise TPOError(message if message.startswith(where) else f"{where}.{message}") from error

@@ -53,14 +53,14 @@ def retention(
     """
     directory = Path(directory)
     saved = read_run(directory)
-    config = TrainConfig(**saved["config"])
+    config = TrainConfig.from_dict(saved["config"], where=f"{directory}: config")
     model = load_host(str(host or saved["host"]), config.dtype).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     old_size = model.get_output_embeddings().weight.shape[0]
     tpo_config = config_from_dict(TPOConfig, {"heads": config.tpo.heads}, where=f"{directory}: tpo")
     tokenizer = _processor(directory)
     apply_tpo(model, tokenizer, heads=config.heads, config=tpo_config)
-    batches, with_tasks = _batches(model, records, media_root, saved["config"]["data"]["video"], limit)
+    batches, with_tasks = _batches(model, records, media_root, config.data.video, limit)
     applied = [_answers(model, batch, old_size) for batch in batches]
     remove_tpo(model)
     bare = [_answers(model, batch, old_size) for batch in batches]
@@ -87,11 +87,10 @@ def _processor(directory: Path) -> Any:
 
 
 def _batches(
-    model: Any, records: str | Path, media_root: Any, video: dict[str, Any], limit: int | None
+    model: Any, records: str | Path, media_root: Any, video: VideoOptions, limit: int | None
 ) -> tuple[Batches, int]:
     """One conversation each, as it is trained on, without the plugin's arguments."""
     source = Records(records, model.tpo, media_root=media_root)
-    options = config_from_dict(VideoOptions, video, where="data.video")
     collate, with_tasks = TPOCollator(model.tpo), 0
     batches: Batches = []
     for record in source:
@@ -100,7 +99,7 @@ def _batches(
             continue
         if limit is not None and len(batches) == limit:
             break
-        batch = collate([read_sample(record, options)])
+        batch = collate([read_sample(record, video)])
         plain = {name: value for name, value in batch.items() if name not in FORWARD_ARGUMENTS}
         batches.append(send_to_device(plain, model.device))
     if not batches:

@@ -1,45 +1,41 @@
-"""A run: the three stages of one configuration, resumable anywhere, and its result.
+"""A run: the stages of one configuration, resumable anywhere, and its result.
 
 output_dir/config.yaml          the configuration, as understood
-output_dir/stage1 .. stage3/    checkpoints of the Trainer; final/ has the weights at its end, stage.json its metrics
+output_dir/<stage>/             checkpoints of the Trainer; final/ has the weights at its end, stage.json its metrics
 output_dir/run.json             written at the very end, beside the adapter, the tpo files and the processor
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import os
-from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+import yaml
 from accelerate import PartialState
 from packaging.version import Version
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, TrainerCallback, TrainingArguments, set_seed
-from transformers.integrations import is_tensorboard_available
+from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_callback import TrainerState
-from transformers.trainer_utils import IntervalStrategy
 
 from tpo_plugin import zero
 from tpo_plugin.apply import apply_tpo
 from tpo_plugin.checkpoint import load_tpo
 from tpo_plugin.config import FORMAT_VERSION, config_from_dict
-from tpo_plugin.data import RecordDataset, Records, TPOCollator, VideoOptions
-from tpo_plugin.errors import TPOError, did_you_mean
+from tpo_plugin.errors import TPOError
 from tpo_plugin.files import load_weights, replace_file
 from tpo_plugin.training.attention import attention
-from tpo_plugin.training.checkpoints import last_checkpoint, load_host_weights, save_host_weights
-from tpo_plugin.training.config import DataSource, StageConfig, TrainConfig
-from tpo_plugin.training.parts import LORA, language_linears, optimizer_groups, set_trainable
-from tpo_plugin.training.same_media import SameMedia
-from tpo_plugin.training.trainer import wrap_trainer
+from tpo_plugin.training.checkpoints import load_host_weights, save_host_weights
+from tpo_plugin.training.config import TrainConfig
+from tpo_plugin.training.parts import LORA, language_linears, set_trainable
+from tpo_plugin.training.resume import check_settings
+from tpo_plugin.training.stages import check_stages, train_stage
+from tpo_plugin.yaml_file import read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -50,10 +46,15 @@ def train(config: TrainConfig | str | os.PathLike[str], *, resume: bool = True) 
     """Trains all stages and returns the run's folder.
 
     The same call on a folder with an unfinished run goes on where it stopped, in whichever stage. With `resume=False`
-    such a folder is refused. Started by torchrun or accelerate, it trains on all ranks. Raises `TPOError` for what is
-    wrong in the configuration, its data, or the folder.
+    such a folder is refused. What cannot change what is trained already may change: the stages that have not begun, and
+    how often is saved and logged. Started by torchrun or accelerate, it trains on all ranks. Raises `TPOError` for what
+    is wrong in the configuration, its data, or the folder, of any stage, before the first one trains.
     """
-    config = config if isinstance(config, TrainConfig) else TrainConfig.from_yaml(Path(config))
+    if isinstance(config, TrainConfig):  # whose fields may have been set since it was made
+        config = config_from_dict(TrainConfig, config.to_dict(), where="config")
+        config.check_heads(where="config")
+    else:
+        config = TrainConfig.from_yaml(Path(config))
     directory = Path(config.output_dir)
     state = PartialState()
     _open_run(config, directory, resume, state)
@@ -64,13 +65,14 @@ def train(config: TrainConfig | str | os.PathLike[str], *, resume: bool = True) 
     finished = [name for name in config.stages if (directory / name / STAGE_FILE).is_file()]
     if finished:
         _load_weights(model, directory / finished[-1] / FINAL)
+    sources = check_stages(model, config, [name for name in config.stages if name not in finished])
     trained: set[str] = set()
     for name, stage in config.stages.items():
-        rates = set_trainable(model, stage.learning_rates, config.modules, where=name)
+        rates = set_trainable(model, stage.learning_rates, config.modules, where=f"stages.{name}")
         trained |= set(rates)
         if name in finished:
             continue
-        trainer, metrics = _train_stage(model, config, name, rates)
+        trainer, metrics = train_stage(model, config, name, rates, sources)
         if state.is_main_process or zero.split(model.parameters()):
             _save_weights(model, directory / name / FINAL, trained)
         if state.is_main_process:
@@ -98,7 +100,7 @@ def load_run(directory: str | os.PathLike[str], *, host: str | os.PathLike[str] 
     """
     directory = Path(directory)
     saved = read_run(directory)
-    config = TrainConfig(**saved["config"])
+    config = TrainConfig.from_dict(saved["config"], where=f"{directory / RUN_FILE}: config")
     source = str(host or saved["host"])
     try:
         model = load_host(source, config.dtype)
@@ -166,179 +168,29 @@ def build_model(config: TrainConfig) -> nn.Module:
     return apply_tpo(model, processor, heads=config.heads or None, config=config.tpo)
 
 
-# -- one stage ---------------------------------------------------------------------------------------------------------
-
-
-class StageTrainer(wrap_trainer(transformers.Trainer)):  # type: ignore[misc]
-    """A wrapped Trainer that trains exactly the parts of a stage, at their rates."""
-
-    thaws_tpo = False
-
-    rates: dict[str, float]
-    same_media: SameMedia | None = None
-    optimizer: Any
-
-    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
-        return self.same_media or super()._get_train_sampler(*args, **kwargs)
-
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        if self.optimizer is None:
-            self._check_triggers()
-            kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            self.optimizer = kind(optimizer_groups(self.model, self.rates, self.args.weight_decay), **options)
-        return self.optimizer
-
-
-class _Epochs(TrainerCallback, torch.utils.data.Dataset):
-    """A dataset whose epoch is set where an epoch begins.
-
-    Accelerate would tell the sampler only, or, in a loader that skips what a resumed run has seen, say epoch 0.
-    """
-
-    def __init__(self, dataset: RecordDataset) -> None:
-        self.dataset, self.epoch = dataset, -1
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.dataset[index]
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.epoch = int(state.epoch or 0) if self.epoch < 0 else self.epoch + 1
-        self.dataset.set_epoch(self.epoch)
-
-
-def _train_stage(
-    model: nn.Module, config: TrainConfig, name: str, rates: dict[str, float]
-) -> tuple[StageTrainer, dict[str, Any]]:
-    """The trainer of a stage that was trained, and its log, evaluation and media."""
-    stage, folder = getattr(config, name), Path(config.output_dir) / name
-    kinds = ["mllm", "assign", *model.tpo.heads]
-    for loss in stage.losses or ():
-        if loss not in kinds:
-            raise TPOError(f"{name}: losses has {loss!r}{did_you_mean(loss, kinds)}")
-    active = kinds if stage.losses is None else stage.losses
-    model.tpo.config.loss_weights = {kind: config.tpo.weight(kind) if kind in active else 0.0 for kind in kinds}
-    if not stage.data:
-        raise TPOError(f"{name} has no data: name at least one file of records, or leave the stage out ({name}: null)")
-    dataset = _dataset(model, config, stage.data)
-    evaluation = _dataset(model, config, stage.eval_data) if stage.eval_data else None
-    args = _arguments(model, config, name)
-    epochs = _Epochs(dataset)
-    trainer = StageTrainer(
-        model=model,
-        args=args,
-        train_dataset=epochs,
-        eval_dataset=evaluation,
-        data_collator=TPOCollator(model.tpo, max_length=config.data.max_length),
-        callbacks=[epochs],
-    )
-    trainer.rates = rates
-    if trainer.is_deepspeed_enabled:
-        block = stage.micro_batch_size * args.world_size
-        trainer.same_media = SameMedia(dataset, block, config.seed, lambda: max(epochs.epoch, 0))
-    checkpoint = last_checkpoint(folder, args.world_size)
-    if checkpoint is not None:
-        logger.info("%s goes on from %s", name, checkpoint)
-        reached = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
-    if checkpoint is not None and reached.global_step >= reached.max_steps:
-        trainer._load_from_checkpoint(checkpoint)  # the Trainer would do one step more
-        trainer.state = reached
-    else:
-        trainer.train(resume_from_checkpoint=checkpoint)
-    metrics = {"log": trainer.state.log_history, "steps": trainer.state.global_step}
-    if evaluation is not None:
-        metrics["evaluation"] = trainer.evaluate()
-    skipped = dataset.report()
-    (logger.warning if dataset.skipped else logger.info)("%s: %s", name, skipped)
-    return trainer, metrics | {"media": skipped}
-
-
-def _arguments(model: nn.Module, config: TrainConfig, name: str) -> TrainingArguments:
-    stage: StageConfig = getattr(config, name)
-    fields = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
-    for key in stage.trainer:
-        if key not in fields:
-            raise TPOError(f"{name}.trainer: unknown TrainingArguments key {key!r}{did_you_mean(key, fields)}")
-    bf16 = config.bf16
-    if bf16 is None:
-        bf16 = model.tpo.model.dtype != torch.float32 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    every = {} if stage.eval_steps is None else {"eval_steps": stage.eval_steps}
-    strategy = IntervalStrategy.EPOCH if stage.eval_steps is None else IntervalStrategy.STEPS
-    values = {
-        "output_dir": str(Path(config.output_dir) / name),
-        "per_device_train_batch_size": stage.micro_batch_size,
-        "per_device_eval_batch_size": stage.micro_batch_size,
-        "num_train_epochs": stage.epochs,
-        "max_steps": stage.steps or -1,
-        "learning_rate": max(stage.learning_rates.values(), default=0.0),
-        "lr_scheduler_type": stage.scheduler,
-        # transformers 5 takes a share in the place of a number of steps
-        "warmup_ratio" if "warmup_ratio" in fields else "warmup_steps": stage.warmup,
-        "optim": "adamw_torch",
-        "weight_decay": stage.weight_decay,
-        "max_grad_norm": stage.max_grad_norm,
-        "bf16": bf16,
-        "seed": config.seed,
-        "logging_steps": stage.logging_steps,
-        "save_steps": stage.save_steps,
-        "save_total_limit": 2,
-        "eval_strategy": strategy if stage.eval_data else IntervalStrategy.NO,
-        "dataloader_num_workers": config.data.num_workers,
-        "remove_unused_columns": False,
-        "report_to": ["tensorboard"] if is_tensorboard_available() else [],
-    }
-    values |= every | stage.trainer
-    steps = stage.accumulation(TrainingArguments(**values).world_size)
-    args = TrainingArguments(**values | {"gradient_accumulation_steps": steps})
-    if args.deepspeed and "optimizer" in args.hf_deepspeed_config.config:
-        raise TPOError(
-            f"{name}.trainer: {args.deepspeed} has an optimizer of its own, which would train every part at one rate; "
-            "expected a DeepSpeed configuration without one"
-        )
-    return args
-
-
-def _dataset(model: nn.Module, config: TrainConfig, sources: Sequence[DataSource]) -> RecordDataset:
-    records = [Records(source.file, model.tpo, media_root=source.media) for source in sources]
-    shares = [source.weight * len(items) for source, items in zip(sources, records, strict=True)]
-    mixed = any(source.weight != 1 for source in sources)
-    return RecordDataset(
-        records,
-        weights=shares if mixed else None,
-        num_samples=max(1, round(sum(shares))) if mixed else None,
-        seed=config.seed,
-        video=config_from_dict(VideoOptions, config.data.video, where="data.video"),
-        max_bad_share=config.data.max_bad_share,
-    )
-
-
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
 def _open_run(config: TrainConfig, directory: Path, resume: bool, state: PartialState) -> None:
-    """Writes the configuration, or compares it to the one of the run that is there."""
-    import yaml
-
+    """Writes the configuration, after comparing it to the one of the run that is there."""
     path = directory / CONFIG_FILE
-    text = yaml.safe_dump(config.to_dict(), sort_keys=False)
+    finished = (directory / RUN_FILE).is_file()
     if path.is_file():
         if not resume:
             raise TPOError(f"{directory} has a run already: resume it, or give another output_dir")
-        there, here = yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(text)
-        # It may go on with another attention: on another machine.
-        changed = sorted(key for key in {*there, *here} - {"attn"} if there.get(key) != here.get(key))
-        if changed:
-            raise TPOError(
-                f"{directory} has a run with other settings of {changed}, so it cannot go on; give another output_dir, "
-                f"or the settings of {path}"
-            )
+        there = TrainConfig.from_dict(read_yaml(path), where=str(path))
+        begun = [name for name in there.stages if _has_begun(directory / name)]
+        check_settings(there, config, begun=begun, finished=finished, where=str(path))
     state.wait_for_everyone()
-    if state.is_main_process and not path.is_file():
+    if state.is_main_process and not finished:
         directory.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(config.to_dict(), sort_keys=False)
         replace_file(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
     state.wait_for_everyone()
+
+
+def _has_begun(stage: Path) -> bool:
+    return (stage / STAGE_FILE).is_file() or any(stage.glob("checkpoint-*"))
 
 
 def _save_weights(model: nn.Module, directory: Path, host_names: set[str]) -> None:
@@ -362,12 +214,10 @@ def _load_weights(model: nn.Module, directory: Path) -> None:
 
 
 def _describe(config: TrainConfig, directory: Path) -> dict[str, Any]:
-    from tpo_plugin import __version__
-
     host = Path(config.model)
     return {
         "format_version": FORMAT_VERSION,
-        "tpo_plugin": __version__,
+        "tpo_plugin": version("tpo-plugin"),
         "transformers": transformers.__version__,
         "torch": torch.__version__,
         "host": str(host.resolve()) if host.exists() else config.model,

@@ -171,11 +171,14 @@ def test_what_comes_from_the_file_is_not_saved_again(original, tmp_path, train):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("backend", "sam3", "backend is 'sam3'; expected one of 'auto', 'sam2', 'transformers'"),
-        ("losses", [], "losses is \\[\\]"),
-        ("losses", "pixel", "losses is 'pixel'"),
-        ("image_size", 100, "image_size is 100; expected a multiple of 32"),
-        ("clip_frames", 0, "clip_frames is 0"),
+        ("backend", "sam3", "backend: is 'sam3'; expected 'auto', 'sam2' or 'transformers'"),
+        ("losses", [], r"losses: is \[\]; expected a list that is not empty"),
+        ("losses", "pixel", "losses: is 'pixel'; expected a list"),
+        ("losses", ["pixel", "sam"], r"losses\[1\]: is 'sam'; expected 'pixel' or 'prompt'"),
+        ("losses", ["pixel", "pixel"], "expected each at most once"),
+        ("image_size", 100, "image_size: is 100; expected a whole number of at least 32 and divisible by 32"),
+        ("clip_frames", 0, "clip_frames: is 0; expected a whole number of at least 1"),
+        ("clip_frames", True, "clip_frames: is True; expected a whole number"),
     ],
 )
 def test_a_wrong_setting_is_named(field, value, message):

@@ -103,7 +103,7 @@ def test_encode(head):
 
 
 def test_unknown_loss():
-    with pytest.raises(tpo.TPOError, match="loss is 'l1'; expected one of 'l1_giou', 'mse'"):
+    with pytest.raises(tpo.TPOError, match="RegionConfig: loss: is 'l1'; expected 'l1_giou' or 'mse'"):
         RegionConfig(loss="l1")
 
 

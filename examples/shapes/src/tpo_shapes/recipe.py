@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tpo_plugin.config import TPOConfig
+from tpo_plugin.data.media import VideoOptions
 from tpo_plugin.training.config import DataConfig, DataSource, StageConfig, TrainConfig
 from tpo_shapes.evaluate import VIDEO
 from tpo_shapes.micro_sam import ARCHITECTURE, SAM_STEPS
@@ -132,10 +133,12 @@ def train_config(host: Path, directory: Path, size: Size, seed: int, name: str) 
         tpo=TPOConfig(loss_weights=LOSS_WEIGHTS[name], heads=_head_configs(directory, name)),
         modules={"words": r"(^|\.)(embed_tokens|lm_head)\."} if as_text else {},
         seed=seed,
-        data=DataConfig(video=dict(VIDEO)),
-        stage1=stage(1, {**host_parts(3e-3), "triggers": 3e-3}, chat=1.0, losses=["mllm", "assign"]),
-        stage2=stage(2, parts(3e-3), chat=0.4),
-        stage3=stage(3, {**parts(1e-3), "connector": 2e-4, "vision": 2e-4}, chat=0.7),
+        data=DataConfig(video=VideoOptions(**VIDEO)),
+        stages={
+            "stage1": stage(1, {**host_parts(3e-3), "triggers": 3e-3}, chat=1.0, losses=["mllm", "assign"]),
+            "stage2": stage(2, parts(3e-3), chat=0.4),
+            "stage3": stage(3, {**parts(1e-3), "connector": 2e-4, "vision": 2e-4}, chat=0.7),
+        },
     )
 
 

@@ -1,7 +1,9 @@
 """One point per task token.  N = task tokens in the batch, D = host hidden size."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from annotated_types import Interval
 from torch import nn
 from torch.nn import functional as F
 
@@ -10,7 +12,7 @@ import tpo_plugin as tpo
 
 @dataclass(kw_only=True)
 class PointConfig(tpo.HeadConfig):
-    dropout: float = 0.0
+    dropout: Annotated[float, Interval(ge=0, le=1)] = 0.0
     """Probability of zeroing a hidden unit, 0 to 1."""
 
 

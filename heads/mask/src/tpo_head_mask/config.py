@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Annotated, Literal
+
+from annotated_types import Ge, MinLen, MultipleOf
 
 import tpo_plugin as tpo
 
@@ -30,16 +32,16 @@ class MaskConfig(tpo.HeadConfig):
     """Which SAM 2, where the checkpoint's name does not say it. "micro" is for trials on a CPU."""
     version: Version = "2.1"
     """Version of SAM 2, where the checkpoint's name does not say it."""
-    image_size: int | None = None
+    image_size: Annotated[int, Ge(32), MultipleOf(32)] | None = None
     """Side of the square that frames are resized to, in pixels, a multiple of 32; None: 1024, for "micro" 128."""
     train: Train = "nothing"
     """Which part of SAM 2 is trained: "nothing", the mask "decoder", or "all"."""
-    losses: list[Loss] = field(default_factory=lambda: ["pixel"])
+    losses: Annotated[list[Loss], MinLen(1)] = field(default_factory=lambda: ["pixel"])
     """"pixel": on masks, through SAM 2's decoder. "prompt": on the prompt embeddings, against SAM 2's own of the true
     box, and on an auxiliary box, as the authors' code; needs no image encoder in training. One or both."""
     pixel_loss: PixelLoss = "bce"
     """Loss of pixels beside dice: "bce" (2 x BCE + dice / 2, as LISA) or "focal" (20 x focal + dice, as SAM 2)."""
-    clip_frames: int = 1
+    clip_frames: Annotated[int, Ge(1)] = 1
     """Frames of a video that are decoded in training and evaluation, at least 1: the prompted one and those that follow
     it. More than 1 trains through SAM 2's memory."""
     given_box: GivenBox = "sam2"
@@ -50,35 +52,14 @@ class MaskConfig(tpo.HeadConfig):
     pixels). None keeps none."""
 
     def __post_init__(self) -> None:
-        _one_of("backend", self.backend, Backend)
-        _one_of("size", self.size, Size)
-        _one_of("version", self.version, Version)
-        _one_of("train", self.train, Train)
-        _one_of("pixel_loss", self.pixel_loss, PixelLoss)
-        _one_of("given_box", self.given_box, GivenBox)
-        given: Any = self.losses
-        if isinstance(given, str) or not given or len(set(given)) < len(given):
-            raise tpo.TPOError(f"mask: losses is {self.losses!r}; expected a list of 'pixel', 'prompt' or both")
-        for loss in self.losses:
-            _one_of("losses", loss, Loss)
-        if self.image_size is not None and not (_is_count(self.image_size) and self.image_size % 32 == 0):
-            raise tpo.TPOError(f"mask: image_size is {self.image_size!r}; expected a multiple of 32 pixels")
-        if not _is_count(self.clip_frames):
-            raise tpo.TPOError(f"mask: clip_frames is {self.clip_frames!r}; expected at least 1")
+        super().__post_init__()
+        if len(set(self.losses)) < len(self.losses):
+            raise tpo.TPOError(f"losses: is {self.losses!r}; expected each at most once")
         if self.train != "nothing" and "pixel" not in self.losses:
             raise tpo.TPOError(
-                f"mask: train is {self.train!r} with losses {self.losses}, which do not reach SAM 2; add 'pixel'"
+                f"train: is {self.train!r} with losses {self.losses}, which do not reach SAM 2; add 'pixel'"
             )
         if self.train == "all" and self.cache_dir is not None:
             raise tpo.TPOError(
-                "mask: cache_dir keeps what a frozen image encoder gives, and train='all' trains it; leave one out"
+                "cache_dir: keeps what a frozen image encoder gives, and train='all' trains it; leave one out"
             )
-
-
-def _one_of(name: str, value: Any, kind: Any) -> None:
-    if value not in get_args(kind):
-        raise tpo.TPOError(f"mask: {name} is {value!r}; expected one of {', '.join(map(repr, get_args(kind)))}")
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Interval
 
 import tpo_plugin as tpo
 
-Features = Literal["host", "clip", "files"]
-Text = Literal["states", "words"]
+Count = Annotated[int, Ge(1)]
+Dropout = Annotated[float, Interval(ge=0, lt=1)]
+Weight = Annotated[float, Ge(0)]
 
 
 @dataclass(kw_only=True)
 class TemporalConfig(tpo.HeadConfig):
     """Defaults are those published for QVHighlights (CG-DETR, arXiv 2311.08835)."""
 
-    features: Features = "host"
+    features: Literal["host", "clip", "files"] = "host"
     """Where the clips' and the words' features come from: "host", its own vision tower and `text`; "clip", a
     frozen CLIP or SigLIP; "files", computed before."""
-    text: Text = "states"
+    text: Literal["states", "words"] = "states"
     """What of the host stands for the question's words: their last hidden states, or their input embeddings, which a
     host that trains with LoRA does not move, so that the head learns from a few thousand questions."""
     clip: str | None = None
@@ -30,33 +33,33 @@ class TemporalConfig(tpo.HeadConfig):
     text_features: str | None = None
     """For features "files": folder with <record's id> or qid<record's id> .npz or .safetensors; None takes the
     host's `text`."""
-    clip_s: float | None = None
+    clip_s: Annotated[float, Gt(0)] | None = None
     """For features "files" that do not store their video's length: seconds of a clip, to check the length by."""
-    video_size: int | None = None
+    video_size: Count | None = None
     """Width of the clips' features; None takes that of the vision tower or CLIP. Needed for features "files"."""
-    text_size: int | None = None
+    text_size: Count | None = None
     """Width of the words' features; None takes the host's hidden size, or that of the CLIP."""
     normalise: bool = True
     """Whether each clip's and each word's features (of files, each kind of them) are divided by their length."""
 
-    hidden: int = 256
-    num_heads: int = 8
-    feed_forward: int = 1024
-    input_layers: int = 2
-    cross_layers: int = 2
-    encoder_layers: int = 3
-    decoder_layers: int = 3
-    dummy_layers: int = 2
-    moment_layers: int = 1
-    sentence_layers: int = 1
-    num_dummies: int = 45
-    num_queries: int = 10
+    hidden: Count = 256
+    num_heads: Count = 8
+    feed_forward: Count = 1024
+    input_layers: Count = 2
+    cross_layers: Count = 2
+    encoder_layers: Count = 3
+    decoder_layers: Count = 3
+    dummy_layers: Count = 2
+    moment_layers: Count = 1
+    sentence_layers: Count = 1
+    num_dummies: Count = 45
+    num_queries: Count = 10
     """The most spans of one answer, in training too."""
-    total_prompts: int = 10
-    num_prompts: int = 1
-    dropout: float = 0.1
+    total_prompts: Count = 10
+    num_prompts: Count = 1
+    dropout: Dropout = 0.1
     """In attention, feed-forward and, for whole branches, stochastic depth."""
-    input_dropout: float = 0.5
+    input_dropout: Dropout = 0.5
     """Before each linear layer of the input projections."""
     reference_masks: bool = False
     """Reproduces the public code's defect in the cross attention, by which a sample's result depends on what else is in
@@ -66,44 +69,34 @@ class TemporalConfig(tpo.HeadConfig):
     oddities that `losses` names. Off, each is a sum over samples, which does not depend on padding or accumulation, and
     a question's negative is one about another video, also where questions about one video stand together."""
 
-    span_weight: float = 10.0
-    giou_weight: float = 1.0
-    label_weight: float = 4.0
-    saliency_weight: float = 1.0
-    align_weight: float = 1.0
-    distill_weight: float = 1.0
-    orthogonal_weight: float = 1.0
+    span_weight: Weight = 10.0
+    giou_weight: Weight = 1.0
+    label_weight: Weight = 4.0
+    saliency_weight: Weight = 1.0
+    align_weight: Weight = 1.0
+    distill_weight: Weight = 1.0
+    orthogonal_weight: Weight = 1.0
     """Weights of the losses. Those of span, GIoU and label are the matcher's costs too, as published."""
-    background_weight: float = 0.1
+    background_weight: Weight = 0.1
     """Weight of a query without a moment in the label loss."""
-    margin: float = 0.2
+    margin: Weight = 0.2
     """By how much a relevant clip's saliency shall exceed another's."""
 
-    nms: float | None = None
+    nms: Annotated[float, Interval(ge=0, le=1)] | None = None
     """Overlap, 0 to 1, above which a span is dropped beside one of higher score; None keeps all, as published."""
 
     init_from: str | None = None
     """File that `tpo import cg-detr` wrote, to start from. Forgotten once loaded: a checkpoint has the weights."""
 
     def __post_init__(self) -> None:
-        if self.features not in get_args(Features):
-            choices = ", ".join(map(repr, get_args(Features)))
-            raise tpo.TPOError(f"temporal: features is {self.features!r}; expected one of {choices}")
-        if self.text not in get_args(Text):
-            choices = ", ".join(map(repr, get_args(Text)))
-            raise tpo.TPOError(f"temporal: text is {self.text!r}; expected one of {choices}")
+        super().__post_init__()
         if self.features == "clip" and self.clip is None:
-            raise tpo.TPOError("temporal: features is 'clip' and clip is None; expected the folder or name of a model")
+            raise tpo.TPOError("features: is 'clip' and clip is None; expected the folder or name of a model")
         if self.features == "files" and self.video_size is None:
-            raise tpo.TPOError("temporal: features is 'files' and video_size is None; expected the features' width")
+            raise tpo.TPOError("features: is 'files' and video_size is None; expected the features' width")
         if self.features == "files" and self.text_features is not None and self.text_size is None:
-            raise tpo.TPOError("temporal: text_features is set and text_size is None; expected the features' width")
-        for name in ("dropout", "input_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise tpo.TPOError(f"temporal: {name} is {getattr(self, name)}; expected 0 up to below 1")
+            raise tpo.TPOError("text_features: is set and text_size is None; expected the features' width")
         if self.hidden % self.num_heads or self.hidden % 8:
-            raise tpo.TPOError(f"temporal: hidden is {self.hidden}; expected a multiple of num_heads and of 8")
+            raise tpo.TPOError(f"hidden: is {self.hidden}; expected a multiple of num_heads and of 8")
         if self.num_prompts > self.total_prompts:
-            raise tpo.TPOError(f"temporal: num_prompts is {self.num_prompts}; expected at most {self.total_prompts}")
-        if self.nms is not None and not 0 <= self.nms <= 1:
-            raise tpo.TPOError(f"temporal: nms is {self.nms}; expected 0 to 1, or None")
+            raise tpo.TPOError(f"num_prompts: is {self.num_prompts}; expected at most {self.total_prompts}")

@@ -1,0 +1,244 @@
+"""The stages of a run: all are checked against the host before the first one trains."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import TrainerCallback, TrainingArguments
+from transformers.integrations import is_tensorboard_available
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import IntervalStrategy
+
+from tpo_plugin.data import RecordDataset, Records, TPOCollator
+from tpo_plugin.errors import TPOError, did_you_mean
+from tpo_plugin.training.checkpoints import last_checkpoint
+from tpo_plugin.training.config import DataSource, StageConfig, TrainConfig
+from tpo_plugin.training.parts import can_learn_triggers, optimizer_groups, set_trainable
+from tpo_plugin.training.same_media import SameMedia
+from tpo_plugin.training.trainer import wrap_trainer
+from tpo_plugin.validation import WrongValues, check
+
+logger = logging.getLogger(__name__)
+
+Sources = dict[tuple[str, str | None], Records]
+"""Opened records by their file and the folder of their media."""
+
+
+def check_stages(model: nn.Module, config: TrainConfig, names: Sequence[str]) -> Sources:
+    """Checks stages of a run against the model that they will train; returns their records, each file opened once.
+
+    Raises `TPOError`, with the stage and the field, for parts and losses that the model does not have, for records that
+    cannot be read or are wrong, and for a trainer that cannot be made.
+    """
+    sources: Sources = {}
+    for name in names:
+        stage, where = config.stages[name], f"stages.{name}"
+        weights = _loss_weights(model, config, name)
+        if not stage.learning_rates:
+            raise TPOError(f"{where}.learning_rates: is empty; expected the rate of at least one part")
+        set_trainable(model, stage.learning_rates, config.modules, where=where)
+        if weights["assign"] > 0 and not can_learn_triggers(model):
+            raise TPOError(
+                f"{where}.learning_rates: nothing that trains decides whether a trigger is emitted, so the assignment "
+                "loss can never fall; give a rate to 'triggers', 'tokens', 'lora' or 'language', or name the losses "
+                "without 'assign'"
+            )
+        with _without_trace():
+            _arguments(model, config, name)
+        if not stage.data:
+            raise TPOError(f"{where}.data: is empty; name at least one file of records, or leave the stage out")
+        for field in ("data", "eval_data"):
+            for index, source in enumerate(getattr(stage, field)):
+                key = (source.file, source.media)
+                try:
+                    sources[key] = sources.get(key) or Records(source.file, model.tpo, media_root=source.media)
+                except TPOError as error:
+                    raise TPOError(f"{where}.{field}[{index}]: {error}") from error
+    return sources
+
+
+def train_stage(
+    model: nn.Module, config: TrainConfig, name: str, rates: dict[str, float], sources: Sources
+) -> tuple[StageTrainer, dict[str, Any]]:
+    """Trains a stage, or goes on with it; returns its trainer, and its log, evaluation and media.
+
+    `rates` are those of the parameters by name, `sources` what `check_stages` opened.
+    """
+    stage, folder = config.stages[name], Path(config.output_dir) / name
+    model.tpo.config.loss_weights = _loss_weights(model, config, name)
+    dataset = _dataset(config, stage.data, sources)
+    evaluation = _dataset(config, stage.eval_data, sources) if stage.eval_data else None
+    args = _arguments(model, config, name)
+    epochs = _Epochs(dataset)
+    trainer = StageTrainer(
+        model=model,
+        args=args,
+        train_dataset=epochs,
+        eval_dataset=evaluation,
+        data_collator=TPOCollator(model.tpo, max_length=config.data.max_length),
+        callbacks=[epochs],
+    )
+    trainer.rates = rates
+    if trainer.is_deepspeed_enabled:
+        block = stage.micro_batch_size * args.world_size
+        trainer.same_media = SameMedia(dataset, block, config.seed, lambda: max(epochs.epoch, 0))
+    checkpoint = last_checkpoint(folder, args.world_size)
+    if checkpoint is not None:
+        logger.info("%s goes on from %s", name, checkpoint)
+        reached = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
+    if checkpoint is not None and reached.global_step >= reached.max_steps:
+        trainer._load_from_checkpoint(checkpoint)  # the Trainer would do one step more
+        trainer.state = reached
+    else:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    metrics = {"log": trainer.state.log_history, "steps": trainer.state.global_step}
+    if evaluation is not None:
+        metrics["evaluation"] = trainer.evaluate()
+    skipped = dataset.report()
+    (logger.warning if dataset.skipped else logger.info)("%s: %s", name, skipped)
+    return trainer, metrics | {"media": skipped}
+
+
+class StageTrainer(wrap_trainer(transformers.Trainer)):  # type: ignore[misc]
+    """A wrapped Trainer that trains exactly the parts of a stage, at their rates."""
+
+    thaws_tpo = False
+
+    rates: dict[str, float]
+    same_media: SameMedia | None = None
+    optimizer: Any
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        return self.same_media or super()._get_train_sampler(*args, **kwargs)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = kind(optimizer_groups(self.model, self.rates, self.args.weight_decay), **options)
+        return self.optimizer
+
+
+class _Epochs(TrainerCallback, torch.utils.data.Dataset):
+    """A dataset whose epoch is set where an epoch begins.
+
+    Accelerate would tell the sampler only, or, in a loader that skips what a resumed run has seen, say epoch 0.
+    """
+
+    def __init__(self, dataset: RecordDataset) -> None:
+        self.dataset, self.epoch = dataset, -1
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[index]
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.epoch = int(state.epoch or 0) if self.epoch < 0 else self.epoch + 1
+        self.dataset.set_epoch(self.epoch)
+
+
+def _loss_weights(model: nn.Module, config: TrainConfig, name: str) -> dict[str, float]:
+    """The weight of every loss in a stage: 0 of those that it does not use."""
+    kinds = ["mllm", "assign", *model.tpo.heads]
+    active = config.stages[name].losses or kinds
+    for index, loss in enumerate(active):
+        if loss not in kinds:
+            raise TPOError(f"stages.{name}.losses[{index}]: is {loss!r}{did_you_mean(loss, kinds)}")
+    return {kind: config.tpo.weight(kind) if kind in active else 0.0 for kind in kinds}
+
+
+def _dataset(config: TrainConfig, chosen: Sequence[DataSource], sources: Sources) -> RecordDataset:
+    records = [sources[source.file, source.media] for source in chosen]
+    shares = [source.weight * len(items) for source, items in zip(chosen, records, strict=True)]
+    mixed = any(source.weight != 1 for source in chosen)
+    return RecordDataset(
+        records,
+        weights=shares if mixed else None,
+        num_samples=max(1, round(sum(shares))) if mixed else None,
+        seed=config.seed,
+        video=config.data.video,
+        max_bad_share=config.data.max_bad_share,
+    )
+
+
+# -- transformers' arguments -------------------------------------------------------------------------------------------
+
+
+def _arguments(model: nn.Module, config: TrainConfig, name: str) -> TrainingArguments:
+    """Of a stage's trainer. Raises `TPOError` for what they refuse."""
+    stage, where = config.stages[name], f"stages.{name}"
+    values = _values(model, config, name, stage)
+    try:
+        num_ranks = TrainingArguments(**values).world_size
+        steps = stage.accumulation(num_ranks)
+        args = TrainingArguments(**values | {"gradient_accumulation_steps": steps})
+    except TPOError as error:
+        raise TPOError(f"{where}: {error}") from error
+    except Exception as error:  # whatever they, DeepSpeed or accelerate raise
+        raise TPOError(f"{where}: its TrainingArguments cannot be made: {error}") from error
+    if args.deepspeed and "optimizer" in args.hf_deepspeed_config.config:
+        raise TPOError(
+            f"{where}.trainer: {args.deepspeed} has an optimizer of its own, which would train every part at one rate; "
+            "expected a DeepSpeed configuration without one"
+        )
+    return args
+
+
+def _values(model: nn.Module, config: TrainConfig, name: str, stage: StageConfig) -> dict[str, Any]:
+    output_dir = {"output_dir": str(Path(config.output_dir) / name)}
+    try:
+        trainer = check(TrainingArguments, output_dir | stage.trainer)
+    except WrongValues as error:
+        raise error.at(f"stages.{name}.trainer") from error
+    bf16 = config.bf16
+    if bf16 is None:
+        bf16 = model.tpo.model.dtype != torch.float32 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    every = {} if stage.eval_steps is None else {"eval_steps": stage.eval_steps}
+    strategy = IntervalStrategy.EPOCH if stage.eval_steps is None else IntervalStrategy.STEPS
+    share = hasattr(TrainingArguments, "warmup_ratio")
+    values = {
+        "per_device_train_batch_size": stage.micro_batch_size,
+        "per_device_eval_batch_size": stage.micro_batch_size,
+        "num_train_epochs": stage.epochs,
+        "max_steps": stage.steps or -1,
+        "learning_rate": max(stage.learning_rates.values(), default=0.0),
+        "lr_scheduler_type": stage.scheduler,
+        # transformers 5 takes a share in the place of a number of steps
+        "warmup_ratio" if share else "warmup_steps": stage.warmup,
+        "optim": "adamw_torch",
+        "weight_decay": stage.weight_decay,
+        "max_grad_norm": stage.max_grad_norm,
+        "bf16": bf16,
+        "seed": config.seed,
+        "logging_steps": stage.logging_steps,
+        "save_steps": stage.save_steps,
+        "save_total_limit": 2,
+        "eval_strategy": strategy if stage.eval_data else IntervalStrategy.NO,
+        "dataloader_num_workers": config.data.num_workers,
+        "remove_unused_columns": False,
+        "report_to": ["tensorboard"] if is_tensorboard_available() else [],
+    }
+    return values | every | trainer
+
+
+@contextmanager
+def _without_trace() -> Iterator[None]:
+    """Undoes what TrainingArguments switch on for every later trainer: DeepSpeed, and a precision."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        unset_hf_deepspeed_config()
