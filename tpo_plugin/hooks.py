@@ -37,6 +37,8 @@ class InProgress(threading.local):
 
     step: Step | None = None
     session: Session | None = None
+    inner: Step | None = None
+    """During a generation, the forward of a part of the host that generates in its place (Kosmos-2's text model)."""
     aside: bool = False
     """Whether the host runs as if it had no TPO, for a dry run or to embed pieces of rows."""
     last_output: TPOOutput | None = None
@@ -88,21 +90,27 @@ class Hooks:
         ids = args[0] if args else kwargs.get("input")
         if not isinstance(ids, Tensor) or ids.dim() == 0 or ids.is_floating_point() or ids.numel() == 0:
             return None
-        return None if self.now.aside else self._step.embedded(ids, output)
+        if self.now.aside:
+            return None
+        if self.now.step is None and self.now.session is not None:
+            self.now.inner = self.now.session.step()
+        return self._step.embedded(ids, output)
 
     @torch.compiler.disable
     def _hidden(self, module: nn.Module, args: tuple, output: Tensor) -> None:
-        if self.now.step is not None:
-            self.now.step.hidden(output)
+        self._step.hidden(output)
 
     @torch.compiler.disable
     def _entering_head(self, module: nn.Module, args: tuple) -> None:
-        if self.now.step is not None:
-            self.now.step.entering_head(args[0])
+        self._step.entering_head(args[0])
 
     @torch.compiler.disable
     def _logits(self, module: nn.Module, args: tuple, logits: Tensor) -> None:
-        self._step.logits(args[0], logits)
+        step = self._step
+        step.logits(args[0], logits)
+        if step is self.now.inner:  # nothing else says when it ends
+            step.finish(None)
+            self.now.inner = None
 
     @torch.compiler.disable
     def _tower(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
@@ -116,7 +124,7 @@ class Hooks:
 
     @property
     def _step(self) -> Step:
-        return self.now.step or Step(self.tasks, self.host)
+        return self.now.step or self.now.inner or Step(self.tasks, self.host)
 
     @property
     def _seen(self) -> Seen | None:
@@ -180,7 +188,7 @@ class Hooks:
         try:
             yield
         finally:
-            self.now.session = None
+            self.now.session = self.now.inner = None
 
     @contextmanager
     def standing_aside(self) -> Iterator[None]:
