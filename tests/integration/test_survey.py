@@ -39,7 +39,7 @@ def test_an_architecture_unlike_the_rest(name: str) -> None:
     "name",
     [
         "GitForCausalLM",  # its image stands before the text, without placeholders
-        "Kosmos2ForConditionalGeneration",
+        "Kosmos2ForConditionalGeneration",  # its text model generates in its place
         "PPFormulaNetForConditionalGeneration",  # does not say its input embedding; its answer begins in the prompt
         "UdopForConditionalGeneration",  # encoder and decoder have a module each for one table
     ],
