@@ -162,7 +162,7 @@ class Step:
     def logits(self, inputs: Tensor, logits: Tensor) -> None:
         """The output embedding gave `logits` for `inputs`; adds the triggers' trained part, in place."""
         self._happened.add("logits")
-        self.tasks.trigger_logits(inputs, logits, self._output_rows())
+        self.tasks.trigger_logits.add_to(logits, inputs, self._output_rows())
 
     def finish(self, output: Any) -> Any:
         """The forward gave `output`; returns it with predictions and losses, where there is anything to be had."""

@@ -43,8 +43,11 @@ class TriggerLogits(nn.Module):
         unused = sorted(set(added) - set(self.triggers.tolist()))
         self.unused = torch.tensor(unused, dtype=torch.int64, device=self.unused.device)
 
-    def forward(self, inputs: Tensor, logits: Tensor, rows_KD: Tensor) -> None:
-        """Adds the trained part of the triggers' output rows, in place: a Linear saves nothing of its output."""
+    def add_to(self, logits: Tensor, inputs: Tensor, rows_KD: Tensor) -> None:
+        """Adds the trained part of the triggers' output rows, in place: a Linear saves nothing of its output.
+
+        Not a forward: an engine that wraps a module's inputs (ZeRO-3) would hand it copies for autograd.
+        """
         if len(self.unused):
             logits.index_fill_(-1, self.unused.to(logits.device), torch.finfo(logits.dtype).min)
         added = F.linear(inputs, rows_KD.to(inputs))

@@ -219,10 +219,10 @@ def test_a_file_without_video(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"backend": "decrod"}, "video backend is 'decrod'; did you mean 'decord'"),
-        ({"sampling": "unifrom"}, "sampling is 'unifrom'; did you mean 'uniform'"),
-        ({"num_frames": 0}, "num_frames is 0; expected at least 1"),
-        ({"fps": 0}, "fps is 0; expected more than 0"),
+        ({"backend": "decrod"}, "backend: is 'decrod'; expected 'auto', 'decord', 'pyav' or 'torchcodec'"),
+        ({"sampling": "unifrom"}, "sampling: is 'unifrom'; expected 'uniform', 'middle' or 'fps'"),
+        ({"num_frames": 0}, "num_frames: is 0; expected a whole number of at least 1"),
+        ({"fps": 0}, "fps: is 0; expected a finite number above 0"),
     ],
 )
 def test_wrong_options(options: dict[str, Any], message: str) -> None:

@@ -421,11 +421,11 @@ def test_results_as_the_public_code_makes_them():
         ({"features": "files"}, "video_size is None"),
         ({"features": "files", "video_size": 4, "text_features": "x"}, "text_size is None"),
         ({"hidden": 20, "num_heads": 4}, "hidden: is 20; expected a multiple of num_heads and of 8"),
-        ({"dropout": 1.0}, "dropout: is 1.0; expected a number of at least 0 and below 1"),
+        ({"dropout": 1.0}, "dropout: is 1.0; expected a finite number of at least 0 and below 1"),
         ({"num_prompts": 11}, "num_prompts: is 11; expected at most 10"),
         ({"num_heads": 0}, "num_heads: is 0; expected a whole number of at least 1"),
-        ({"span_weight": -1}, "span_weight: is -1; expected a number of at least 0"),
-        ({"nms": 2.0}, "nms: is 2.0; expected a number of at least 0 and at most 1 or null"),
+        ({"span_weight": -1}, "span_weight: is -1; expected a finite number of at least 0"),
+        ({"nms": 2.0}, "nms: is 2.0; expected a finite number of at least 0 and at most 1 or null"),
     ],
 )
 def test_configurations_that_cannot_be(options, message):
