@@ -125,6 +125,7 @@ def test_a_script_with_a_collator_of_its_own(host, tmp_path):
     assert not torch.equal(model.lm_head.weight[:12], fresh.lm_head.weight[:12])
 
 
+@pytest.mark.slow
 def test_torchrun_on_two_ranks(host, tmp_path):
     """Both train the same losses, which are those of one process with their batches together, and TPO is saved once."""
     turns = [{"role": "user", "content": "where is the circle"}, {"role": "assistant", "content": "it stands <region>"}]

@@ -86,6 +86,7 @@ def test_steps_across_epochs_on_old_transformers(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
 @pytest.mark.filterwarnings("ignore:mtime may not be reliable")
+@pytest.mark.slow
 def test_a_run_of_stages_on_two_ranks(tmp_path):
     from tpo_plugin.training.run import read_run
     from tpo_plugin.training.run import train as train_run
