@@ -1,0 +1,130 @@
+"""Which settings may change when a run goes on, and which would have trained something else."""
+
+import json
+import shutil
+
+import pytest
+import tiny_run
+import torch
+import yaml
+
+from tpo_plugin import TPOError
+from tpo_plugin.training.config import StageConfig, TrainConfig
+from tpo_plugin.training.resume import check_settings
+from tpo_plugin.training.run import load_run, read_run, train
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Could not find a config file:UserWarning"),
+    pytest.mark.filterwarnings("ignore:mtime may not be reliable"),
+]
+
+
+def settings(**changes):
+    values = {"model": "host", "output_dir": "runs/one", "stages": {"a": {"steps": 1}, "b": {"steps": 2}, "c": {}}}
+    for path, value in changes.items():
+        *keys, last = path.split("__")
+        inner = values
+        for key in keys:
+            inner = inner.setdefault(key, {})
+        inner[last] = value
+    return TrainConfig(**values)
+
+
+def check(here, begun=("a",), finished=False):
+    check_settings(settings(), here, begun=begun, finished=finished, where="run/config.yaml")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"attn": "sdpa"},
+        {"output_dir": "elsewhere/one/"},
+        {"data__num_workers": 4},
+        {"data__max_bad_share": 0.5},
+        {"stages__a__save_steps": 7},
+        {"stages__a__logging_steps": 1},
+        {"stages__b__steps": 9},
+        {"stages__b__learning_rates": {"lora": 1e-3}},
+        {"stages": {"a": {"steps": 1}}},
+        {"stages": {"a": {"steps": 1}, "d": {}, "b": {"steps": 2}}},
+    ],
+)
+def test_what_may_change(changes):
+    check(settings(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 3}, "seed: was 0, is 3"),
+        ({"model": "other"}, "model: was 'host', is 'other'"),
+        ({"heads": ["region"]}, r"heads\[0\]: was not set, is 'region'"),
+        ({"lora": None}, r"lora: was not set, is None"),
+        ({"lora__r": 8}, r"lora\.r: was 16, is 8"),
+        ({"tpo__loss_weights__assign": 2}, r"tpo\.loss_weights\.assign: was not set, is 2\.0"),
+        ({"data__video__num_frames": 4}, r"data\.video\.num_frames: was 16, is 4"),
+        ({"stages__a__steps": 5}, r"stages\.a\.steps: was 1, is 5"),
+        ({"stages__a__learning_rates": {"lora": 1e-3}}, r"stages\.a\.learning_rates\.lora: was not set, is 0\.001"),
+        ({"stages__a__eval_steps": 5}, r"stages\.a\.eval_steps: was None, is 5"),
+        ({"stages": {"b": {"steps": 2}, "a": {"steps": 1}}}, "stages: began with a, and would be b, a"),
+        ({"stages": {"b": {"steps": 2}}}, "stages: began with a, and would be b"),
+    ],
+)
+def test_what_may_not(changes, message):
+    with pytest.raises(
+        TPOError, match=f"run/config.yaml: the run cannot go on with other settings(?s:.*)\n  {message}"
+    ):
+        check(settings(**changes))
+
+
+def test_before_the_first_stage_has_begun_everything_may_change():
+    check(settings(seed=3, model="other", stages={"z": {}}), begun=())
+
+
+def test_no_stage_is_added_to_a_finished_run():
+    with pytest.raises(TPOError, match="stages: began with a, b, c, and would be a, b, c, d"):
+        check(settings(stages={**settings().stages, "d": StageConfig()}), begun=("a", "b", "c"), finished=True)
+
+
+@pytest.fixture(scope="module")
+def halfway(tmp_path_factory):
+    """A run of which the first of two stages is finished."""
+    torch.set_num_threads(1)
+    tiny_run.install_head()
+    folder = tmp_path_factory.mktemp("halfway")
+    path = tiny_run.write_world(folder, stages=["stage1", "stage2"])
+    values = yaml.safe_load(path.read_text())
+    one = {**values, "stages": {"stage1": values["stages"]["stage1"]}}
+    path.write_text(yaml.safe_dump(one))
+    run = train(path)
+    (run / "run.json").unlink()
+    return folder, values
+
+
+def test_a_stage_that_has_not_begun_changes_and_a_moved_folder_goes_on(halfway, tmp_path):
+    folder, values = halfway
+    shutil.copytree(folder / "run", tmp_path / "moved")
+    values["stages"]["later"] = values["stages"].pop("stage2") | {"steps": 1}
+    values["output_dir"] = f"{tmp_path / 'moved'}/"
+    run = train(TrainConfig.from_dict(values, where="config"))
+    assert [stage["steps"] for stage in read_run(run)["stages"].values()] == [6, 1]
+    assert list(TrainConfig.from_yaml(run / "config.yaml").stages) == ["stage1", "later"]
+    values["stages"]["stage1"]["epochs"] = 2.0
+    with pytest.raises(TPOError, match=r"\n  stages\.stage1\.epochs: was 1\.0, is 2\.0$"):
+        train(TrainConfig.from_dict(values, where="config"))
+
+
+def test_a_run_written_before_stages_had_names(halfway, tmp_path):
+    """Its config.yaml goes on, and its run.json loads."""
+    folder, _ = halfway
+    run = tmp_path / "run"
+    shutil.copytree(folder / "run", run)
+    there = yaml.safe_load((run / "config.yaml").read_text())
+    old = {key: value for key, value in there.items() if key != "stages"}
+    old |= {"stage1": there["stages"]["stage1"], "stage2": None, "stage3": None}
+    (run / "config.yaml").write_text(yaml.safe_dump(old))
+    train(TrainConfig.from_dict(there | {"output_dir": str(run)}, where="config"))
+    saved = read_run(run)
+    (run / "run.json").write_text(json.dumps(saved | {"config": old}))
+    assert list(load_run(run).tpo.heads) == ["point"]
