@@ -321,6 +321,37 @@ def test_a_compiled_host_gives_the_same(name: str) -> None:
     torch._dynamo.reset()
 
 
+class _Passed(torch.autograd.Function):
+    """The same memory as another tensor of the graph, as ZeRO-3 hands it to the modules."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient
+
+
+def test_an_engine_that_wraps_the_inputs_of_modules_loses_no_gradient() -> None:
+    found = []
+    for wraps in (False, True):
+        torch.manual_seed(0)
+        model = applied().train()
+
+        def wrapped(module: torch.nn.Module, args: tuple) -> tuple:
+            return tuple(_Passed.apply(a) if isinstance(a, torch.Tensor) and a.requires_grad else a for a in args)
+
+        handles = [m.register_forward_pre_hook(wrapped) for m in model.modules()] if wraps else []
+        model(**batch_of(model), task_targets=targets()).loss.backward()
+        found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+        for handle in handles:
+            handle.remove()
+    assert found[0].keys() == found[1].keys()
+    assert found[0]["tpo.embeddings.region.output"].abs().max() > 0
+    torch.testing.assert_close(found[1], found[0])
+
+
 def test_inference_mode() -> None:
     model = applied()
     batch = batch_of(model)
