@@ -43,6 +43,35 @@ class InProgress(threading.local):
     """Whether the host runs as if it had no TPO, for a dry run or to embed pieces of rows."""
     last_output: TPOOutput | None = None
 
+    @contextmanager
+    def running(self, step: Step) -> Iterator[None]:
+        """This thread runs `step`."""
+        before, self.step = self.step, step
+        try:
+            yield
+        finally:
+            self.step = before
+
+    @contextmanager
+    def generating(self, session: Session) -> Iterator[None]:
+        """This thread generates."""
+        if self.session is not None:
+            raise TPOError("model.tpo.generate was called while it was generating; a session is one generation")
+        self.session = session
+        try:
+            yield
+        finally:
+            self.session = self.inner = None
+
+    @contextmanager
+    def standing_aside(self) -> Iterator[None]:
+        """This thread runs the host, or a part of it, as if it had no TPO."""
+        before, self.aside = self.aside, True
+        try:
+            yield
+        finally:
+            self.aside = before
+
     def __reduce__(self) -> tuple[type, tuple]:
         return type(self), ()
 
@@ -141,7 +170,7 @@ class Hooks:
         if self.now.aside or self.now.step is not None:
             return inner(*args, **kwargs)
         step, kwargs = self._begin(inner, args, kwargs)
-        with self.running(step):
+        with self.now.running(step):
             output = self._finish(step, inner(**kwargs))
         if step.result is not None:
             self.now.last_output = step.result
@@ -164,40 +193,11 @@ class Hooks:
         if step is None:
             step = self._step if self.now.session is None else self.now.session.step()
         payload = torch.arange(input_ids_BT.numel(), device=input_ids_BT.device).view(input_ids_BT.shape)
-        with self.running(step), self.standing_aside():
+        with self.now.running(step), self.now.standing_aside():
             embeds_BSE, source_BS = splice(payload)
         if embeds_BSE is None or source_BS is None:
             return embeds_BSE, labels_BT
         return step.spliced(input_ids_BT, labels_BT, embeds_BSE, source_BS, spans)
-
-    @contextmanager
-    def running(self, step: Step) -> Iterator[None]:
-        """This thread runs `step`."""
-        before, self.now.step = self.now.step, step
-        try:
-            yield
-        finally:
-            self.now.step = before
-
-    @contextmanager
-    def generating(self, session: Session) -> Iterator[None]:
-        """This thread generates."""
-        if self.now.session is not None:
-            raise TPOError("model.tpo.generate was called while it was generating; a session is one generation")
-        self.now.session = session
-        try:
-            yield
-        finally:
-            self.now.session = self.now.inner = None
-
-    @contextmanager
-    def standing_aside(self) -> Iterator[None]:
-        """This thread runs the host, or a part of it, as if it had no TPO."""
-        before, self.now.aside = self.now.aside, True
-        try:
-            yield
-        finally:
-            self.now.aside = before
 
     # -- the two ends of a forward -------------------------------------------------------------------------------------
 
@@ -260,7 +260,7 @@ class Hooks:
                 return
             self.detach()
             try:
-                with self.standing_aside():
+                with self.now.standing_aside():
                     self.host = find()
             finally:
                 self.attach()

@@ -98,12 +98,8 @@ def add_losses(result: TPOOutput, made: Made) -> None:
         result.losses["mllm"] = _mllm_loss(made, made.labels)
         result.losses["assign"] = _assign_loss(result, made, made.labels)
     for name, head in tasks.heads.items():
-        places, targets, rows, outputs = (
-            made.positions.task[name],
-            made.targets.get(name),
-            made.rows[name],
-            result.outputs[name],
-        )
+        places, rows = made.positions.task[name], made.rows[name]
+        targets, outputs = made.targets.get(name), result.outputs[name]
         if not places and not head.count_targets(targets):
             # No target here: a zero that is connected to the graph, so that gradients are zero and not missing.
             parts = [o.float().sum() for o in (*outputs.values(), rows) if isinstance(o, Tensor)]

@@ -77,9 +77,9 @@ class Prompt:
 class Session:
     """One generation in progress."""
 
-    def __init__(self, tasks: Tasks, host: Host, prompt: Prompt, *, capturing: bool) -> None:
+    def __init__(self, tasks: Tasks, host: Host, prompt: Prompt, *, keeps_states: bool) -> None:
         self.tasks, self.host, self.prompt = tasks, host, prompt
-        self.capturing = capturing
+        self.keeps_states = keeps_states
         """Whether states are kept while decoding; otherwise the finished sequences are replayed."""
         self.length: int | None = None
         """Columns so far, with the one that is being fed; None during the prefill."""
@@ -123,7 +123,7 @@ class AnswerStep(Step):
     def embedded(self, ids: Tensor, embeds: Tensor) -> Tensor | None:
         """As of any forward; a decoding step that feeds no token of a head changes nothing, and waits for nothing."""
         session = self.session
-        if session.length is not None and session.replay is None and not session.capturing:
+        if session.length is not None and session.replay is None and not session.keeps_states:
             return self.tasks.overlay(ids, embeds)
         return super().embedded(ids, embeds)
 
@@ -133,7 +133,7 @@ class AnswerStep(Step):
     def finish(self, output: Any) -> Any:
         """Keeps what the answer needs of this forward's states."""
         session, states = self.session, self._states
-        if states is None or not session.capturing:
+        if states is None or not session.keeps_states:
             return output
         if session.replay is not None:
             awaited = session.replay
@@ -219,7 +219,7 @@ class TriggerProcessor(LogitsProcessor):
         session = self.session
         self.called = True
         session.length = input_ids.shape[1] + 1
-        newest = session.newest.of(*input_ids.shape) if session.capturing else None
+        newest = session.newest.of(*input_ids.shape) if session.keeps_states else None
         if newest is None and self.scores is not None:  # of a generate that takes no stopping criteria
             newest = input_ids[:, -1].tolist()
         if newest is not None:
@@ -228,9 +228,9 @@ class TriggerProcessor(LogitsProcessor):
             scores = scores.clone()
         self.blocked = self.blocked.to(scores.device)
         scores.index_fill_(-1, self.blocked, float("-inf"))
-        self.scores = scores if session.capturing else None
+        self.scores = scores if session.keeps_states else None
         if self.route is not None:
-            self.route(input_ids, scores, newest, added_up=not session.capturing)
+            self.route(input_ids, scores, newest, added_up=not session.keeps_states)
         if input_ids.shape[1] and (newest is None or not self.task_of.keys().isdisjoint(newest)):
             self._force(input_ids[:, -1:], scores)
         return scores

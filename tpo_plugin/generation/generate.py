@@ -87,17 +87,17 @@ def generate(
         {"task_inputs": task_inputs, "task_frames": task_frames, "task_positions": task_positions}, list(tasks.heads)
     )
     seen = seen_of(tasks, kwargs.get("input_ids"), None, given)
-    with hooks.generating(Session(tasks, host, Prompt(given, len(start), 0, seen), capturing=False)):
+    with hooks.now.generating(Session(tasks, host, Prompt(given, len(start), 0, seen), keeps_states=False)):
         kwargs = host.start_generation(model, kwargs)
     length, option = _prompt_length(host, kwargs), _options(model, kwargs)
     keeps = order == "trigger_first" and not any(map(option, _REPLAYED)) and (option("num_beams") or 1) == 1
     prompt = Prompt(given, len(start_of(model, host, kwargs)), length, seen)
-    session = Session(tasks, host, prompt, capturing=keeps)
+    session = Session(tasks, host, prompt, keeps_states=keeps)
     eos, max_length = _stop(option, length)
     processor = TriggerProcessor(
         session, route, eos=eos, max_length=max_length, keeps_logits=bool(option("output_logits"))
     )
-    with hooks.generating(session):
+    with hooks.now.generating(session):
         watchers = _watchers(model, kwargs, processor, order, keeps)
         if type(model) not in _LEAVES_OUT:
             output = host.generate(model, **kwargs, **watchers)

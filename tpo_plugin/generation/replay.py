@@ -50,7 +50,7 @@ def _groups(session: Session, found: Sequence[Found], order: Order, copies: int)
 
 
 def _replay(model: Any, session: Session, kwargs: dict[str, Any], sequences: Tensor, found: Sequence[Found]) -> None:
-    """Runs the finished sequences once, as the prefill of a one-token generation, and captures the states of `found`.
+    """Runs the finished sequences once, as the prefill of a one-token generation, and keeps the states of `found`.
 
     The host's `generate` builds that forward (positions, masks, media), so it is the one that decoding was equal to.
     """
@@ -65,7 +65,7 @@ def _replay(model: Any, session: Session, kwargs: dict[str, Any], sequences: Ten
         places[f.head] += [(f.row // copies, f.state + offset), (f.row // copies, f.trigger - 1 + offset)]
     none: dict[str, list[Place]] = {name: [] for name in tasks.heads}
     positions = Positions((len(sequences), sequences.shape[1] + offset), trigger=none, task=places, input=none)
-    session.capturing, session.replay = True, Replay(positions, offset, copies, copy)
+    session.keeps_states, session.replay = True, Replay(positions, offset, copies, copy)
     # Where a prompt's states are cut to the last before they can be seen, all of them are asked for.
     for options in ({}, {"logits_to_keep": 0}):
         if session.replay is not None and options.keys() <= signature(model.forward).parameters.keys():

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 from tpo_plugin import zero
 from tpo_plugin.errors import TPOError
 from tpo_plugin.positions import Counts, count_targets
-from tpo_plugin.training.evaluation import STATISTICS, Evaluation, rates
+from tpo_plugin.training.measuring import MeasuringMixin
 from tpo_plugin.training.parts import can_learn_triggers
 from tpo_plugin.training.refusals import CheckColumns, check_arguments, check_kept, not_dispatched, trl_class
 from tpo_plugin.training.same_media import KEYS
@@ -69,13 +68,14 @@ def wrap_trainer(base: type[transformers.Trainer]) -> type[transformers.Trainer]
     return type(f"TPO{base.__name__}", (TPOTrainerMixin, base), {})
 
 
-class TPOTrainerMixin(SavingMixin):
+class TPOTrainerMixin(MeasuringMixin, SavingMixin):
     """The methods of `transformers.Trainer` that TPO adds to; see `wrap_trainer`."""
 
     thaws_tpo = True
     """Whether a `model.tpo` without a trainable parameter is made trainable: `get_peft_model` freezes all of it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._start_sums()
         super().__init__(*args, **kwargs)
         check_arguments(self)
         zero.join(self.tpo, self.model)
@@ -89,9 +89,6 @@ class TPOTrainerMixin(SavingMixin):
             # Or accelerate 0.34 enters no_sync, which ZeRO-2 and 3 refuse: their engine accumulates by itself.
             self.accelerator.gradient_state.plugin_kwargs["sync_each_batch"] = True
         self._pending: list[Any] = []
-        self._sums: dict[str, Tensor] = {}
-        self._num_steps = 0
-        self._evaluation: Evaluation | None = None
 
     @property
     def tpo(self) -> TaskPreferenceModel:
@@ -196,61 +193,6 @@ class TPOTrainerMixin(SavingMixin):
             )
         self._record(result)
         return (loss, outputs) if return_outputs else loss
-
-    def _forget_output(self) -> None:
-        self.tpo.last_output = None
-
-    # -- logging -------------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def _record(self, result: Any) -> None:
-        """Adds a micro-batch's losses and counts to the sums on the device; nothing is read back before `log`."""
-        values = {f"loss_{kind}": loss.detach().float() for kind, loss in result.losses.items()}
-        values |= {name: value.float() for name, value in result.statistics.items()}
-        for name, value in values.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Adds the mean of each loss over the steps since the last log, and the assignment's statistics."""
-        if "loss" in logs and self._num_steps:
-            logs |= self._drain()
-        super().log(logs, *args, **kwargs)
-
-    def _drain(self) -> dict[str, float]:
-        names = [f"loss_{kind}" for kind in ("mllm", "assign", *self.tpo.heads)] + list(STATISTICS)
-        zero = torch.zeros((), device=self.accelerator.device)
-        sums = torch.stack([self._sums.get(name, zero).to(zero.device) for name in names])
-        values = dict(zip(names, self.accelerator.reduce(sums, "sum").tolist(), strict=True))
-        logs = {name: value / self._num_steps for name, value in values.items() if name not in STATISTICS}
-        self._sums, self._num_steps = {}, 0
-        return logs | rates(values)
-
-    # -- evaluation ----------------------------------------------------------------------------------------------------
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """The base trainer's loop, with every loss, the assignment's statistics and the heads' metrics in its metrics.
-
-        Samples that accelerate repeats to give every rank as many are counted twice.
-        """
-        given = inspect.signature(super().evaluation_loop).bind(*args, **kwargs).arguments
-        prefix = given.get("metric_key_prefix", "eval")
-        self._evaluation = Evaluation(self.tpo)
-        try:
-            output = super().evaluation_loop(*args, **kwargs)
-            metrics = self._evaluation.compute(self.accelerator)
-        finally:
-            self._evaluation = None
-        output.metrics.update({f"{prefix}_{name}": value for name, value in metrics.items()})
-        return output
-
-    def prediction_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """The base trainer's step; what the heads gave in it is measured."""
-        self._forget_output()
-        step = super().prediction_step(model, inputs, *args, **kwargs)
-        result = self.tpo.last_output
-        if self._evaluation is not None and result is not None:
-            self._evaluation.add(result, inputs.get("task_targets") or {}, self._count_batch(inputs), self.accelerator)
-        return step
 
     # -- refusals ------------------------------------------------------------------------------------------------------
 

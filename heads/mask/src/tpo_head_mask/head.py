@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tpo_plugin as tpo
-from tpo_head_mask import rle
-from tpo_head_mask.backends.base import PROMPT_VECTORS, Decoded, Features
+from tpo_head_mask.backends.base import PROMPT_VECTORS, Features
 from tpo_head_mask.cache import EmbeddingCache, concatenated, hash_of_weights, rounded
 from tpo_head_mask.checkpoints import build_backend
 from tpo_head_mask.codec import MaskCodec
@@ -23,7 +22,7 @@ from tpo_head_mask.config import MaskConfig
 from tpo_head_mask.decoding import decode_clips
 from tpo_head_mask.inputs import Medium
 from tpo_head_mask.losses import box_loss, pixel_losses, prompt_loss
-from tpo_head_mask.streaming import track, visible_masks
+from tpo_head_mask.streaming import decoded_values, track_rows, with_given_boxes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -103,21 +102,11 @@ class MaskHead(MaskCodec, tpo.TaskHead):
         inputs = inputs or {}
         prompts = self.adapter(e_ND).unflatten(-1, (PROMPT_VECTORS, -1))
         if self.config.given_box == "sam2" and inputs.get("media") and batch_rows is not None:
-            prompts = self._with_given_boxes(prompts, inputs["media"], batch_rows.tolist())
+            prompts = with_given_boxes(self.sam, prompts, inputs["media"], batch_rows.tolist())
         outputs = {"prompt_embeddings": prompts}
         if self.box_decoder is not None:
             outputs["boxes_xyxy"] = self.box_decoder(e_ND)
         return outputs | self._masks(prompts, inputs, batch_rows)
-
-    def _with_given_boxes(self, prompts: Tensor, media: Sequence[Medium], rows: list[int]) -> Tensor:
-        """The k-th task token of a row gets SAM 2's own embedding of its question's k-th box, where there is one."""
-        left = {row: iter(media[row].boxes_xyxy) for row in set(rows)}
-        boxes = [(number, box) for number, row in enumerate(rows) if (box := next(left[row], None)) is not None]
-        if not boxes:
-            return prompts
-        tokens, given = zip(*boxes, strict=True)
-        embedded = self.sam.embed_boxes(torch.tensor(given, device=prompts.device))
-        return prompts.index_copy(0, torch.tensor(tokens, device=prompts.device), embedded.to(prompts))
 
     def from_boxes(
         self, boxes_xyxy: Tensor, inputs: dict[str, Any], batch_rows: Tensor | None = None
@@ -193,12 +182,7 @@ class MaskHead(MaskCodec, tpo.TaskHead):
                 "mask: the weights of SAM 2 are untrained (no checkpoint, and train is %r), so the masks mean nothing",
                 self.config.train,
             )
-        values: list[dict[str, Any]] = [{} for _ in rows]
-        for row in sorted(set(rows)):
-            tokens = [number for number, own in enumerate(rows) if own == row]
-            for number, value in zip(tokens, track(self.sam, media[row], prompts[tokens]), strict=True):
-                values[number] = value
-        return values
+        return track_rows(self.sam, media, prompts, rows)
 
     def encode(self, inputs: dict[str, Any]) -> Tensor:
         """From `boxes_xyxy` [M, 4], 0 to 1, to embeddings [M, D]."""
@@ -230,22 +214,9 @@ class MaskHead(MaskCodec, tpo.TaskHead):
             return outputs["tracks"]
         if "mask_logits" not in outputs:
             return [{"masks": [], "scores": [], "score": 0.0} for _ in outputs["prompt_embeddings"]]
-        values = []
         scores = self.score(outputs)
         assert scores is not None
-        shapes = torch.cat([outputs["num_frames"][:, None], outputs["sizes"]], 1).int().tolist()
-        for number, (frames, height, width) in enumerate(shapes):
-            logits = outputs["mask_logits"][number, :frames, None]
-            present = outputs["object_score_logits"][number, :frames]
-            shown = visible_masks(Decoded(logits, present[:, None], present, logits), height, width)
-            values.append(
-                {
-                    "masks": [rle.encode(mask.numpy()) for mask in shown],
-                    "scores": present.sigmoid().tolist(),
-                    "score": scores[number].item(),
-                }
-            )
-        return values
+        return decoded_values(outputs, scores)
 
     @torch.no_grad()
     def score(self, outputs: dict[str, Any]) -> Tensor | None:

@@ -100,3 +100,16 @@ class TemporalConfig(tpo.HeadConfig):
             raise tpo.TPOError(f"hidden: is {self.hidden}; expected a multiple of num_heads and of 8")
         if self.num_prompts > self.total_prompts:
             raise tpo.TPOError(f"num_prompts: is {self.num_prompts}; expected at most {self.total_prompts}")
+
+    def loss_weights(self) -> dict[str, float]:
+        """Weight of each named loss, those of earlier decoder layers included."""
+        span = {"loss_span": self.span_weight, "loss_giou": self.giou_weight, "loss_label": self.label_weight}
+        earlier = {f"{name}_{i}": w for i in range(self.decoder_layers - 1) for name, w in span.items()}
+        return {
+            **span,
+            **earlier,
+            "loss_saliency": self.saliency_weight,
+            "loss_ms_align": self.align_weight,
+            "loss_distill": self.distill_weight,
+            "loss_orthogonal_dummy": self.orthogonal_weight,
+        }

@@ -167,7 +167,7 @@ class TemporalHead(TemporalCodec, tpo.TaskHead):
         """
         num = len(outputs["duration_s"])
         config = self.config
-        weights = self._weights()
+        weights = config.loss_weights()
         if not num:
             zero = torch.stack([value.sum() for value in outputs.values()]).sum()
             return dict.fromkeys(weights, zero)
@@ -187,19 +187,6 @@ class TemporalHead(TemporalCodec, tpo.TaskHead):
             reference=config.reference_losses,
         )
         return {name: weight * losses[name] * num / num_targets for name, weight in weights.items()}
-
-    def _weights(self) -> dict[str, float]:
-        config = self.config
-        span = {"loss_span": config.span_weight, "loss_giou": config.giou_weight, "loss_label": config.label_weight}
-        earlier = {f"{name}_{i}": w for i in range(config.decoder_layers - 1) for name, w in span.items()}
-        return {
-            **span,
-            **earlier,
-            "loss_saliency": config.saliency_weight,
-            "loss_ms_align": config.align_weight,
-            "loss_distill": config.distill_weight,
-            "loss_orthogonal_dummy": config.orthogonal_weight,
-        }
 
     # -- results -------------------------------------------------------------------------------------------------------
 
