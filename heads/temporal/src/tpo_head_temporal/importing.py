@@ -43,7 +43,8 @@ def import_cg_detr(
 ) -> None:
     """Convert a checkpoint of the public CG-DETR code for the temporal head.
 
-    The result is named in the head's configuration as init_from. Nothing in the checkpoint is executed.
+    The result is named in the head's configuration as init_from. The run's weights of losses, costs of the matcher,
+    dropouts and NMS threshold are printed with it. Nothing in the checkpoint is executed.
     """
     from safetensors.torch import save_file
 
@@ -54,7 +55,9 @@ def import_cg_detr(
     total = sum(value.numel() for value in weights.values())
     typer.echo(f"{output}: {len(weights)} tensors, {total:,} numbers")
     typer.echo("In the head's configuration (features 'files', of the kinds that it was trained on):")
-    typer.echo(json.dumps(fields | {"features": "files", "init_from": str(output)}, indent=2))
+    published = dataclasses.asdict(type(config)())
+    others = {name: value for name, value in dataclasses.asdict(config).items() if value != published[name]}
+    typer.echo(json.dumps(fields | others | {"init_from": str(output)}, indent=2))
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], TemporalConfig]:
