@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 def check(
     data: Annotated[
-        list[Path] | None, typer.Argument(metavar="DATA...", help="Files of records (.jsonl, .json).")
+        list[str] | None,
+        typer.Argument(metavar="DATA...", help="Files of records (.jsonl, .json; also packed, in a tar, or a URL)."),
     ] = None,
     heads: Annotated[str | None, typer.Option(help="Names of heads, with commas; by default all installed.")] = None,
     config: Annotated[

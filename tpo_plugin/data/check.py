@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tpo_plugin.data.format import RecordFormat
 from tpo_plugin.data.records import Record, check_sample, read_record
 from tpo_plugin.data.sources import RecordFile
+from tpo_plugin.data.storage import media_folder
 from tpo_plugin.errors import MediaError, RecordError
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def check_files(
         except RecordError as error:
             report.add_error("file", str(error))
             continue
-        work.files.append((data, Path(media_root) if media_root is not None else data.path.parent))
+        work.files.append((data, Path(media_root) if media_root is not None else media_folder(path)))
     size = _BLOCK if video is None else _MEDIA_BLOCK
     blocks = [
         (number, start, min(start + size, len(data)))

@@ -22,6 +22,7 @@ from typing import Any
 from tpo_plugin.codec import check_task_fields
 from tpo_plugin.data.format import RecordFormat
 from tpo_plugin.data.sources import RecordFile
+from tpo_plugin.data.storage import is_url, media_folder
 from tpo_plugin.errors import RecordError, did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ class Records(Sequence[Record]):
         if isinstance(source, (str, Path)):
             self.path: Path | None = Path(source)
             self.name = str(source)
-            self.media_root = Path(media_root) if media_root is not None else self.path.parent
+            self.media_root = Path(media_root) if media_root is not None else media_folder(source)
             self._data: RecordFile | Sequence[dict[str, Any]] = RecordFile(source)
         else:
             self.path, self.name, self._data = None, "records", source
@@ -220,6 +221,10 @@ def _media(
         files = [value] if isinstance(value, str) else value or []
         if not isinstance(files, Sequence) or not all(isinstance(path, str) and path for path in files):
             raise wrong(kind, f"is {value!r}, expected a path or a list of paths")
+        for path in filter(is_url, files):
+            raise wrong(
+                kind, f"is {path!r}, a URL; expected a file: fetch the media first (records may lie behind a URL)"
+            )
         paths[kind] = list(files)
     only_video = bool(paths["video"]) and not paths["image"]
     found: Counter[str] = Counter()
