@@ -1,0 +1,1 @@
+"""Moments in time, as they are published: one class a layout, each a command `tpo convert NAME`. No torch in here."""
