@@ -115,9 +115,9 @@ class _Work:
                     self._open(record)
                 report.add_record(record, self.format)
             except RecordError as error:
-                report.add_error(_kind(error), str(error))
+                report.add_error(kind_of(error), str(error))
             except MediaError as error:
-                report.add_error(f"media: {_general(str(error).partition(': ')[2])}", f"{place}: {error}")
+                report.add_error(kind_of(error), f"{place}: {error}")
             except Exception as error:  # a codec that fails on what it did not expect
                 message = f"{type(error).__name__}: {error}"
                 report.add_error(_general(message), f"{place}: {message}")
@@ -191,7 +191,10 @@ def _check(block: tuple[int, int, int]) -> CheckReport:
     return _work.check(block)
 
 
-def _kind(error: RecordError) -> str:
+def kind_of(error: RecordError | MediaError) -> str:
+    """What it has in common with errors at other places and of other values: its field and its message."""
+    if isinstance(error, MediaError):
+        return f"media: {_general(str(error).partition(': ')[2])}"
     place = ":".join(str(part) for part in (error.file, error.line) if part is not None)
     field = error.field or ""
     message = str(error).removeprefix(f"{place}: ").removeprefix(f"{field}: ")

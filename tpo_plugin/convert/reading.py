@@ -1,0 +1,96 @@
+"""Reading sources: files, and typed rows out of them. What is wrong is a `Fault` with its place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tpo_plugin.convert.report import MISSING, Place
+from tpo_plugin.data.sources import RecordFile
+from tpo_plugin.errors import RecordError, TPOError
+
+RowT = TypeVar("RowT", bound="Row")
+
+
+class Row(BaseModel):
+    """An object of a source. A subclass names the fields that it needs, with their types; others are left alone.
+
+    Nothing is converted: a text is no number.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
+
+    @classmethod
+    def read(cls: type[RowT], value: Any, place: Place) -> RowT:
+        """The object that stands at `place`. Raises `Fault` for the first field that is missing or of another type."""
+        try:
+            return cls.model_validate(value)
+        except ValidationError as error:
+            found = error.errors(include_url=False)[0]
+            message = found["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+            given = found["input"]
+            if found["type"] == "missing":
+                given, message = MISSING, f"an object with it, beside {', '.join(map(repr, found['input'])):.60}"
+            raise place.at(*found["loc"]).fault(given, message) from error
+
+
+def local(text: str) -> Path:
+    """The local file or folder that a source names."""
+    if "://" in text:
+        raise TPOError(f"{text}: is an address; expected a file or folder of this machine; download it first")
+    return Path(text)
+
+
+def read_text(path: Path, encoding: str = "utf-8-sig") -> str:
+    """A text file's content. Raises `RecordError`."""
+    try:
+        return path.read_text(encoding=encoding)
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordError(f"cannot be read: {getattr(error, 'strerror', None) or error}", file=str(path)) from error
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's content, whole. Raises `RecordError`."""
+    return parse_json(read_text(path), Place(str(path)))
+
+
+def parse_json(text: str, place: Place) -> Any:
+    """The value of a JSON text that stands at `place`. Raises `Fault`."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise RecordError(
+            f"is not valid JSON: {error}", file=place.file, line=place.line, field=place.path or None
+        ) from error
+
+
+def lines(path: Path, encoding: str = "utf-8-sig") -> Iterator[tuple[Place, str]]:
+    """The lines of a text file that are not blank, each with its place. Raises `RecordError`."""
+    for number, line in enumerate(read_text(path, encoding).split("\n"), start=1):
+        if line.strip():
+            yield Place(str(path), number), line.strip("\r")
+
+
+class Rows:
+    """The values of a JSON Lines file, or of one JSON list, each read when it is asked for.
+
+    Raises `RecordError` where the file cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = RecordFile(path)
+
+    def __len__(self) -> int:
+        return len(self._file)
+
+    def place(self, index: int) -> Place:
+        line, path = self._file.place(index)
+        return Place(self._file.name, line, path)
+
+    def __getitem__(self, index: int) -> Any:
+        """Raises `RecordError` where it is no JSON."""
+        return self._file[index]
