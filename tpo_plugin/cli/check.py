@@ -31,6 +31,7 @@ def check(
         Path | None, typer.Option(help="Folder of the media; by default that of each file of records.")
     ] = None,
     media: Annotated[bool, typer.Option("--media", help="Open every picture and video too.")] = False,
+    prompts: Annotated[bool, typer.Option("--prompts", help="Records may end with a question.")] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one for each CPU core.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     limit_errors: Annotated[int, typer.Option(min=1, help="Places that are shown of each kind of error.")] = 5,
@@ -64,6 +65,7 @@ def check(
             files,
             RecordFormat.of_heads(names, settings),
             video=(video or VideoOptions()) if media else None,
+            open_ended=prompts,
             workers=workers or _num_cores(),
             limit=limit_errors,
             progress=lambda done, total: bar.update(task, completed=done, total=total),

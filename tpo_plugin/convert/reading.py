@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tpo_plugin.convert.report import MISSING, Place
 from tpo_plugin.data.sources import RecordFile
-from tpo_plugin.errors import RecordError, TPOError
+from tpo_plugin.data.storage import local_path
+from tpo_plugin.errors import RecordError
 
 RowT = TypeVar("RowT", bound="Row")
 
@@ -39,10 +40,8 @@ class Row(BaseModel):
 
 
 def local(text: str) -> Path:
-    """The local file or folder that a source names."""
-    if "://" in text:
-        raise TPOError(f"{text}: is an address; expected a file or folder of this machine; download it first")
-    return Path(text)
+    """The local file or folder that a source names, fetched and unpacked where need be: see `storage.local_path`."""
+    return local_path(text)
 
 
 def read_text(path: Path, encoding: str = "utf-8-sig") -> str:

@@ -100,6 +100,8 @@ class _Work:
     limit: int
     video: VideoOptions | None
     """How videos are read, where media are opened."""
+    open_ended: bool
+    """Whether a record may end with a question."""
 
     def check(self, block: tuple[int, int, int]) -> CheckReport:
         """The records from `start` to `stop` of a file."""
@@ -110,7 +112,7 @@ class _Work:
             line, prefix = data.place(index)
             place = f"{data.name}:{line}" if line is not None else f"{data.name}: {prefix}"
             try:
-                record = read_record(data, index, self.format, media_root, data.name)
+                record = read_record(data, index, self.format, media_root, data.name, self.open_ended)
                 if self.video is not None:
                     self._open(record)
                 report.add_record(record, self.format)
@@ -134,18 +136,20 @@ def check_files(
     format: RecordFormat,
     *,
     video: VideoOptions | None = None,
+    open_ended: bool = False,
     workers: int = 1,
     limit: int = 5,
     progress: Callable[[int, int], Any] = lambda done, total: None,
 ) -> CheckReport:
     """Checks every record of files, each with its media folder (None: the file's own).
 
-    With `video`, media are opened too, videos so, and each head checks its samples. `progress` gets how many records
+    With `video`, media are opened too, videos so, and each head checks its samples. `open_ended` allows records that
+    end with a question: prompts. `progress` gets how many records
     are done, of how many. What is wrong is in the report, with `limit` places of each kind of error; a file that cannot
     be opened is such an error.
     """
     report = CheckReport(limit)
-    work = _Work(format, [], limit, video)
+    work = _Work(format, [], limit, video, open_ended)
     for path, media_root in files:
         try:
             data = RecordFile(path)

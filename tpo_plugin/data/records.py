@@ -72,13 +72,20 @@ class Records(Sequence[Record]):
     """The records of a JSON Lines file, of a JSON list, or of any sequence of dicts (an Arrow dataset too).
 
     `tpo` is `model.tpo`, or a `RecordFormat`: its codecs check the tasks. Relative media paths start at `media_root`,
-    by default the file's folder. A file's records are read when they are asked for, in the process that asks; a large
-    file costs 16 bytes a record. Raises `RecordError` with file, line (of a list: the index) and field.
+    by default the file's folder. `open_ended` allows conversations that end with a question: prompts. A file's records
+    are read when they are asked for, in the process that asks; a large file costs 16 bytes a record. Raises
+    `RecordError` with file, line (of a list: the index) and field.
     """
 
     def __init__(
-        self, source: str | Path | Sequence[dict[str, Any]], tpo: Any, *, media_root: str | Path | None = None
+        self,
+        source: str | Path | Sequence[dict[str, Any]],
+        tpo: Any,
+        *,
+        media_root: str | Path | None = None,
+        open_ended: bool = False,
     ) -> None:
+        self.open_ended = open_ended
         self.format = RecordFormat.of(tpo)
         if isinstance(source, (str, Path)):
             self.path: Path | None = Path(source)
@@ -105,7 +112,7 @@ class Records(Sequence[Record]):
     def __getitem__(self, index: int) -> Record:  # type: ignore[override]
         if not -len(self) <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
-        return read_record(self._data, index % len(self), self.format, self.media_root, self.name)
+        return read_record(self._data, index % len(self), self.format, self.media_root, self.name, self.open_ended)
 
     def checked(self, sample: Any) -> Any:
         """The sample, if its media can serve its tasks. Raises `MediaError`."""
@@ -114,11 +121,17 @@ class Records(Sequence[Record]):
 
 
 def read_record(
-    data: RecordFile | Sequence[Any], index: int, format: RecordFormat, media_root: Path, name: str
+    data: RecordFile | Sequence[Any],
+    index: int,
+    format: RecordFormat,
+    media_root: Path,
+    name: str,
+    open_ended: bool = False,
 ) -> Record:
     """The record at `index`, checked. `name` stands for the source in messages. Raises `RecordError`."""
     line, prefix = data.place(index) if isinstance(data, RecordFile) else (None, f"[{index}]")
-    return parse_record(data[index], format, media_root=media_root, file=name, line=line, prefix=prefix)
+    place = {"file": name, "line": line, "prefix": prefix}
+    return parse_record(data[index], format, media_root=media_root, open_ended=open_ended, **place)
 
 
 def check_sample(format: RecordFormat, sample: Any) -> None:

@@ -20,9 +20,27 @@ def register_heads(register: Callable[..., None]) -> None:
 
 @tpo.hookimpl
 def register_commands(app: Any) -> None:
-    """Adds `tpo import cg-detr`, `tpo cache-features`, `tpo convert-moments` and `tpo evaluate-moments`."""
+    """Adds `tpo import cg-detr`, `tpo cache-features` and `tpo evaluate-moments`."""
     from tpo_head_temporal import importing
     from tpo_head_temporal.commands import register
 
     importing.register(app)
     register(app)
+
+
+@tpo.hookimpl
+def register_formats(register: Callable[..., None]) -> None:
+    for name, target in {
+        "activitynet-captions": "documents:ActivityNetCaptions",
+        "charades-sta": "lines:CharadesSTA",
+        "didemo": "documents:DiDeMo",
+        "hirest": "documents:HiREST",
+        "nlq": "documents:NLQ",
+        "queryd": "queryd:QuerYD",
+        "qvhighlights": "lines:QVHighlights",
+        "tacos": "documents:TACoS",
+        "timelens-100k": "lines:TimeLens100K",
+        "timelens-bench": "documents:TimeLensBench",
+        "youcook2": "documents:YouCook2",
+    }.items():
+        register(name, f"tpo_head_temporal.formats.{target}")
