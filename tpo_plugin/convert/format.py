@@ -64,6 +64,8 @@ class Format:
 
     heads: ClassVar[tuple[str, ...]] = ()
     """Heads whose tasks its records may hold."""
+    settings: ClassVar[Mapping[str, Any]] = {}
+    """Configuration by head, with which its records are checked: what a head must be set to, to learn from them."""
 
     def entries(self, report: Report) -> Iterator[Entry]:
         """The entries of the sources, one at a time.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tpo_plugin.atomic import replace_file
+from tpo_plugin.config import TPOConfig
 from tpo_plugin.convert.format import Entry, Format, FrameList
 from tpo_plugin.convert.report import Report
 from tpo_plugin.data.format import RecordFormat
@@ -37,7 +38,7 @@ def convert(
     """
     report = report or Report()
     names = format.heads
-    records = RecordFormat.of_heads(names) if names else RecordFormat({}, {})
+    records = RecordFormat.of_heads(names, TPOConfig(heads=dict(format.settings))) if names else RecordFormat({}, {})
     seen: set[str] = set()
     excluded = set(exclude)
 

@@ -21,7 +21,27 @@ def register_heads(register: Callable[..., None]) -> None:
 
 @tpo.hookimpl
 def register_commands(app: Any) -> None:
-    """Adds `tpo convert-masks` and `tpo score-masks`."""
+    """Adds `tpo score-masks`."""
     from tpo_head_mask.commands import add_commands
 
     add_commands(app)
+
+
+@tpo.hookimpl
+def register_formats(register: Callable[..., None]) -> None:
+    for name, target in {
+        "davis": "vos:DAVIS",
+        "folder": "folder:Folder",
+        "got-10k": "tracks:GOT10k",
+        "grand-f": "pictures:GranDf",
+        "lasot": "tracks:LaSOT",
+        "mevis": "vos:MeViS",
+        "reason-seg": "pictures:ReasonSeg",
+        "ref-davis": "vos:RefDAVIS",
+        "ref-sav": "sav:RefSAV",
+        "ref-youtube-vos": "vos:RefYouTubeVOS",
+        "sa-v": "sav:SAV",
+        "semantic": "pictures:Semantic",
+        "youtube-vos": "vos:YouTubeVOS",
+    }.items():
+        register(name, f"tpo_head_mask.formats.{target}")
