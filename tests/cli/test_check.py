@@ -47,6 +47,10 @@ def test_good_files_are_counted(tmp_path: Path) -> None:
     assert report == {
         "records": 4,
         "without_tasks": 1,
+        "files": {
+            str(tmp_path / name): {"records": num, "wrong": 0, "without_media": 0, "missing": None}
+            for name, num in (("a.jsonl", 3), ("b.json", 1))
+        },
         "heads": {"region": {"records": 3, "tasks": 3, "tokens": 6}},
         "errors": [],
     }
@@ -71,6 +75,21 @@ def test_errors_by_kind_with_their_first_places(tmp_path: Path) -> None:
     text = CliRunner().invoke(tpo_plugin.cli.app, ["check", file, "--limit-errors", "2"]).stdout
     assert text.startswith("6 records: 5 wrong, 0 without tasks\n  region: 1 tasks in 1 records, 2 tokens\n3 x ")
     assert "and 1 more" in text
+
+
+def test_every_missing_file_is_named_and_how_much_of_each_is_there(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    images = [record([0, 0, 1, 1], image=name) for name in ("a.png", "b.png", "c.png")]
+    file, other = write(tmp_path, *images, BAD), write(tmp_path, GOOD, name="b.jsonl")
+    missing = [str(tmp_path / f"none{i}.jsonl") for i in range(7)]
+    result = CliRunner().invoke(tpo_plugin.cli.app, ["check", file, other, *missing, "--heads", "region"])
+    assert result.exit_code == 1
+    lines = result.stdout.splitlines()
+    assert lines[2:4] == [
+        f"  {file}: 4 records, 1 wrong, media of 2 missing; first {tmp_path / 'b.png'}",
+        f"  {other}: 1 records, none wrong",
+    ]
+    assert lines[4:12] == ["7 x file", *(f"  {path}: cannot be read: No such file or directory" for path in missing)]
 
 
 def test_a_late_record_in_several_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,6 +87,7 @@ def _describe(report: CheckReport) -> dict[str, Any]:
     return {
         "records": report.records,
         "without_tasks": report.without_tasks,
+        "files": {name: asdict(count) for name, count in report.files.items()},
         "heads": {name: asdict(count) for name, count in report.heads.items()},
         "errors": [{"kind": kind, **asdict(found)} for kind, found in report.errors.items()],
     }
@@ -99,6 +100,12 @@ def _as_text(report: CheckReport) -> str:
         f"  {name}: {count.tasks} tasks in {count.records} records, {count.tokens} tokens"
         for name, count in report.heads.items()
     ]
+    without_media = any(count.without_media for count in report.files.values())
+    for name, of_file in report.files.items() if len(report.files) > 1 or without_media else ():
+        line = f"  {name}: {of_file.records} records, {of_file.wrong or 'none'} wrong"
+        if of_file.without_media:
+            line += f", media of {of_file.without_media} missing; first {of_file.missing}"
+        lines.append(line)
     for kind, found in sorted(report.errors.items(), key=lambda item: -item[1].count):
         lines.append(f"{found.count} x {kind}")
         lines += [f"  {message}" for message in found.first]

@@ -37,6 +37,18 @@ class HeadCount:
 
 
 @dataclass
+class FileCount:
+    """What a file holds."""
+
+    records: int = 0
+    wrong: int = 0
+    without_media: int = 0
+    """Good records of which a picture or video is not there."""
+    missing: str | None = None
+    """The first medium that is not there."""
+
+
+@dataclass
 class ErrorKind:
     """Errors that differ in their place and values only."""
 
@@ -50,11 +62,13 @@ class CheckReport:
     """What was found; of wrong records only the first error."""
 
     limit: int
-    """Places that are kept of each kind of error."""
+    """Places that are kept of each kind of error; files that cannot be opened are all kept."""
     records: int = 0
     """All, the wrong ones included."""
     without_tasks: int = 0
     heads: dict[str, HeadCount] = field(default_factory=dict)
+    files: dict[str, FileCount] = field(default_factory=dict)
+    """By name, those that can be opened."""
     errors: dict[str, ErrorKind] = field(default_factory=dict)
 
     def add_record(self, record: Record, format: RecordFormat) -> None:
@@ -84,6 +98,12 @@ class CheckReport:
             found.records += count.records
             found.tasks += count.tasks
             found.tokens += count.tokens
+        for name, own in other.files.items():
+            of_file = self.files.setdefault(name, FileCount())
+            of_file.records += own.records
+            of_file.wrong += own.wrong
+            of_file.without_media += own.without_media
+            of_file.missing = of_file.missing or own.missing
         for kind, errors in other.errors.items():
             known = self.errors.setdefault(kind, ErrorKind())
             known.count += errors.count
@@ -108,14 +128,20 @@ class _Work:
         number, start, stop = block
         data, media_root = self.files[number]
         report = CheckReport(self.limit, records=stop - start)
+        count = report.files[data.name] = FileCount(records=stop - start)
         for index in range(start, stop):
             line, prefix = data.place(index)
             place = f"{data.name}:{line}" if line is not None else f"{data.name}: {prefix}"
             try:
                 record = read_record(data, index, self.format, media_root, data.name, self.open_ended)
+                missing = next((path for path in (*record.images, *record.videos) if not path.exists()), None)
+                if missing is not None:
+                    count.without_media += 1
+                    count.missing = count.missing or str(missing)
                 if self.video is not None:
                     self._open(record)
                 report.add_record(record, self.format)
+                continue
             except RecordError as error:
                 report.add_error(kind_of(error), str(error))
             except MediaError as error:
@@ -123,6 +149,7 @@ class _Work:
             except Exception as error:  # a codec that fails on what it did not expect
                 message = f"{type(error).__name__}: {error}"
                 report.add_error(_general(message), f"{place}: {message}")
+            count.wrong += 1
         return report
 
     def _open(self, record: Record) -> None:
@@ -156,7 +183,9 @@ def check_files(
             if not len(data):
                 raise RecordError("holds no record", file=str(path))
         except RecordError as error:
-            report.add_error("file", str(error))
+            unopened = report.errors.setdefault("file", ErrorKind())
+            unopened.count += 1
+            unopened.first.append(str(error))  # each, whatever the limit: nothing is trained without it
             continue
         work.files.append((data, Path(media_root) if media_root is not None else media_folder(path)))
     size = _BLOCK if video is None else _MEDIA_BLOCK

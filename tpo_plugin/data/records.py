@@ -130,8 +130,8 @@ def read_record(
 ) -> Record:
     """The record at `index`, checked. `name` stands for the source in messages. Raises `RecordError`."""
     line, prefix = data.place(index) if isinstance(data, RecordFile) else (None, f"[{index}]")
-    place = {"file": name, "line": line, "prefix": prefix}
-    return parse_record(data[index], format, media_root=media_root, open_ended=open_ended, **place)
+    options: dict[str, Any] = {"media_root": media_root, "open_ended": open_ended}
+    return parse_record(data[index], format, file=name, line=line, prefix=prefix, **options)
 
 
 def check_sample(format: RecordFormat, sample: Any) -> None:

@@ -45,7 +45,8 @@ class Folder(Masks):
     """A folder of your own: images/, masks/ (a PNG by each image's name), and objects.json or questions.jsonl.
 
     objects.json gives words for the PNGs' values: {"1": "the dog", "255": null}. questions.jsonl has a question a line:
-    {"image": "cat.jpg", "question": "Which animal would purr?", "objects": [1]}. Without either, a PNG holds one object.
+    {"image": "cat.jpg", "question": "Which animal would purr?", "objects": [1]}. Without either, a PNG holds one object
+    and the question names it so.
     """
 
     def entries(self, report: Report) -> Iterator[Entry]:
