@@ -42,15 +42,13 @@ app = typer.Typer(cls=_Formats, no_args_is_help=True, pretty_exceptions_enable=F
 
 def _list(value: bool) -> None:
     if value:
-        from rich.console import Console
-        from rich.table import Table
-
         from tpo_plugin.convert import formats
 
-        table = Table("format", "what it reads", "from", box=None, pad_edge=False)
+        by_plugin: dict[str, list[str]] = {}
         for spec in formats().values():
-            table.add_row(spec.name, spec.help, str(spec.plugin))
-        Console(soft_wrap=True, highlight=False, markup=False).print(table)
+            by_plugin.setdefault(str(spec.plugin), []).append(f"  {spec.name:20}{spec.help}")
+        for plugin, lines in by_plugin.items():
+            typer.echo("\n".join([f"from {plugin}:", *lines]))
         raise typer.Exit
 
 
@@ -77,7 +75,7 @@ def _command(spec: FormatSpec) -> Any:
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     run.__doc__ = inspect.getdoc(cls)
-    one = typer.Typer(pretty_exceptions_enable=False)
+    one = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
     one.command(spec.name)(run)
     return typer.main.get_command(one)
 

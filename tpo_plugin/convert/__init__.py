@@ -1,7 +1,7 @@
 """What a format is made of: `tpo convert` turns data as they are published into records. No torch in here."""
 
 from tpo_plugin.convert.boxes import Boxes, Order
-from tpo_plugin.convert.format import Entry, Format, FrameList, formats
+from tpo_plugin.convert.format import Entry, Format, FrameList, StoredPicture, formats
 from tpo_plugin.convert.pickles import read_pickle
 from tpo_plugin.convert.pictures import Picture, Side, picture
 from tpo_plugin.convert.reading import Row, Rows, lines, local, parse_json, read_json, read_text
@@ -23,6 +23,7 @@ __all__ = [
     "Row",
     "Rows",
     "Side",
+    "StoredPicture",
     "convert",
     "formats",
     "lines",

@@ -22,7 +22,9 @@ _WORDS = {
 }
 
 _SLACK_PX, _SLACK = 1.0, 0.005
-"""By how much a box may stick out, and is clipped then: in pixels, or as a share where pixels are not the unit."""
+"""By how much a box may stick out, and is clipped then: in pixels, or of shares. A grid, 0 to 1000, has no slack."""
+_SLACK_SQUARE = 0.01
+"""The same of a padded square, whose boxes are written with two or three digits."""
 
 _DOUBT_COUNT, _DOUBT_SHARE = 3, 0.02
 """From how many faults of one kind, and above which share of all boxes, a whole source contradicts its convention."""
@@ -41,6 +43,8 @@ class Boxes:
     """What stands for the whole width or height: 1, 1000; None where boxes are in pixels."""
     one_based: bool = False
     """Whether pixels count from 1 and the second corner is the last pixel inside (Pascal VOC): first corner - 1."""
+    square: bool = False
+    """Whether they are of the picture padded to a square, with the picture in its middle, instead of the picture."""
 
     num: int = field(default=0, init=False)
     """Boxes that were seen."""
@@ -61,16 +65,17 @@ class Boxes:
         self.num += 1
         self.largest = max(self.largest, *values)
         size = (picture.width, picture.height) if isinstance(picture, Picture) else picture
-        if self.full is not None:
-            whole = (self.full, self.full)
-        elif size is None:
-            raise place.fault(values, "a picture of known size, for boxes in pixels")
-        else:
-            whole = size
+        whole: tuple[float, float] | None = size if self.full is None else (self.full, self.full)
+        if whole is None or (self.square and size is None):
+            raise place.fault(values, "a picture of known size, which these boxes count in")
         corners = self._corners(values)
         self._check_order(values, corners, whole, place)
-        slack = [(_SLACK_PX / side if self.full is None else _SLACK) for side in whole]
         box = [value / whole[axis % 2] for axis, value in enumerate(corners)]
+        slack = [_SLACK_PX / side if self.full is None else _SLACK if self.full == 1 else _ROUNDING for side in whole]
+        if self.square and size is not None:
+            side = max(size)
+            box = [(value * side - (side - size[axis % 2]) // 2) / size[axis % 2] for axis, value in enumerate(box)]
+            slack = [_SLACK_SQUARE * side / edge for edge in size]
         clipped = [min(1.0, max(0.0, value)) for value in box]
         out = max(abs(a - b) / slack[axis % 2] for axis, (a, b) in enumerate(zip(box, clipped, strict=True)))
         if out > 1 or clipped[0] >= clipped[2] or clipped[1] >= clipped[3]:
@@ -109,6 +114,9 @@ class Boxes:
 
     def _refuse_outside(self, values: list[float], whole: tuple[float, float], place: Place) -> None:
         largest = max(values)
+        if self.square and largest <= (self.full or largest):
+            self.against["outside of the picture: they look like boxes of the picture itself"] += 1
+            raise place.fault(values, f"a box inside the picture, in {self._unit}")
         if self.full is None:
             hint = ""
             if self.order == "xywh" and values[0] < values[2] <= whole[0] and values[1] < values[3] <= whole[1]:
@@ -122,9 +130,13 @@ class Boxes:
             self.against[f"over {self.full:g}: they look like {unit}"] += 1
         raise place.fault(values, f"{_WORDS[self.order]} in 0 to {self.full:g} of the picture")
 
-    def _doubts(self) -> Iterable[str]:
+    @property
+    def _unit(self) -> str:
         unit = "pixels" if self.full is None else f"0 to {self.full:g}"
-        declared = f"{_WORDS[self.order]} in {unit}"
+        return f"{unit} of the picture padded to a square" if self.square else unit
+
+    def _doubts(self) -> Iterable[str]:
+        declared = f"{_WORDS[self.order]} in {self._unit}"
         for what, count in self.against.items():
             if count >= _DOUBT_COUNT and count > _DOUBT_SHARE * self.num:
                 yield f"{count} of {self.num} boxes are not {declared}, as was declared, but {what}"

@@ -36,6 +36,16 @@ class FrameList:
 
 
 @dataclass(frozen=True)
+class StoredPicture:
+    """A picture that stands in the source itself; it becomes a file beside the records."""
+
+    name: str
+    """Of the file to be, without folder and suffix."""
+    data: bytes
+    """A picture file's content."""
+
+
+@dataclass(frozen=True)
 class Entry:
     """One record to be."""
 
@@ -46,7 +56,7 @@ class Entry:
     first. An odd number is a prompt without an answer."""
     tasks: Sequence[Mapping[str, Any]] = ()
     """In the order of each head's placeholders."""
-    images: Sequence[Path] = ()
+    images: Sequence[Path | StoredPicture] = ()
     videos: Sequence[Path | FrameList] = ()
     system: str | None = None
     picture_ids: Sequence[str | int] = ()
@@ -117,8 +127,8 @@ def _formats_of(plugin: Plugin) -> dict[str, FormatSpec]:
     own: dict[str, FormatSpec] = {}
 
     def register(name: str, format: type | str) -> None:
-        if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name) or name in own:
-            raise TPOError(f"format name {name!r}: expected lower-case letters, digits and '-', and each name once")
+        if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", name) or name in own:
+            raise TPOError(f"format name {name!r}: expected lower-case letters, digits, '-' and '.', each name once")
         own[name] = FormatSpec(name, format, plugin)
 
     registry().call(plugin, "register_formats", register=register)

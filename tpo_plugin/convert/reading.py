@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -75,13 +77,13 @@ def lines(path: Path, encoding: str = "utf-8-sig") -> Iterator[tuple[Place, str]
 
 
 class Rows:
-    """The values of a JSON Lines file, or of one JSON list, each read when it is asked for.
+    """The values of a JSON Lines file, of one JSON list, or of a Parquet file, each read when it is asked for.
 
-    Raises `RecordError` where the file cannot be read.
+    Raises `RecordError` where the file cannot be read, `TPOError` where the package that reads it is missing.
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = RecordFile(path)
+        self._file: RecordFile | _Parquet = _Parquet(path) if path.suffix == ".parquet" else RecordFile(path)
 
     def __len__(self) -> int:
         return len(self._file)
@@ -93,3 +95,34 @@ class Rows:
     def __getitem__(self, index: int) -> Any:
         """Raises `RecordError` where it is no JSON."""
         return self._file[index]
+
+
+class _Parquet:
+    """Rows of a Parquet file, of which one group of rows is in memory."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import pyarrow.parquet
+        except ImportError as error:
+            raise TPOError(f"{path}: Parquet is read by pyarrow: pip install 'tpo-plugin[parquet]'") from error
+        self.name = str(path)
+        try:
+            self._file = pyarrow.parquet.ParquetFile(path)
+        except (OSError, pyarrow.ArrowException) as error:
+            raise RecordError(f"cannot be read as Parquet: {error}", file=self.name) from error
+        sizes = [self._file.metadata.row_group(group).num_rows for group in range(self._file.num_row_groups)]
+        self._ends = list(accumulate(sizes))
+        self._group, self._rows = -1, None
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def place(self, index: int) -> tuple[None, str]:
+        return None, f"[{index}]"
+
+    def __getitem__(self, index: int) -> Any:
+        group = bisect_right(self._ends, index)
+        if group != self._group:
+            self._group, self._rows = group, self._file.read_row_group(group)
+        start = self._ends[group - 1] if group else 0
+        return self._rows.slice(index - start, 1).to_pylist()[0]  # type: ignore[attr-defined]

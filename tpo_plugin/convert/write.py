@@ -11,7 +11,8 @@ from typing import Any
 
 from tpo_plugin.atomic import replace_file
 from tpo_plugin.config import TPOConfig
-from tpo_plugin.convert.format import Entry, Format, FrameList
+from tpo_plugin.convert.format import Entry, Format, FrameList, StoredPicture
+from tpo_plugin.convert.pictures import picture_type
 from tpo_plugin.convert.report import Report
 from tpo_plugin.data.format import RecordFormat
 from tpo_plugin.data.records import MEDIA_TAG, parse_record
@@ -90,7 +91,8 @@ def _excluded(line: str) -> Iterator[str]:
 
 
 def _picture_names(entry: Entry) -> set[str]:
-    names = {name for path in entry.images for name in _file_names(str(path))}
+    files = [image for image in entry.images if isinstance(image, Path)]
+    names = {name for path in files for name in _file_names(path.as_posix())}
     return names | {str(name) for name in entry.picture_ids}
 
 
@@ -103,13 +105,10 @@ def _file_names(path: str) -> Iterator[str]:
 
 def make_record(entry: Entry, output: Path) -> dict[str, Any]:
     """The record of an entry, in a file `output`."""
-    base, lists = output.parent, output.parent / f"{output.stem}_videos"
+    base = output.parent
     media = {
-        "image": [_reference(path, base) for path in entry.images],
-        "video": [
-            _reference(_frame_list(video, lists) if isinstance(video, FrameList) else video, base)
-            for video in entry.videos
-        ],
+        "image": [_reference(_file_of(medium, output), base) for medium in entry.images],
+        "video": [_reference(_file_of(medium, output), base) for medium in entry.videos],
     }
     turns = list(entry.turns)
     if not any(MEDIA_TAG.search(turn) for turn in turns):
@@ -122,19 +121,35 @@ def make_record(entry: Entry, output: Path) -> dict[str, Any]:
     return record | {"conversations": conversations} | ({"tasks": list(entry.tasks)} if entry.tasks else {})
 
 
-def _frame_list(video: FrameList, lists: Path) -> Path:
-    """The list's file, written where it is not there yet with this content."""
-    path = lists / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', video.name)}.ffconcat"
+def _file_of(medium: Path | FrameList | StoredPicture, output: Path) -> Path:
+    """The file of a medium, written where it is none yet: in a folder beside the records."""
+    if isinstance(medium, FrameList):
+        lists = output.parent / f"{output.stem}_videos"
+        return _written(lists / f"{_file_name(medium.name)}.ffconcat", _frame_list(medium, lists).encode())
+    if isinstance(medium, StoredPicture):
+        suffix = picture_type(medium.data, medium.name)
+        return _written(output.parent / f"{output.stem}_pictures" / f"{_file_name(medium.name)}.{suffix}", medium.data)
+    return medium
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name)
+
+
+def _written(path: Path, data: bytes) -> Path:
+    if not path.exists() or path.read_bytes() != data:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return path
+
+
+def _frame_list(video: FrameList, lists: Path) -> str:
     lines = ["ffconcat version 1.0"]
     ends_s = [*video.times_s[1:], video.end_s]
     for file, start, end in zip(video.files, video.times_s, ends_s, strict=True):
         quoted = _reference(file, lists).replace("'", "'\\''")
         lines += [f"file '{quoted}'", f"duration {end - start:.6f}"]
-    text = "\n".join(lines) + "\n"
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        lists.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    return path
+    return "\n".join(lines) + "\n"
 
 
 def _reference(path: Path, base: Path) -> str:
