@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tpo_plugin.convert.report import MISSING, Place
 from tpo_plugin.data.sources import RecordFile
 from tpo_plugin.data.storage import local_path
-from tpo_plugin.errors import RecordError
+from tpo_plugin.errors import RecordError, TPOError
 
 RowT = TypeVar("RowT", bound="Row")
 

@@ -298,3 +298,54 @@ def test_queryd(tmp_path: Path, videos: Path, protocol: int) -> None:
         tpo.RecordError, match=r"times.pkl: cannot be read as a pickle of plain values: it names .*Path"
     ):
         convert(make(source=names[0], times=names[1], videos=videos), output)
+
+
+CHAT = {
+    "video": "A.mp4",
+    "QA": [{"i": "Watch.", "q": "What happens?", "a": "A dog jumps."}, {"q": "Why?", "a": "Joy."}],
+}
+HOUND = {"id": "h1", "prompt": "<video>\nWhat?", "chosen": "A dog.", "rejected": "A cat.", "video": "clips/1"}
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "turns", "wrong"),
+    [
+        (
+            "videochat2-it",
+            CHAT,
+            ["<video>\nWatch.\nWhat happens?", "A dog jumps.", "Why?", "Joy."],
+            [
+                ({"QA": []}, "QA: is []; expected at least one question"),
+                ({"start": 1}, "start, end: is [1, None]; expected start and end, both or none"),
+                ({"start": 1, "end": 2}, "start, end: is [1, 2]; expected a whole video; cut this part out"),
+                ({"QA": [{"i": "", "q": "", "a": "x"}]}, "QA[0].q: is ''; expected text"),
+                ({"video": "none.mp4"}, "video: is 'none.mp4'; expected a file in"),
+            ],
+        ),
+        (
+            "llava-hound-dpo",
+            HOUND,
+            ["<video>\nWhat?", "A dog."],
+            [
+                ({"rejected": "A dog."}, "rejected: is 'A dog.'; expected another answer than the chosen one"),
+                ({"rejected": None}, "rejected: is missing; expected text"),
+                ({"video": "clips/2"}, "video: is 'clips/2'; expected a folder of frames, or a video, in"),
+            ],
+        ),
+    ],
+)
+def test_conversations(tmp_path: Path, videos: Path, name: str, row: Any, turns: list[str], wrong: Any) -> None:
+    from PIL import Image
+
+    media = tmp_path / "media"
+    (media / "clips/1").mkdir(parents=True)
+    os.link(videos / "A.mp4", media / "A.mp4")
+    Image.new("RGB", (8, 8)).save(media / "clips/1/c01_0001.jpeg")
+    source, output = tmp_path / "data.json", tmp_path / "records.jsonl"
+    source.write_text(json.dumps([row, *(row | changes for changes, _ in wrong)]))
+    report = convert(formats()[name].format_class()(source=source, media=media), output)
+    (record,) = (json.loads(line) for line in output.read_text().splitlines())
+    assert [turn["value"] for turn in record["conversations"]] == turns
+    assert Records(output, RecordFormat({}, {}))[0].videos[0].is_file()
+    for index, (_, message) in enumerate(wrong, start=1):
+        assert f"data.json: [{index}].{message}" in str(report), str(report)

@@ -29,19 +29,7 @@ def register_commands(app: Any) -> None:
 
 @tpo.hookimpl
 def register_formats(register: Callable[..., None]) -> None:
-    for name, target in {
-        "davis": "vos:DAVIS",
-        "folder": "folder:Folder",
-        "got-10k": "tracks:GOT10k",
-        "grand-f": "pictures:GranDf",
-        "lasot": "tracks:LaSOT",
-        "mevis": "vos:MeViS",
-        "reason-seg": "pictures:ReasonSeg",
-        "ref-davis": "vos:RefDAVIS",
-        "ref-sav": "sav:RefSAV",
-        "ref-youtube-vos": "vos:RefYouTubeVOS",
-        "sa-v": "sav:SAV",
-        "semantic": "pictures:Semantic",
-        "youtube-vos": "vos:YouTubeVOS",
-    }.items():
+    from tpo_head_mask.formats import FORMATS
+
+    for name, target in FORMATS.items():
         register(name, f"tpo_head_mask.formats.{target}")

@@ -30,17 +30,7 @@ def register_commands(app: Any) -> None:
 
 @tpo.hookimpl
 def register_formats(register: Callable[..., None]) -> None:
-    for name, target in {
-        "activitynet-captions": "documents:ActivityNetCaptions",
-        "charades-sta": "lines:CharadesSTA",
-        "didemo": "documents:DiDeMo",
-        "hirest": "documents:HiREST",
-        "nlq": "documents:NLQ",
-        "queryd": "queryd:QuerYD",
-        "qvhighlights": "lines:QVHighlights",
-        "tacos": "documents:TACoS",
-        "timelens-100k": "lines:TimeLens100K",
-        "timelens-bench": "documents:TimeLensBench",
-        "youcook2": "documents:YouCook2",
-    }.items():
+    from tpo_head_temporal.formats import FORMATS
+
+    for name, target in FORMATS.items():
         register(name, f"tpo_head_temporal.formats.{target}")
