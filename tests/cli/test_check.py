@@ -120,6 +120,25 @@ def test_heads_and_data_of_a_training_configuration(tmp_path: Path) -> None:
     )
     result = CliRunner().invoke(tpo_plugin.cli.app, ["check", "--config", str(config), "--json"])
     assert json.loads(result.stdout)["records"] == 1
+    assert json.loads(result.stdout)["stages"] == {"stage1": {file: 1}}
+
+
+def test_what_an_epoch_of_each_stage_draws(tmp_path: Path) -> None:
+    file, other = write(tmp_path, *[GOOD] * 6, BAD), write(tmp_path, GOOD, GOOD, name="b.jsonl")
+    config = tmp_path / "train.yaml"
+    sources = [{"file": file, "weight": 0.5}, {"file": other}, {"file": str(tmp_path / "none.jsonl"), "weight": 3}]
+    stages = {"stage1": {"data": sources}, "stage3": {"data": sources[1:2]}}
+    config.write_text(json.dumps({"model": "m", "output_dir": "o", "heads": ["region"], "stages": stages}))
+    result = CliRunner().invoke(tpo_plugin.cli.app, ["check", "--config", str(config)])
+    assert result.exit_code == 1
+    assert result.stdout.splitlines()[-6:] == [
+        "stage1: 5 samples an epoch",
+        f"  {file}: 3 (60.0%)",
+        f"  {other}: 2 (40.0%)",
+        f"  {tmp_path / 'none.jsonl'}: 0 (0.0%)",
+        "stage3: 2 samples an epoch",
+        f"  {other}: 2 (100.0%)",
+    ]
 
 
 def test_no_torch_is_needed(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +16,7 @@ from tpo_plugin.errors import TPOError
 
 if TYPE_CHECKING:
     from tpo_plugin.data.check import CheckReport
+    from tpo_plugin.training.config import DataSource, TrainConfig
 
 
 def check(
@@ -49,13 +51,14 @@ def check(
 
     files: list[tuple[str | Path, str | Path | None]] = [(file, media_root) for file in data or []]
     names, settings, video = heads.split(",") if heads else None, TPOConfig(), None
+    run: TrainConfig | None = None
     if config is not None:
         from tpo_plugin.training.config import TrainConfig
 
         run = TrainConfig.from_yaml(config)
         names, settings, video = names or run.heads or None, run.tpo, run.data.video
-        stages = [source for stage in run.stages.values() for source in (*stage.data, *stage.eval_data)]
-        files = files or list(dict.fromkeys((source.file, media_root or source.media) for source in stages))
+        sources = [source for stage in run.stages.values() for source in (*stage.data, *stage.eval_data)]
+        files = files or list(dict.fromkeys((source.file, media_root or source.media) for source in sources))
     if not files:
         raise TPOError("no file to check; give files of records, or --config with data in its stages")
     console = Console(stderr=True)
@@ -70,10 +73,11 @@ def check(
             limit=limit_errors,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
+    stages = {name: _mix(stage.data, report) for name, stage in run.stages.items()} if run is not None else {}
     if as_json:
-        typer.echo(json.dumps(_describe(report), indent=2))
+        typer.echo(json.dumps(_describe(report) | ({"stages": stages} if run is not None else {}), indent=2))
     else:
-        typer.echo(_as_text(report))
+        typer.echo("\n".join([_as_text(report), *_mixes(stages)]))
     if report.errors:
         raise typer.Exit(1)
 
@@ -91,6 +95,19 @@ def _describe(report: CheckReport) -> dict[str, Any]:
         "heads": {name: asdict(count) for name, count in report.heads.items()},
         "errors": [{"kind": kind, **asdict(found)} for kind, found in report.errors.items()],
     }
+
+
+def _mix(sources: Sequence[DataSource], report: CheckReport) -> dict[str, int]:
+    """Samples of an epoch by the file that they come from: good records times the file's weight."""
+    counts = {name: found.records - found.wrong for name, found in report.files.items()}
+    return {source.file: round(source.weight * counts.get(source.file, 0)) for source in sources}
+
+
+def _mixes(stages: dict[str, dict[str, int]]) -> Iterator[str]:
+    for name, mix in stages.items():
+        total = sum(mix.values())
+        yield f"{name}: {total} samples an epoch"
+        yield from (f"  {file}: {num} ({num / max(total, 1):.1%})" for file, num in mix.items())
 
 
 def _as_text(report: CheckReport) -> str:
