@@ -6,11 +6,9 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 from weakref import WeakKeyDictionary
 
 import torch
@@ -18,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tpo_plugin import zero
+from tpo_plugin.atomic import replace_file
 from tpo_plugin.config import FORMAT_VERSION
 from tpo_plugin.errors import TPOError
 from tpo_plugin.head import TaskHead
@@ -99,16 +98,6 @@ def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
             f"reads up to {FORMAT_VERSION}: pip install -U tpo-plugin"
         )
     return saved
-
-
-def replace_file(path: Path, write: Callable[[str], Any]) -> None:
-    """Writes a file under a temporary name in the same directory and renames it: nobody finds half of it."""
-    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
-    try:
-        write(str(temporary))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _config_to_json(tpo: Tasks, host_class: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from typing import Any
 from tpo_plugin.codec import check_task_fields
 from tpo_plugin.data.format import RecordFormat
 from tpo_plugin.data.sources import RecordFile
+from tpo_plugin.data.storage import is_url, media_folder
 from tpo_plugin.errors import RecordError, did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -71,18 +72,25 @@ class Records(Sequence[Record]):
     """The records of a JSON Lines file, of a JSON list, or of any sequence of dicts (an Arrow dataset too).
 
     `tpo` is `model.tpo`, or a `RecordFormat`: its codecs check the tasks. Relative media paths start at `media_root`,
-    by default the file's folder. A file's records are read when they are asked for, in the process that asks; a large
-    file costs 16 bytes a record. Raises `RecordError` with file, line (of a list: the index) and field.
+    by default the file's folder. `open_ended` allows conversations that end with a question: prompts. A file's records
+    are read when they are asked for, in the process that asks; a large file costs 16 bytes a record. Raises
+    `RecordError` with file, line (of a list: the index) and field.
     """
 
     def __init__(
-        self, source: str | Path | Sequence[dict[str, Any]], tpo: Any, *, media_root: str | Path | None = None
+        self,
+        source: str | Path | Sequence[dict[str, Any]],
+        tpo: Any,
+        *,
+        media_root: str | Path | None = None,
+        open_ended: bool = False,
     ) -> None:
+        self.open_ended = open_ended
         self.format = RecordFormat.of(tpo)
         if isinstance(source, (str, Path)):
             self.path: Path | None = Path(source)
             self.name = str(source)
-            self.media_root = Path(media_root) if media_root is not None else self.path.parent
+            self.media_root = Path(media_root) if media_root is not None else media_folder(source)
             self._data: RecordFile | Sequence[dict[str, Any]] = RecordFile(source)
         else:
             self.path, self.name, self._data = None, "records", source
@@ -104,7 +112,7 @@ class Records(Sequence[Record]):
     def __getitem__(self, index: int) -> Record:  # type: ignore[override]
         if not -len(self) <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
-        return read_record(self._data, index % len(self), self.format, self.media_root, self.name)
+        return read_record(self._data, index % len(self), self.format, self.media_root, self.name, self.open_ended)
 
     def checked(self, sample: Any) -> Any:
         """The sample, if its media can serve its tasks. Raises `MediaError`."""
@@ -113,11 +121,17 @@ class Records(Sequence[Record]):
 
 
 def read_record(
-    data: RecordFile | Sequence[Any], index: int, format: RecordFormat, media_root: Path, name: str
+    data: RecordFile | Sequence[Any],
+    index: int,
+    format: RecordFormat,
+    media_root: Path,
+    name: str,
+    open_ended: bool = False,
 ) -> Record:
     """The record at `index`, checked. `name` stands for the source in messages. Raises `RecordError`."""
     line, prefix = data.place(index) if isinstance(data, RecordFile) else (None, f"[{index}]")
-    return parse_record(data[index], format, media_root=media_root, file=name, line=line, prefix=prefix)
+    options: dict[str, Any] = {"media_root": media_root, "open_ended": open_ended}
+    return parse_record(data[index], format, file=name, line=line, prefix=prefix, **options)
 
 
 def check_sample(format: RecordFormat, sample: Any) -> None:
@@ -220,6 +234,10 @@ def _media(
         files = [value] if isinstance(value, str) else value or []
         if not isinstance(files, Sequence) or not all(isinstance(path, str) and path for path in files):
             raise wrong(kind, f"is {value!r}, expected a path or a list of paths")
+        for path in filter(is_url, files):
+            raise wrong(
+                kind, f"is {path!r}, a URL; expected a file: fetch the media first (records may lie behind a URL)"
+            )
         paths[kind] = list(files)
     only_video = bool(paths["video"]) and not paths["image"]
     found: Counter[str] = Counter()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tpo_plugin.data.storage import local_path
 from tpo_plugin.errors import RecordError
 
 _BOM = b"\xef\xbb\xbf"
@@ -18,12 +19,13 @@ _BLOCK = 1 << 24
 class RecordFile:
     """A file of JSON values: JSON Lines, or one JSON list. 16 bytes of memory a record.
 
-    It is opened anew for each read, so that no handle is shared with a worker process. Raises `RecordError` where it
+    `path` is whatever `storage.local_path` takes: a URL and a packed file too, which stand plain in a cache. The file
+    is opened anew for each read, so that no handle is shared with a worker process. Raises `RecordError` where it
     cannot be read, or a list is no JSON.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path, self.name = Path(path), str(path)
+        self.path, self.name = local_path(path), str(path)
         self._offsets, self._lines, self._ends = array("q"), array("q"), array("q")
         try:
             with self.path.open("rb") as file:

@@ -41,6 +41,7 @@ def check_stages(model: nn.Module, config: TrainConfig, names: Sequence[str]) ->
     cannot be read or are wrong, and for a trainer that cannot be made.
     """
     sources: Sources = {}
+    unusable = []
     for name in names:
         stage, where = config.stages[name], f"stages.{name}"
         weights = _loss_weights(model, config, name)
@@ -63,7 +64,9 @@ def check_stages(model: nn.Module, config: TrainConfig, names: Sequence[str]) ->
                 try:
                     sources[key] = sources.get(key) or Records(source.file, model.tpo, media_root=source.media)
                 except TPOError as error:
-                    raise TPOError(f"{where}.{field}[{index}]: {error}") from error
+                    unusable.append(f"{where}.{field}[{index}]: {error}")
+    if unusable:
+        raise TPOError("\n".join(unusable))
     return sources
 
 

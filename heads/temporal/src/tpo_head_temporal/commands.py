@@ -1,4 +1,4 @@
-"""The commands `tpo evaluate-moments`, `tpo convert-moments` and `tpo cache-features`. No torch in here."""
+"""The commands `tpo evaluate-moments` and `tpo cache-features`. No torch in here."""
 
 from __future__ import annotations
 
@@ -35,21 +35,6 @@ def evaluate_moments(
         typer.echo(f"{name:24}{value:6.2f}")
 
 
-def convert_moments(
-    format: Annotated[str, typer.Argument(help="charades-sta, qvhighlights, activitynet-captions or didemo.")],
-    file: Annotated[Path, typer.Argument(help="Annotations in that format.")],
-    videos: Annotated[Path, typer.Option(help="Folder of the videos.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Records to write, JSON Lines.")],
-) -> None:
-    """Write the records of a moment retrieval data set.
-
-    Queries that break the format, or whose video is not there or cannot be read, are left out, counted and named.
-    """
-    from tpo_head_temporal.convert import convert
-
-    typer.echo(str(convert(format, file, videos, output)))
-
-
 def cache_features(
     source: Annotated[Path, typer.Argument(help="Records (JSON Lines), or a folder of videos.")],
     model: Annotated[str, typer.Option(help="CLIP, SigLIP or vision tower: a folder or hub name.")],
@@ -83,5 +68,5 @@ def cache_features(
 
 def register(app: Any) -> None:
     """Adds the commands to the typer `app`."""
-    for command in (evaluate_moments, convert_moments, cache_features):
+    for command in (evaluate_moments, cache_features):
         app.command(command.__name__.replace("_", "-"))(command)
