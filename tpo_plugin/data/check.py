@@ -99,6 +99,8 @@ class _Work:
     limit: int
     video: VideoOptions | None
     """How videos are read, where media are opened."""
+    confine: bool
+    """Whether a record's files must lie in its media folder."""
 
     def check(self, block: tuple[int, int, int]) -> CheckReport:
         """The records from `start` to `stop` of a file."""
@@ -109,7 +111,7 @@ class _Work:
             line, prefix = data.place(index)
             place = f"{data.name}:{line}" if line is not None else f"{data.name}: {prefix}"
             try:
-                record = read_record(data, index, self.format, media_root, data.name)
+                record = read_record(data, index, self.format, media_root, data.name, confine=self.confine)
                 if self.video is not None:
                     self._open(record)
                 report.add_record(record, self.format)
@@ -133,18 +135,19 @@ def check_files(
     format: RecordFormat,
     *,
     video: VideoOptions | None = None,
+    confine: bool = False,
     workers: int = 1,
     limit: int = 5,
     progress: Callable[[int, int], Any] = lambda done, total: None,
 ) -> CheckReport:
     """Checks every record of files, each with its media folder (None: the file's own).
 
-    With `video`, media are opened too, videos so, and each head checks its samples. `progress` gets how many records
-    are done, of how many. What is wrong is in the report, with `limit` places of each kind of error; a file that cannot
-    be opened is such an error.
+    With `video`, media are opened too, videos so, and each head checks its samples. `confine` is that of `Records`.
+    `progress` gets how many records are done, of how many. What is wrong is in the report, with `limit` places of each
+    kind of error; a file that cannot be opened is such an error.
     """
     report = CheckReport(limit)
-    work = _Work(format, [], limit, video)
+    work = _Work(format, [], limit, video, confine)
     for path, media_root in files:
         try:
             data = RecordFile(path)
