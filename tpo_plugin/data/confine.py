@@ -20,14 +20,20 @@ def check_media(record: Record) -> None:
     folder = record.confined_to
     if folder is None:
         return
-    for path in (*record.images, *record.videos):
+    for path in record.images:
         _check(path, folder)
     for path in record.videos:
-        if path.suffix == ".ffconcat":
-            for file in listed_files(path):
-                _check(file, folder)
-        else:
-            _check_container(path)
+        check_video(path, folder)
+
+
+def check_video(path: Path, folder: Path) -> None:
+    """Raises `MediaError` for a video, or a list of frames, that lies or leads out of a folder."""
+    _check(path, folder)
+    if path.suffix == ".ffconcat":
+        for file in listed_files(path):
+            _check(file, folder)
+    else:
+        _check_container(path)
 
 
 def _check(path: Path, folder: Path) -> None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import tpo_plugin as tpo
+from tpo_plugin.errors import shown
+from tpo_plugin.json_file import parse_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -79,7 +81,7 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], TemporalConfig
             torch.serialization.add_safe_globals([argparse.Namespace])  # plain options, which the public code saves
             saved = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise tpo.TPOError(f"{path}: cannot be read as a checkpoint without executing code: {reason}") from error
     options = saved.get("opt", {}) if isinstance(saved, dict) else {}
     weights = saved.get("model", saved) if isinstance(saved, dict) else None
@@ -100,16 +102,24 @@ def load_imported(network: nn.Module, config: TemporalConfig, path: str | Path, 
 
     if not Path(path).is_file():
         raise tpo.TPOError(f"init_from: {path}: no such file; expected what `tpo import cg-detr` writes")
-    with safe_open(path, "pt") as file:
-        fields = json.loads((file.metadata() or {}).get("temporal", "null"))
-        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if fields is None:
+    try:
+        with safe_open(path, "pt") as file:
+            fields = parse_json((file.metadata() or {}).get("temporal", "null"))
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:  # of safetensors, and of torch for a type that it does not have
+        raise tpo.TPOError(f"init_from: {path} cannot be read as safetensors: {error}; import it anew") from error
+    if not isinstance(fields, dict):
         raise tpo.TPOError(f"init_from: {path} was not written by `tpo import cg-detr`; import the checkpoint first")
     own = dataclasses.asdict(config) | sizes
-    wrong = [f"{name} is {own[name]}, there {value}" for name, value in fields.items() if own[name] != value]
+    wrong = [
+        f"{name} is {own.get(name)}, there {shown(value)}" for name, value in fields.items() if own.get(name) != value
+    ]
     if wrong:
         raise tpo.TPOError(f"init_from: {path} is of another network: {'; '.join(wrong)}")
-    network.load_state_dict(weights)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise tpo.TPOError(f"init_from: {path} does not fit its own description: {error}; import it anew") from error
 
 
 def register(app: typer.Typer) -> None:

@@ -3,7 +3,6 @@ dataset that is not laid out as it should be is an error."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import tpo_plugin as tpo
 from tpo_head_mask import rle
 from tpo_head_mask.jf import object_ids
 from tpo_head_mask.masks import Box, box_of, check_size, check_task, read_ids
+from tpo_plugin.json_file import parse_json
 
 HEAD = "mask"
 Size = tuple[int, int]
@@ -124,13 +124,13 @@ def label_masks(maps: Sequence[Path], images: Sequence[Path]) -> dict[int, list[
 
 def image_size(path: Path) -> Size:
     """Of an image file, of which the header alone is read. Raises `MediaError`."""
+    if not path.is_file():
+        raise tpo.MediaError(f"{path}: no such file")
     try:
         with Image.open(path) as image:
             return image.height, image.width
-    except FileNotFoundError as error:
-        raise tpo.MediaError(f"{path}: no such file") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise tpo.MediaError(f"{path}: cannot be read as an image: {error}") from error
+    except Exception as error:  # Pillow, zlib and struct each have their own
+        raise tpo.MediaError(f"{path}: cannot be read as an image: {str(error) or type(error).__name__}") from error
 
 
 def folder(path: Path, what: str) -> Path:
@@ -160,7 +160,7 @@ def read_text(path: Path, what: str) -> str:
 def read_json(path: Path, what: str) -> Any:
     """A JSON file's content. Raises `RecordError`."""
     try:
-        return json.loads(read_text(path, what))
+        return parse_json(read_text(path, what))
     except ValueError as error:
         if isinstance(error, tpo.TPOError):
             raise
