@@ -10,6 +10,9 @@ import yaml
 
 from tpo_plugin.errors import TPOError
 
+DEEPEST = 100
+"""Levels of a file."""
+
 MOST_VALUES = 1_000_000
 """A file may hold so many values, those that an alias repeats counted each time."""
 
@@ -60,7 +63,23 @@ def _count(node: yaml.Node | None, known: dict[int, int]) -> int:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice, of which PyYAML would take the last."""
+    """Refuses a key that stands twice, of which PyYAML would take the last, and what nests deeper than anybody writes,
+    for which it would take long."""
+
+    def increase_flow_level(self) -> None:
+        """Where "[" or "{" begins."""
+        super().increase_flow_level()
+        self._check_depth()
+
+    def add_indent(self, column: int) -> bool:
+        """Where a line stands further to the right."""
+        self._check_depth()
+        return super().add_indent(column)
+
+    def _check_depth(self) -> None:
+        if self.flow_level + len(self.indents) > DEEPEST:
+            problem = f"it nests deeper than {DEEPEST} levels"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.get_mark())
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """The base loader's node, before keys are merged into it (`<<`)."""

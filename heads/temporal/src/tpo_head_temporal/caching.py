@@ -65,8 +65,8 @@ def cache_features(
 
     A clip of `clip_s` seconds gives one frame: that nearest to its middle by the file's own time stamps. What is there
     already is kept, so that the same call goes on after an interruption; a video that cannot be read is counted and
-    named in the report. `confine` is that of `tpo_plugin.data.Records`. Raises `TPOError` where the folder holds features of another model or of other clips, and
-    where no video can be read.
+    named in the report. `confine` is that of `tpo_plugin.data.Records`. Raises `TPOError` where the folder holds
+    features of another model or of other clips, and where no video can be read.
     """
     if not clip_s > 0:
         raise tpo.TPOError(f"clip_s is {clip_s}; expected seconds above 0")

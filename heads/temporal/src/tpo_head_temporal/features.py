@@ -113,6 +113,8 @@ def read_features(path: str | Path, max_numbers: int = MAX_NUMBERS) -> FeatureFi
             with np.load(path, allow_pickle=False) as file:
                 return _checked(file.files, lambda name: _array(file, name, max_numbers), None)
         raise ValueError(f"its name should end in {' or '.join(SUFFIXES)}")
+    except tpo.MediaError as error:
+        raise tpo.MediaError(f"{path}: {error}") from error.__cause__
     except Exception as error:  # whatever zipfile, numpy or safetensors raise
         reason = str(error) or type(error).__name__
         raise tpo.MediaError(f"{path}: cannot be read as features: {reason}") from error
@@ -144,23 +146,25 @@ def save_features(path: Path, features: Tensor, times_s: np.ndarray | None, abou
 
 
 def _checked(names: Collection[str], read: Callable[[str], np.ndarray], about: dict[str, Any] | None) -> FeatureFile:
-    """The features and, where they are there, their times. Raises `ValueError`."""
+    """The features and, where they are there, their times. Raises `MediaError`."""
     key = next((key for key in KEYS if key in names), None) or (next(iter(names)) if len(names) == 1 else None)
     if key is None:
         held = ", ".join(map(repr, names))[:200] or "nothing"
-        raise ValueError(f"it holds {held}, expected {' or '.join(map(repr, KEYS))}")
+        raise tpo.MediaError(f"holds {held}, expected {' or '.join(map(repr, KEYS))}")
     array = read(key)
     if array.ndim != 2 or not array.size or array.dtype.kind not in "fiu":
-        raise ValueError(f"{key!r} is {array.dtype} {list(array.shape)}, expected numbers [clips, width]")
+        raise tpo.MediaError(f"{key!r} is {array.dtype} {list(array.shape)}, expected numbers [clips, width]")
     with np.errstate(over="ignore"):  # a float64 that no float32 holds
         array = array.astype(np.float32)
     if not np.isfinite(array).all():
-        raise ValueError(f"{key!r} holds numbers that are not finite")
+        raise tpo.MediaError(f"{key!r} holds numbers that are not finite")
     if "times_s" not in names:
         return FeatureFile(array, None, about)
     times_s = read("times_s")
     if times_s.dtype.kind != "f" or times_s.shape != (len(array),) or not (np.diff(times_s, prepend=0) >= 0).all():
-        raise ValueError(f"'times_s' is {times_s.dtype} {list(times_s.shape)}, expected {len(array)} ascending seconds")
+        raise tpo.MediaError(
+            f"'times_s' is {times_s.dtype} {list(times_s.shape)}, expected {len(array)} ascending seconds"
+        )
     return FeatureFile(array, times_s.astype(np.float64), about)
 
 
@@ -179,7 +183,7 @@ def _array(file: Any, name: str, max_numbers: int) -> np.ndarray:
 
 def _check_size(name: str, num: int, max_numbers: int) -> None:
     if num > max_numbers:
-        raise ValueError(
+        raise tpo.MediaError(
             f"{name!r} holds {num} numbers; expected at most max_feature_numbers={max_numbers}, which the temporal "
             "head's configuration may raise"
         )
