@@ -179,7 +179,9 @@ def _tokenizer_and_processor(model: nn.Module, given: Any) -> tuple[Any, Any]:
         from transformers import AutoProcessor
 
         try:
-            given = AutoProcessor.from_pretrained(source)  # the tokenizer itself for a text-only model
+            given = AutoProcessor.from_pretrained(
+                source, trust_remote_code=False
+            )  # the tokenizer itself for a text-only model
         except (OSError, ValueError) as error:
             raise TPOError(
                 f"no tokenizer or processor could be loaded from {source!r} ({error}); "

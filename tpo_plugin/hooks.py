@@ -235,6 +235,8 @@ class Hooks:
             return self.now.session.step(), kwargs
         labels = kwargs.get("labels")
         input_ids = self.host.ids_of(self.model, kwargs, self.tasks.tokens)
+        if input_ids is not None and not len(input_ids):
+            raise TPOError(f"the batch is empty: its ids have the shape {list(input_ids.shape)}; expected rows")
         step = Step.of_batch(self.tasks, self.host, given, input_ids, labels)
         if labels is not None:
             kwargs["labels"] = split_labels(labels, self.tasks.tokens)

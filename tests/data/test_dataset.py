@@ -122,7 +122,7 @@ def test_unreadable_media_are_replaced_counted_and_reported(mixed_media: Records
 def test_too_many_unreadable_media_stop_the_run(mixed_media: Records, num_workers: int) -> None:
     dataset = RecordDataset([mixed_media], max_bad_share=0.1)
     loader = DataLoader(dataset, batch_size=5, num_workers=num_workers, collate_fn=ids, timeout=600 * bool(num_workers))
-    message = r"3 of \d+ records read so far have media that cannot be read, more than the share of 0.1 .*gone\.png"
+    message = r"3 of \d+ records read so far cannot be read, more than the share of 0.1 .*gone\.png"
     with pytest.raises(MediaError, match=message):
         list(loader)
 

@@ -53,3 +53,8 @@ def main() -> None:
     except TPOError as error:
         typer.echo(f"Error: {error}", err=True)
         sys.exit(1)
+    except OSError as error:
+        if error.filename is None:  # not about a file that the user named
+            raise
+        typer.echo(f"Error: {error.filename}: {error.strerror}; expected a file or folder that can be used", err=True)
+        sys.exit(1)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tpo_plugin.cli.options import Confine
 from tpo_plugin.config import TPOConfig
 from tpo_plugin.errors import TPOError
 
@@ -32,6 +33,7 @@ def check(
     media_root: Annotated[
         Path | None, typer.Option(help="Folder of the media; by default that of each file of records.")
     ] = None,
+    confine: Confine = False,
     media: Annotated[bool, typer.Option("--media", help="Open every picture and video too.")] = False,
     prompts: Annotated[bool, typer.Option("--prompts", help="Records may end with a question.")] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one for each CPU core.")] = None,
@@ -69,6 +71,7 @@ def check(
             RecordFormat.of_heads(names, settings),
             video=(video or VideoOptions()) if media else None,
             open_ended=prompts,
+            confine=confine,
             workers=workers or _num_cores(),
             limit=limit_errors,
             progress=lambda done, total: bar.update(task, completed=done, total=total),

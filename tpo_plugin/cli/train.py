@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from tpo_plugin.cli.options import Confine
+
 
 def train(
     config: Annotated[Path, typer.Argument(help="YAML file with host, heads, data and stages.")],
@@ -15,6 +17,7 @@ def train(
         str | None,
         typer.Option(help="Attention, over the configuration's: auto (flash attention where it can run), sdpa, ..."),
     ] = None,
+    confine: Confine = False,
 ) -> None:
     """Train a host with its heads in the stages of a configuration file."""
     from tpo_plugin.training.config import TrainConfig
@@ -22,4 +25,5 @@ def train(
 
     settings = TrainConfig.from_yaml(config)
     settings.attn = attn or settings.attn
+    settings.data.confine |= confine
     typer.echo(f"run: {train_run(settings, resume=resume)}")

@@ -122,6 +122,8 @@ class _Work:
     """How videos are read, where media are opened."""
     open_ended: bool
     """Whether a record may end with a question."""
+    confine: bool
+    """Whether a record's files must lie in its media folder."""
 
     def check(self, block: tuple[int, int, int]) -> CheckReport:
         """The records from `start` to `stop` of a file."""
@@ -133,7 +135,9 @@ class _Work:
             line, prefix = data.place(index)
             place = f"{data.name}:{line}" if line is not None else f"{data.name}: {prefix}"
             try:
-                record = read_record(data, index, self.format, media_root, data.name, self.open_ended)
+                record = read_record(
+                    data, index, self.format, media_root, data.name, open_ended=self.open_ended, confine=self.confine
+                )
                 missing = next((path for path in (*record.images, *record.videos) if not path.exists()), None)
                 if missing is not None:
                     count.without_media += 1
@@ -164,6 +168,7 @@ def check_files(
     *,
     video: VideoOptions | None = None,
     open_ended: bool = False,
+    confine: bool = False,
     workers: int = 1,
     limit: int = 5,
     progress: Callable[[int, int], Any] = lambda done, total: None,
@@ -171,12 +176,12 @@ def check_files(
     """Checks every record of files, each with its media folder (None: the file's own).
 
     With `video`, media are opened too, videos so, and each head checks its samples. `open_ended` allows records that
-    end with a question: prompts. `progress` gets how many records
-    are done, of how many. What is wrong is in the report, with `limit` places of each kind of error; a file that cannot
-    be opened is such an error.
+    end with a question: prompts. `confine` is that of `Records`. `progress` gets how many records are done, of how many.
+    What is wrong is in the report, with `limit` places of each kind of error; a file that cannot be opened is such an
+    error.
     """
     report = CheckReport(limit)
-    work = _Work(format, [], limit, video, open_ended)
+    work = _Work(format, [], limit, video, open_ended, confine)
     for path, media_root in files:
         try:
             data = RecordFile(path)

@@ -58,6 +58,8 @@ class TPOCollator:
             )
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        if not samples:
+            raise TPOError("the batch is empty: no sample was given; expected at least one")
         if self.for_generation:
             samples = [Sample(s.record.prompt(), s.images, s.videos) for s in samples]
         if self.decodes and not self.for_generation:

@@ -83,6 +83,10 @@ def generate(
     start = start_of(model, host, kwargs)
     if start is None:
         raise TPOError("model.tpo.generate got neither input_ids nor inputs_embeds; expected a prompt")
+    if not all(start.shape[:2]):
+        raise TPOError(
+            f"the batch is empty: the prompt has the shape {list(start.shape)}; expected at least one row of one token"
+        )
     given = TaskArguments.taken(
         {"task_inputs": task_inputs, "task_frames": task_frames, "task_positions": task_positions}, list(tasks.heads)
     )

@@ -71,6 +71,8 @@ class DataConfig(Config):
     """Tokens of a sample at most; longer ones are cut at the end. None cuts nothing."""
     max_bad_share: Share = 0.05
     """Training stops when more than this share of the records has media that cannot be read, 0 to 1."""
+    confine: bool = False
+    """Whether a record that names a file outside of its media folder is refused, for records of others."""
     num_workers: Annotated[int, Ge(0)] = 0
     """Processes on each rank that read media ahead."""
 

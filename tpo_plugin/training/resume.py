@@ -9,7 +9,7 @@ from tpo_plugin.errors import TPOError
 from tpo_plugin.training.config import TrainConfig
 from tpo_plugin.validation import Path, path_text
 
-_FREE = {("output_dir",), ("attn",), ("data", "num_workers"), ("data", "max_bad_share")}
+_FREE = {("output_dir",), ("attn",), ("data", "num_workers"), ("data", "confine"), ("data", "max_bad_share")}
 _FREE_IN_A_STAGE = {"save_steps", "logging_steps"}
 """What trains the same weights: on another machine, from a folder that moved. An evaluation moves the random state."""
 

@@ -10,14 +10,16 @@ from __future__ import annotations
 import json
 import logging
 import os
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import transformers
 import yaml
 from accelerate import PartialState
+from annotated_types import MinLen
 from packaging.version import Version
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, set_seed
@@ -28,7 +30,7 @@ from tpo_plugin.apply import apply_tpo
 from tpo_plugin.checkpoint import load_tpo
 from tpo_plugin.config import FORMAT_VERSION, config_from_dict
 from tpo_plugin.errors import TPOError
-from tpo_plugin.files import load_weights, replace_file
+from tpo_plugin.files import load_weights, read_saved, replace_file
 from tpo_plugin.training.attention import attention
 from tpo_plugin.training.checkpoints import load_host_weights, save_host_weights
 from tpo_plugin.training.config import TrainConfig
@@ -40,6 +42,18 @@ from tpo_plugin.yaml_file import read_yaml
 logger = logging.getLogger(__name__)
 
 RUN_FILE, STAGE_FILE, CONFIG_FILE, FINAL = "run.json", "stage.json", "config.yaml", "final"
+
+
+@dataclass(kw_only=True)
+class SavedRun:
+    """What `run.json` holds of the run, beside versions."""
+
+    host: Annotated[str, MinLen(1)]
+    """Folder or hub name."""
+    config: dict[str, Any]
+    """The fields of `TrainConfig`."""
+    stages: dict[str, Any]
+    """What each stage logged."""
 
 
 def train(config: TrainConfig | str | os.PathLike[str], *, resume: bool = True) -> Path:
@@ -104,7 +118,7 @@ def load_run(directory: str | os.PathLike[str], *, host: str | os.PathLike[str] 
     source = str(host or saved["host"])
     try:
         model = load_host(source, config.dtype)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever transformers raises for a folder that is none of a host
         raise TPOError(
             f"{directory}: its host {source!r} cannot be loaded ({error}); give host= if it has moved"
         ) from error
@@ -122,13 +136,7 @@ def read_run(directory: str | os.PathLike[str]) -> dict[str, Any]:
         if started:
             remedy = f"its run is unfinished, and goes on with: tpo train {Path(directory) / CONFIG_FILE}"
         raise TPOError(f"{directory} has no {RUN_FILE}; {remedy}")
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    if saved["format_version"] > FORMAT_VERSION:
-        raise TPOError(
-            f"{path} has format version {saved['format_version']} (tpo-plugin {saved.get('tpo_plugin')}), this "
-            f"tpo-plugin reads up to {FORMAT_VERSION}: pip install -U tpo-plugin"
-        )
-    return saved
+    return read_saved(path, SavedRun)[0]
 
 
 def load_host(name: str, dtype: str = "auto", attn: str = "auto") -> transformers.PreTrainedModel:
@@ -136,13 +144,14 @@ def load_host(name: str, dtype: str = "auto", attn: str = "auto") -> transformer
 
     `dtype` and `attn` are those of `TrainConfig`. Raises `TPOError` for an attention that cannot run.
     """
-    config = AutoConfig.from_pretrained(name)
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     vision = getattr(transformers, "AutoModelForImageTextToText", None) or transformers.AutoModelForVision2Seq
     auto = vision if type(config) in vision._model_mapping else AutoModelForCausalLM
     keyword = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
     precision = getattr(config, keyword, None) if dtype == "auto" else getattr(torch, dtype)
     chosen = attention(attn, auto._model_mapping.get(type(config), None), precision)
-    options = {} if chosen is None else {"attn_implementation": chosen}
+    options: dict[str, Any] = {"trust_remote_code": False}
+    options |= {} if chosen is None else {"attn_implementation": chosen}
     try:
         return auto.from_pretrained(name, **{keyword: dtype if dtype == "auto" else precision}, **options)
     except (ImportError, ValueError) as error:
@@ -155,7 +164,7 @@ def build_model(config: TrainConfig) -> nn.Module:
     """The host with LoRA and TPO, as a run starts with it; the same for the same seed."""
     set_seed(config.seed)
     model: nn.Module = load_host(config.model, config.dtype, config.attn)
-    processor = AutoProcessor.from_pretrained(config.model)
+    processor = AutoProcessor.from_pretrained(config.model, trust_remote_code=False)
     if config.lora is not None:
         from peft import LoraConfig, get_peft_model
 

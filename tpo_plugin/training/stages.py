@@ -62,7 +62,9 @@ def check_stages(model: nn.Module, config: TrainConfig, names: Sequence[str]) ->
             for index, source in enumerate(getattr(stage, field)):
                 key = (source.file, source.media)
                 try:
-                    sources[key] = sources.get(key) or Records(source.file, model.tpo, media_root=source.media)
+                    sources[key] = sources.get(key) or Records(
+                        source.file, model.tpo, media_root=source.media, confine=config.data.confine
+                    )
                 except TPOError as error:
                     unusable.append(f"{where}.{field}[{index}]: {error}")
     if unusable:

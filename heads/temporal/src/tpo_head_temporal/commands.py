@@ -42,6 +42,10 @@ def cache_features(
     media_root: Annotated[
         Path | None, typer.Option(help="Where the records' videos are; by default beside them.")
     ] = None,
+    confine: Annotated[
+        bool,
+        typer.Option("--confine", help="For records of others: refuse those that name files outside of their folder."),
+    ] = False,
     clip_s: Annotated[float, typer.Option(help="Seconds of a clip; each gives one frame.")] = 2.0,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode videos.")] = 2,
     batch_size: Annotated[int, typer.Option(min=1, help="Frames that the model sees at once.")] = 64,
@@ -58,6 +62,7 @@ def cache_features(
         model,
         output,
         media_root=media_root,
+        confine=confine,
         clip_s=clip_s,
         num_workers=workers,
         batch_size=batch_size,

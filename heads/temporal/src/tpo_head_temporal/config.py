@@ -35,6 +35,8 @@ class TemporalConfig(tpo.HeadConfig):
     host's `text`."""
     clip_s: Annotated[float, Gt(0)] | None = None
     """For features "files" that do not store their video's length: seconds of a clip, to check the length by."""
+    max_feature_numbers: Count = 32_000_000
+    """For features "files": so many numbers may a file hold; one with more is refused before it takes memory."""
     video_size: Count | None = None
     """Width of the clips' features; None takes that of the vision tower or CLIP. Needed for features "files"."""
     text_size: Count | None = None

@@ -6,7 +6,6 @@ What makes an entry unusable is a `MediaError` (masks of another size than their
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from tpo_head_mask import rle
 from tpo_head_mask.jf import object_ids
 from tpo_head_mask.masks import Box, box_of, check_mask, check_size, read_ids
 from tpo_plugin.convert import MISSING, Entry, Format, FrameList, Place, worded
+from tpo_plugin.json_file import parse_json
 
 HEAD = "mask"
 VOID = 255
@@ -157,13 +157,13 @@ def check_rle(mask: Any, size: Size, place: Place) -> None:
 
 def image_size(path: Path) -> Size:
     """Of an image file, of which the header alone is read. Raises `MediaError`."""
+    if not path.is_file():
+        raise tpo.MediaError(f"{path}: no such file")
     try:
         with Image.open(path) as image:
             return image.height, image.width
-    except FileNotFoundError as error:
-        raise tpo.MediaError(f"{path}: no such file") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise tpo.MediaError(f"{path}: cannot be read as an image: {error}") from error
+    except Exception as error:  # Pillow, zlib and struct each have their own
+        raise tpo.MediaError(f"{path}: cannot be read as an image: {str(error) or type(error).__name__}") from error
 
 
 def folder(path: Path, what: str) -> Path:
@@ -201,7 +201,7 @@ def read_text(path: Path, what: str, fallback: str = "latin-1") -> str:
 def read_document(path: Path, what: str, fallback: str = "latin-1") -> Any:
     """A JSON file's content. Raises `RecordError`."""
     try:
-        return json.loads(read_text(path, what, fallback))
+        return parse_json(read_text(path, what, fallback))
     except tpo.TPOError:
         raise
     except ValueError as error:
