@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import accumulate
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from tpo_plugin import json_file
 from tpo_plugin.convert.report import MISSING, Place
 from tpo_plugin.data.sources import RecordFile
 from tpo_plugin.data.storage import local_path
@@ -62,7 +62,7 @@ def read_json(path: Path) -> Any:
 def parse_json(text: str, place: Place) -> Any:
     """The value of a JSON text that stands at `place`. Raises `Fault`."""
     try:
-        return json.loads(text)
+        return json_file.parse_json(text)
     except ValueError as error:
         raise RecordError(
             f"is not valid JSON: {error}", file=place.file, line=place.line, field=place.path or None

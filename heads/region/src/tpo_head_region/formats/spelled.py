@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from tpo_head_region.formats.common import task
 from tpo_head_region.formats.dialogue import Dialogue
 from tpo_head_region.formats.placing import BoxDialogueFormat
 from tpo_plugin.convert import Boxes, Entry, Order, Picture, Place, Report
+from tpo_plugin.json_file import parse_json
 
 Numbers = list[float]
 
@@ -114,7 +114,7 @@ class Qwen3VL(SpelledFormat):
         if "bbox_2d" not in match[0]:
             return match[0], []
         try:
-            items = json.loads(match[1] or match[2])
+            items = parse_json(match[1] or match[2])
         except ValueError as error:
             raise place.fault(match[0], f"JSON ({error})") from None
         texts, groups = [], []
@@ -198,7 +198,7 @@ class InternVL(SpelledFormat):
 
     def parse(self, match: re.Match[str], place: Place) -> tuple[str, list[list[Numbers]]]:
         try:
-            boxes = json.loads(match[1])
+            boxes = parse_json(match[1])
         except ValueError:
             boxes = None
         if not isinstance(boxes, list) or not boxes or not all(isinstance(box, list) for box in boxes):
