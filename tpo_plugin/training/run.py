@@ -35,6 +35,7 @@ from tpo_plugin.training.config import TrainConfig
 from tpo_plugin.training.parts import LORA, language_linears, set_trainable
 from tpo_plugin.training.resume import check_settings
 from tpo_plugin.training.stages import check_stages, train_stage
+from tpo_plugin.training.whole import check_whole, written_whole
 from tpo_plugin.yaml_file import read_yaml
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ def train(config: TrainConfig | str | os.PathLike[str], *, resume: bool = True) 
     model = build_model(config)
     finished = [name for name in config.stages if (directory / name / STAGE_FILE).is_file()]
     if finished:
+        check_whole(directory / finished[-1] / FINAL, f"remove {directory / finished[-1]} to train this stage again")
         _load_weights(model, directory / finished[-1] / FINAL)
     sources = check_stages(model, config, [name for name in config.stages if name not in finished])
     trained: set[str] = set()
@@ -73,8 +75,9 @@ def train(config: TrainConfig | str | os.PathLike[str], *, resume: bool = True) 
         if name in finished:
             continue
         trainer, metrics = train_stage(model, config, name, rates, sources)
-        if state.is_main_process or zero.split(model.parameters()):
-            _save_weights(model, directory / name / FINAL, trained)
+        with written_whole(directory / name / FINAL, writer=state.is_main_process) as folder:
+            if state.is_main_process or zero.split(model.parameters()):
+                _save_weights(model, folder, trained)
         if state.is_main_process:
             _write_json(directory / name / STAGE_FILE, metrics)
         state.wait_for_everyone()
