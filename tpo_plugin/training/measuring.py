@@ -22,6 +22,8 @@ class MeasuringMixin(_Trainer):
     tpo: Any
     _count_batch: Any
     _evaluation: Evaluation | None = None
+    _total_loss = 0.0
+    """Of all steps whose sums were logged."""
 
     def _start_sums(self) -> None:
         """Begins to sum over the steps until the next log."""
@@ -31,6 +33,20 @@ class MeasuringMixin(_Trainer):
     def _forget_output(self) -> None:
         self.tpo.last_output = None
 
+    def _sums_to_json(self) -> dict[str, Any]:
+        """Plain values of what was summed."""
+        sums = {name: value.item() for name, value in self._sums.items()}
+        return {"sums": sums, "num_steps": self._num_steps, "total_loss": self._total_loss}
+
+    def _restore_sums(self, saved: list[dict[str, Any]]) -> None:
+        """What `_sums_to_json` gave on each rank; on another number of ranks the first one goes on with all."""
+        self._num_steps, self._total_loss = saved[0]["num_steps"], saved[0]["total_loss"]
+        sums = saved[self.args.process_index]["sums"] if len(saved) == self.args.world_size else {}
+        if not sums and self.args.process_index == 0:
+            sums = {name: sum(state["sums"].get(name, 0.0) for state in saved) for name in saved[0]["sums"]}
+            sums["loss"] = sums.get("loss", 0.0) * self.args.world_size / len(saved)
+        self._sums = {name: torch.tensor(value, device=self.accelerator.device) for name, value in sums.items()}
+
     # -- logging -------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -38,20 +54,42 @@ class MeasuringMixin(_Trainer):
         """Adds a micro-batch's losses and counts to the sums on the device; nothing is read back before `log`."""
         values = {f"loss_{kind}": loss.detach().float() for kind, loss in result.losses.items()}
         values |= {name: value.float() for name, value in result.statistics.items()}
+        self._add(values)
+
+    def _add(self, values: dict[str, Tensor]) -> None:
         for name, value in values.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The base trainer's step. Its sums of the loss are lost when it stops, so that we have our own."""
+        loss = super().training_step(*args, **kwargs)
+        self._add({"loss": loss.detach().float()})
+        return loss
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Adds the mean of each loss over the steps since the last log, and the assignment's statistics."""
+        """Adds the mean of each loss over the steps since the last log, and the assignment's statistics.
+
+        Both, and the mean loss at the end, go over all steps of a training that was stopped and went on.
+        """
         if "loss" in logs and self._num_steps:
             logs |= self._drain()
+        if "train_loss" in logs:
+            logs["train_loss"] = self.mean_loss()
         super().log(logs, *args, **kwargs)
 
+    def mean_loss(self) -> float:
+        """Of all steps so far. Collective."""
+        if self._num_steps:
+            self._drain()
+        return self._total_loss / max(self.state.global_step, 1)
+
     def _drain(self) -> dict[str, float]:
-        names = [f"loss_{kind}" for kind in ("mllm", "assign", *self.tpo.heads)] + list(STATISTICS)
+        names = ["loss", *(f"loss_{kind}" for kind in ("mllm", "assign", *self.tpo.heads)), *STATISTICS]
         zero = torch.zeros((), device=self.accelerator.device)
         sums = torch.stack([self._sums.get(name, zero).to(zero.device) for name in names])
         values = dict(zip(names, self.accelerator.reduce(sums, "sum").tolist(), strict=True))
+        values["loss"] /= self.accelerator.num_processes
+        self._total_loss += values["loss"]
         logs = {name: value / self._num_steps for name, value in values.items() if name not in STATISTICS}
         self._start_sums()
         return logs | rates(values)

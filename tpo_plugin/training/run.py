@@ -41,6 +41,7 @@ from tpo_plugin.training.parts import LORA, language_linears, set_trainable
 from tpo_plugin.training.ranks import on_main
 from tpo_plugin.training.resume import check_settings, moved_sources
 from tpo_plugin.training.stages import check_stages, train_stage
+from tpo_plugin.training.whole import check_whole, written_whole
 from tpo_plugin.yaml_file import read_yaml
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ def _train(config: TrainConfig, directory: Path, state: PartialState, resume: bo
     model = build_model(config)
     finished = [name for name in config.stages if (directory / name / STAGE_FILE).is_file()]
     if finished:
+        check_whole(directory / finished[-1] / FINAL, f"remove {directory / finished[-1]} to train this stage again")
         _load_weights(model, directory / finished[-1] / FINAL)
     unfinished = [name for name in config.stages if name not in finished]
     sources = check_stages(model, config, unfinished)
@@ -91,8 +93,9 @@ def _train(config: TrainConfig, directory: Path, state: PartialState, resume: bo
         if name in finished:
             continue
         trainer, metrics = train_stage(model, config, name, rates, sources)
-        if state.is_main_process or zero.split(model.parameters()):
-            _save_weights(model, directory / name / FINAL, trained)
+        with written_whole(directory / name / FINAL, writer=state.is_main_process) as folder:
+            if state.is_main_process or zero.split(model.parameters()):
+                _save_weights(model, folder, trained)
         if state.is_main_process:
             _write_json(directory / name / STAGE_FILE, metrics)
         state.wait_for_everyone()

@@ -31,7 +31,7 @@ from tpo_plugin.training.measuring import MeasuringMixin
 from tpo_plugin.training.parts import can_learn_triggers
 from tpo_plugin.training.refusals import CheckColumns, check_arguments, check_kept, not_dispatched, trl_class
 from tpo_plugin.training.same_media import KEYS
-from tpo_plugin.training.saving import SavingMixin
+from tpo_plugin.training.saving import SaveAfterEpoch, SavingMixin
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Trainer
@@ -77,6 +77,7 @@ class TPOTrainerMixin(MeasuringMixin, SavingMixin):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._start_sums()
         super().__init__(*args, **kwargs)
+        self.add_callback(SaveAfterEpoch())
         check_arguments(self)
         zero.join(self.tpo, self.model)
         if self.thaws_tpo and hasattr(self.model, "peft_config") and not _trains(self.tpo):
