@@ -167,14 +167,24 @@ def same(run_folder: Path, straight: Path) -> list[str]:
         if (run_folder / name).read_bytes() != (straight / name).read_bytes():
             found.append(name)
     for stage in ("stage2", "stage3"):
-        ours, theirs = (json.loads((f / "final" / MANIFEST).read_text())["files"] for f in (run_folder / stage, straight / stage))
-        found += [f"{stage}/final/{name}" for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name) and name not in NEVER_THE_SAME]
+        ours, theirs = (
+            json.loads((f / "final" / MANIFEST).read_text())["files"] for f in (run_folder / stage, straight / stage)
+        )
+        found += [
+            f"{stage}/final/{name}"
+            for name in sorted(ours.keys() | theirs.keys())
+            if ours.get(name) != theirs.get(name) and name not in NEVER_THE_SAME
+        ]
         names = [sorted(p.name for p in (f / stage).iterdir()) for f in (run_folder, straight)]
         if names[0] != names[1]:
             found.append(f"{stage} has {names[0]}, not {names[1]}")
         last = sorted(name for name in names[1] if name.startswith("checkpoint-"))[-1]
         ours, theirs = (json.loads((f / stage / last / MANIFEST).read_text())["files"] for f in (run_folder, straight))
-        found += [f"{stage}/{last}/{name}" for name in sorted(ours.keys() | theirs.keys()) if ours.get(name) != theirs.get(name) and name not in NEVER_THE_SAME]
+        found += [
+            f"{stage}/{last}/{name}"
+            for name in sorted(ours.keys() | theirs.keys())
+            if ours.get(name) != theirs.get(name) and name not in NEVER_THE_SAME
+        ]
         logs = [logged(f, stage) for f in (run_folder, straight)]
         found += [f"{stage} log: {a} != {b}" for a, b in zip(*logs, strict=False) if a != b]
         if len(logs[0]) != len(logs[1]):
@@ -249,7 +259,10 @@ def main() -> None:
         first = Path(folder, "straight")
         first.mkdir()
         straight = Straight(first, given.engine)
-        print(f"a straight run: {straight.seconds:.1f} s, {straight.num_operations} operations {straight.names}", flush=True)
+        print(
+            f"a straight run: {straight.seconds:.1f} s, {straight.num_operations} operations {straight.names}",
+            flush=True,
+        )
         case = 0
         while outcome["kills"] < given.count:
             case += 1

@@ -129,7 +129,9 @@ def rotate(directory: str | os.PathLike[str], step: int, limit: int | None, best
         return
     paths = {number: path for number, path in _by_step(directory).items() if number <= step}
     order = sorted(paths, key=lambda number: (damage(paths[number], contents=False) is None, number))
-    kept = {number for number in order if number == step or (best is not None and paths[number].name == Path(best).name)}
+    kept = {
+        number for number in order if number == step or (best is not None and paths[number].name == Path(best).name)
+    }
     others = [number for number in order if number not in kept]
     for number in others[: max(len(order) - max(limit, len(kept)), 0)]:
         remove(paths[number])

@@ -35,7 +35,7 @@ from tpo_plugin.plugins import registry
 from tpo_plugin.training.attention import attention
 from tpo_plugin.training.checkpoints import load_host_weights, save_host_weights
 from tpo_plugin.training.config import CONFIG_FILE, TrainConfig
-from tpo_plugin.training.folder import held_by_main
+from tpo_plugin.training.folder import held_by_main, writing
 from tpo_plugin.training.inputs import Inputs, of_data, of_host
 from tpo_plugin.training.parts import LORA, language_linears, set_trainable
 from tpo_plugin.training.ranks import on_main
@@ -66,7 +66,9 @@ def train(config: TrainConfig | str | os.PathLike[str], *, resume: bool = True, 
         config = TrainConfig.from_yaml(Path(config))
     directory = Path(config.output_dir)
     state = PartialState()
-    if (directory / RUN_FILE).is_file():
+    with writing(directory):
+        finished = (directory / RUN_FILE).is_file()
+    if finished:
         _check_run(config, directory, resume)
         logger.info("%s is finished already", directory)
         return directory

@@ -120,11 +120,13 @@ class SavingMixin(_Trainer):
         if resume_from_checkpoint is True:
             resume_from_checkpoint = self.last_checkpoint()
             if resume_from_checkpoint is None:
-                raise TPOError(f"{self.args.output_dir} has no checkpoint; expected one, for resume_from_checkpoint=True")
+                raise TPOError(
+                    f"{self.args.output_dir} has no checkpoint; expected one, for resume_from_checkpoint=True"
+                )
         elif resume_from_checkpoint and resume_from_checkpoint != self._found_whole:
             check_whole(Path(resume_from_checkpoint), "take another checkpoint")
         self._start_sums()
-        self._total_loss = 0.0
+        self._total_loss, self._total_steps = 0.0, 0
         if resume_from_checkpoint:
             self.restore_log(str(resume_from_checkpoint))
         return super().train(resume_from_checkpoint, *args, **kwargs)

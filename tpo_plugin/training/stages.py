@@ -88,7 +88,7 @@ def train_stage(
         data_collator=TPOCollator(model.tpo, max_length=config.data.max_length),
         callbacks=[epochs, stop],
     )
-    trainer.rates = rates
+    trainer.rates, trainer.on_nonfinite = rates, config.on_nonfinite
     if trainer.is_deepspeed_enabled:
         block = stage.micro_batch_size * args.world_size
         trainer.same_media = SameMedia(dataset, block, config.seed, lambda: max(epochs.epoch, 0))
