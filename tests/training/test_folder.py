@@ -155,6 +155,7 @@ def test_errors_of_other_folders_pass(tmp_path):
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs SIGSTOP")
 def test_two_tpo_train_in_one_folder(tmp_path):
     """The second is refused while the first one trains, halted for that; the first ends as if it were alone."""
+    tiny_run.install_head()
     worlds = [tmp_path / "alone", tmp_path / "both"]
     for world in worlds:
         world.mkdir()
