@@ -95,7 +95,7 @@ def last_checkpoint(directory: str | os.PathLike[str]) -> str | None:
     """
     state = PartialState()
     found = {step for steps in gathered([list(_by_step(directory))]) for step in steps}
-    reasons = []
+    reasons: list[str] = []
     for step in sorted(found, reverse=True):
         path = Path(directory) / f"checkpoint-{step}"
         # The first rank of each machine looks, for each may have its own disk.
@@ -129,7 +129,9 @@ def rotate(directory: str | os.PathLike[str], step: int, limit: int | None, best
         return
     paths = {number: path for number, path in _by_step(directory).items() if number <= step}
     order = sorted(paths, key=lambda number: (damage(paths[number], contents=False) is None, number))
-    kept = {number for number in order if number == step or (best is not None and paths[number].name == Path(best).name)}
+    kept = {
+        number for number in order if number == step or (best is not None and paths[number].name == Path(best).name)
+    }
     others = [number for number in order if number not in kept]
     for number in others[: max(len(order) - max(limit, len(kept)), 0)]:
         remove(paths[number])

@@ -120,7 +120,9 @@ class SavingMixin(_Trainer):
         if resume_from_checkpoint is True:
             resume_from_checkpoint = self.last_checkpoint()
             if resume_from_checkpoint is None:
-                raise TPOError(f"{self.args.output_dir} has no checkpoint; expected one, for resume_from_checkpoint=True")
+                raise TPOError(
+                    f"{self.args.output_dir} has no checkpoint; expected one, for resume_from_checkpoint=True"
+                )
         elif resume_from_checkpoint and resume_from_checkpoint != self._found_whole:
             check_whole(Path(resume_from_checkpoint), "take another checkpoint")
         self._start_sums()
