@@ -11,6 +11,7 @@ checkpoint's writing, often with half of the file that was written last; the oth
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import random
@@ -198,6 +199,7 @@ class Straight:
 
     def __init__(self, folder: Path, engine: str) -> None:
         self.engine, self.config = engine, write_world(folder, engine)
+        gc.freeze()
         self.folder = folder / "run"
         began = time.monotonic()
         statuses = run(self.config, engine, folder / "log")
@@ -217,7 +219,7 @@ class Straight:
             if not any(statuses):
                 break
             if kill is None or -signal.SIGKILL not in statuses:
-                return struck, [f"ended with {statuses}: {log.read_text()[-3000:]}"]
+                return struck, [f"ended with {statuses}: {log.read_text()[-9000:]}"]
             struck += 1
         return struck, same(folder / "run", self.folder)
 
