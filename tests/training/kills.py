@@ -11,6 +11,7 @@ checkpoint's writing, often with half of the file that was written last; the oth
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import random
@@ -23,6 +24,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +143,7 @@ def run(config: Path, engine: str, log: Path, kill: dict[str, Any] | None = None
             timer.daemon = True
             timer.start()
         train(config)
-        if own == 0:
-            (log.parent / "operations.json").write_text(json.dumps([operations.number, operations.names]))
+        (log.parent / f"operations_{own}.json").write_text(json.dumps(operations.names))
 
     children = [in_a_child(lambda own=own: work(own), log) for own in range(ranks)]
     statuses: dict[int, int] = {}
@@ -162,34 +163,26 @@ def run(config: Path, engine: str, log: Path, kill: dict[str, Any] | None = None
 
 def same(run_folder: Path, straight: Path) -> list[str]:
     """What differs in weights, optimizer, random states and log of two finished runs."""
-    found = []
-    for name in ("adapter_model.safetensors", "tpo_model.safetensors", "tpo_host_weights.safetensors"):
-        if (run_folder / name).read_bytes() != (straight / name).read_bytes():
-            found.append(name)
+    weights = ("adapter_model.safetensors", "tpo_model.safetensors", "tpo_host_weights.safetensors")
+    found = [name for name in weights if (run_folder / name).read_bytes() != (straight / name).read_bytes()]
     for stage in ("stage2", "stage3"):
-        ours, theirs = (
-            json.loads((f / "final" / MANIFEST).read_text())["files"] for f in (run_folder / stage, straight / stage)
-        )
-        found += [
-            f"{stage}/final/{name}"
-            for name in sorted(ours.keys() | theirs.keys())
-            if ours.get(name) != theirs.get(name) and name not in NEVER_THE_SAME
-        ]
-        names = [sorted(p.name for p in (f / stage).iterdir()) for f in (run_folder, straight)]
+        names = [sorted(path.name for path in (folder / stage).iterdir()) for folder in (run_folder, straight)]
         if names[0] != names[1]:
             found.append(f"{stage} has {names[0]}, not {names[1]}")
-        last = sorted(name for name in names[1] if name.startswith("checkpoint-"))[-1]
-        ours, theirs = (json.loads((f / stage / last / MANIFEST).read_text())["files"] for f in (run_folder, straight))
-        found += [
-            f"{stage}/{last}/{name}"
-            for name in sorted(ours.keys() | theirs.keys())
-            if ours.get(name) != theirs.get(name) and name not in NEVER_THE_SAME
-        ]
-        logs = [logged(f, stage) for f in (run_folder, straight)]
-        found += [f"{stage} log: {a} != {b}" for a, b in zip(*logs, strict=False) if a != b]
-        if len(logs[0]) != len(logs[1]):
-            found.append(f"{stage} log has {len(logs[0])} lines, not {len(logs[1])}")
+        last = max((name for name in names[1] if name.startswith("checkpoint-")), key=lambda name: int(name[11:]))
+        for place in (f"{stage}/final", f"{stage}/{last}"):
+            ours, theirs = (manifest(folder / place) for folder in (run_folder, straight))
+            changed = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+            found += [f"{place}/{name}" for name in changed]
+        ours, theirs = (logged(folder, stage) for folder in (run_folder, straight))
+        found += [f"{stage} log: {a} != {b}" for a, b in zip_longest(ours, theirs) if a != b]
     return found
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    """Size and hash of each file that is to be the same."""
+    files = json.loads((folder / MANIFEST).read_text())["files"]
+    return {name: about for name, about in files.items() if name not in NEVER_THE_SAME}
 
 
 def logged(run_folder: Path, stage: str) -> list[dict[str, Any]]:
@@ -206,12 +199,14 @@ class Straight:
 
     def __init__(self, folder: Path, engine: str) -> None:
         self.engine, self.config = engine, write_world(folder, engine)
+        gc.freeze()
         self.folder = folder / "run"
         began = time.monotonic()
         statuses = run(self.config, engine, folder / "log")
         assert not any(statuses), (folder / "log").read_text()[-3000:]
         self.seconds = time.monotonic() - began
-        self.num_operations, self.names = json.loads((folder / "operations.json").read_text())
+        paths = [folder / f"operations_{rank}.json" for rank in range(ENGINES[engine])]
+        self.names = [json.loads(path.read_text()) for path in paths]
 
     def killed(self, folder: Path, kills: list[dict[str, Any]]) -> tuple[int, list[str]]:
         """Kills that struck, and what is different after the run has gone on to its end."""
@@ -224,7 +219,7 @@ class Straight:
             if not any(statuses):
                 break
             if kill is None or -signal.SIGKILL not in statuses:
-                return struck, [f"ended with {statuses}: {log.read_text()[-3000:]}"]
+                return struck, [f"ended with {statuses}: {log.read_text()[-9000:]}"]
             struck += 1
         return struck, same(folder / "run", self.folder)
 
@@ -236,7 +231,7 @@ def random_kills(rng: random.Random, straight: Straight, number: int) -> list[di
         rank = rng.randrange(ENGINES[straight.engine])
         if index % 2 == 0:
             # A run does most of its operations after it has gone on: early ones are drawn more often.
-            at = 1 + int(rng.random() ** 2 * straight.num_operations)
+            at = 1 + int(rng.random() ** 2 * sum(straight.names[rank].values()))
             kills.append({"rank": rank, "operation": {"kill_at": at, "halve": rng.random() < 0.5}})
         else:
             kills.append({"rank": rank, "after_s": rng.uniform(0.1, 0.8) * straight.seconds})
@@ -259,10 +254,7 @@ def main() -> None:
         first = Path(folder, "straight")
         first.mkdir()
         straight = Straight(first, given.engine)
-        print(
-            f"a straight run: {straight.seconds:.1f} s, {straight.num_operations} operations {straight.names}",
-            flush=True,
-        )
+        print(f"a straight run: {straight.seconds:.1f} s; operations of each rank: {straight.names}", flush=True)
         case = 0
         while outcome["kills"] < given.count:
             case += 1

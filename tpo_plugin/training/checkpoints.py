@@ -95,7 +95,7 @@ def last_checkpoint(directory: str | os.PathLike[str]) -> str | None:
     """
     state = PartialState()
     found = {step for steps in gathered([list(_by_step(directory))]) for step in steps}
-    reasons = []
+    reasons: list[str] = []
     for step in sorted(found, reverse=True):
         path = Path(directory) / f"checkpoint-{step}"
         # The first rank of each machine looks, for each may have its own disk.

@@ -53,10 +53,13 @@ class MeasuringMixin(_Trainer):
         """What `_sums_to_json` gave on each rank; on another number of ranks the first one goes on with all."""
         for name in _NUMBERS:
             setattr(self, f"_{name}", saved[0][name])
-        sums = saved[self.args.process_index]["sums"] if len(saved) == self.args.world_size else {}
-        if not sums and self.args.process_index == 0:
+        ranks, rank = self.args.world_size, self.args.process_index
+        sums: dict[str, float] = {}
+        if len(saved) == ranks:
+            sums = saved[rank]["sums"]
+        elif rank == 0:
             sums = {name: sum(state["sums"].get(name, 0.0) for state in saved) for name in saved[0]["sums"]}
-            sums["loss"] = sums.get("loss", 0.0) * self.args.world_size / len(saved)
+            sums |= {name: value * ranks / len(saved) for name, value in sums.items() if name == "loss"}
         self._sums = {name: torch.tensor(value, device=self.accelerator.device) for name, value in sums.items()}
 
     # -- logging -------------------------------------------------------------------------------------------------------
