@@ -13,6 +13,9 @@ from tpo_plugin.cli.options import Confine
 def train(
     config: Annotated[Path, typer.Argument(help="YAML file with host, heads, data and stages.")],
     resume: Annotated[bool, typer.Option(help="Go on with a run that was interrupted, or refuse its folder.")] = True,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Go on though data or host are not what the run began with.")
+    ] = False,
     attn: Annotated[
         str | None,
         typer.Option(help="Attention, over the configuration's: auto (flash attention where it can run), sdpa, ..."),
@@ -26,4 +29,4 @@ def train(
     settings = TrainConfig.from_yaml(config)
     settings.attn = attn or settings.attn
     settings.data.confine |= confine
-    typer.echo(f"run: {train_run(settings, resume=resume)}")
+    typer.echo(f"run: {train_run(settings, resume=resume, accept_changes=accept_changes)}")

@@ -1,6 +1,8 @@
 """A run: the stages of one configuration, resumable anywhere, and its result.
 
 output_dir/config.yaml          the configuration, as understood
+output_dir/inputs.json          data, host and libraries as they were at its start
+output_dir/run.lock             while it trains: which process does
 output_dir/<stage>/             checkpoints of the Trainer; final/ has the weights at its end, stage.json its metrics
 output_dir/run.json             written at the very end, beside the adapter, the tpo files and the processor
 """
@@ -27,21 +29,27 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from tpo_plugin import zero
 from tpo_plugin.apply import apply_tpo
+from tpo_plugin.atomic import replace_file
 from tpo_plugin.checkpoint import load_tpo
 from tpo_plugin.config import FORMAT_VERSION, config_from_dict
 from tpo_plugin.errors import TPOError
-from tpo_plugin.files import load_weights, read_saved, replace_file
+from tpo_plugin.files import load_weights, read_saved
+from tpo_plugin.plugins import registry
 from tpo_plugin.training.attention import attention
 from tpo_plugin.training.checkpoints import load_host_weights, save_host_weights
-from tpo_plugin.training.config import TrainConfig
+from tpo_plugin.training.config import CONFIG_FILE, TrainConfig
+from tpo_plugin.training.folder import held_by_main, writing
+from tpo_plugin.training.inputs import Inputs, of_data, of_host
 from tpo_plugin.training.parts import LORA, language_linears, set_trainable
-from tpo_plugin.training.resume import check_settings
+from tpo_plugin.training.ranks import on_main
+from tpo_plugin.training.resume import check_settings, moved_sources
 from tpo_plugin.training.stages import check_stages, train_stage
+from tpo_plugin.training.whole import check_whole, written_whole
 from tpo_plugin.yaml_file import read_yaml
 
 logger = logging.getLogger(__name__)
 
-RUN_FILE, STAGE_FILE, CONFIG_FILE, FINAL = "run.json", "stage.json", "config.yaml", "final"
+RUN_FILE, STAGE_FILE, FINAL = "run.json", "stage.json", "final"
 
 
 @dataclass(kw_only=True)
@@ -56,13 +64,15 @@ class SavedRun:
     """What each stage logged."""
 
 
-def train(config: TrainConfig | str | os.PathLike[str], *, resume: bool = True) -> Path:
+def train(config: TrainConfig | str | os.PathLike[str], *, resume: bool = True, accept_changes: bool = False) -> Path:
     """Trains all stages and returns the run's folder.
 
     The same call on a folder with an unfinished run goes on where it stopped, in whichever stage. With `resume=False`
-    such a folder is refused. What cannot change what is trained already may change: the stages that have not begun, and
-    how often is saved and logged. Started by torchrun or accelerate, it trains on all ranks. Raises `TPOError` for what
-    is wrong in the configuration, its data, or the folder, of any stage, before the first one trains.
+    such a folder is refused. What cannot change what is trained already may change: the stages that have not begun, how
+    is saved, logged and evaluated, and where host, data and the folder lie. What they hold may not, unless
+    `accept_changes` is set. Started by torchrun or accelerate, it trains on all ranks. Raises `TPOError` for what is
+    wrong in the configuration, its data, or the folder, of any stage, before the first one trains; and for a folder in
+    which another call trains.
     """
     if isinstance(config, TrainConfig):  # whose fields may have been set since it was made
         config = config_from_dict(TrainConfig, config.to_dict(), where="config")
@@ -71,15 +81,28 @@ def train(config: TrainConfig | str | os.PathLike[str], *, resume: bool = True) 
         config = TrainConfig.from_yaml(Path(config))
     directory = Path(config.output_dir)
     state = PartialState()
-    _open_run(config, directory, resume, state)
-    if (directory / RUN_FILE).is_file():
+    with writing(directory):
+        finished = (directory / RUN_FILE).is_file()
+    if finished:
+        _check_run(config, directory, resume)
         logger.info("%s is finished already", directory)
         return directory
+    with held_by_main(directory):
+        return _train(config, directory, state, resume, accept_changes)
+
+
+def _train(config: TrainConfig, directory: Path, state: PartialState, resume: bool, accept: bool) -> Path:
+    begun, inputs = _check_run(config, directory, resume)
+    on_main(lambda: inputs.compare(of_host(config, inputs.marks), begun=bool(begun), accept=accept))
     model = build_model(config)
     finished = [name for name in config.stages if (directory / name / STAGE_FILE).is_file()]
     if finished:
+        check_whole(directory / finished[-1] / FINAL, f"remove {directory / finished[-1]} to train this stage again")
         _load_weights(model, directory / finished[-1] / FINAL)
-    sources = check_stages(model, config, [name for name in config.stages if name not in finished])
+    unfinished = [name for name in config.stages if name not in finished]
+    sources = check_stages(model, config, unfinished)
+    on_main(lambda: inputs.compare(of_data(config, unfinished, sources), begun=bool(begun), accept=accept))
+    on_main(lambda: _open_run(config, directory, inputs))
     trained: set[str] = set()
     for name, stage in config.stages.items():
         rates = set_trainable(model, stage.learning_rates, config.modules, where=f"stages.{name}")
@@ -87,8 +110,9 @@ def train(config: TrainConfig | str | os.PathLike[str], *, resume: bool = True) 
         if name in finished:
             continue
         trainer, metrics = train_stage(model, config, name, rates, sources)
-        if state.is_main_process or zero.split(model.parameters()):
-            _save_weights(model, directory / name / FINAL, trained)
+        with written_whole(directory / name / FINAL, writer=state.is_main_process) as folder:
+            if state.is_main_process or zero.split(model.parameters()):
+                _save_weights(model, folder, trained)
         if state.is_main_process:
             _write_json(directory / name / STAGE_FILE, metrics)
         state.wait_for_everyone()
@@ -101,7 +125,7 @@ def train(config: TrainConfig | str | os.PathLike[str], *, resume: bool = True) 
     model.tpo.config.loss_weights = dict(config.tpo.loss_weights)
     if state.is_main_process:
         _save_weights(model, directory, trained)
-        _write_json(directory / RUN_FILE, _describe(config, directory))
+        _write_json(directory / RUN_FILE, _describe(config, directory, inputs))
     state.wait_for_everyone()
     return directory
 
@@ -180,22 +204,30 @@ def build_model(config: TrainConfig) -> nn.Module:
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
-def _open_run(config: TrainConfig, directory: Path, resume: bool, state: PartialState) -> None:
-    """Writes the configuration, after comparing it to the one of the run that is there."""
-    path = directory / CONFIG_FILE
+def _check_run(config: TrainConfig, directory: Path, resume: bool) -> tuple[list[str], Inputs]:
+    """The stages that have begun in the folder, and what the run was given; both empty where there is no run.
+
+    Raises `TPOError` for a run that cannot go on with these settings.
+    """
+    inputs, path = Inputs(directory), directory / CONFIG_FILE
+    if not path.is_file():
+        return [], inputs
+    if not resume:
+        raise TPOError(f"{directory} has a run already: resume it, or give another output_dir")
+    there = TrainConfig.from_dict(read_yaml(path), where=str(path))
+    begun = [name for name in there.stages if _has_begun(directory / name)]
     finished = (directory / RUN_FILE).is_file()
-    if path.is_file():
-        if not resume:
-            raise TPOError(f"{directory} has a run already: resume it, or give another output_dir")
-        there = TrainConfig.from_dict(read_yaml(path), where=str(path))
-        begun = [name for name in there.stages if _has_begun(directory / name)]
-        check_settings(there, config, begun=begun, finished=finished, where=str(path))
-    state.wait_for_everyone()
-    if state.is_main_process and not finished:
-        directory.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(config.to_dict(), sort_keys=False)
-        replace_file(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
-    state.wait_for_everyone()
+    check_settings(there, config, begun=begun, finished=finished, where=str(path), recorded=inputs.marks)
+    inputs.forget(moved_sources(there, config, begun))
+    return begun, inputs
+
+
+def _open_run(config: TrainConfig, directory: Path, inputs: Inputs) -> None:
+    """Writes down the configuration, and what the run is given."""
+    inputs.compare_versions(config.heads or registry().heads)
+    inputs.save()
+    text = yaml.safe_dump(config.to_dict(), sort_keys=False)
+    replace_file(directory / CONFIG_FILE, lambda name: Path(name).write_text(text, encoding="utf-8"))
 
 
 def _has_begun(stage: Path) -> bool:
@@ -222,13 +254,12 @@ def _load_weights(model: nn.Module, directory: Path) -> None:
     load_weights(model.tpo, directory)
 
 
-def _describe(config: TrainConfig, directory: Path) -> dict[str, Any]:
+def _describe(config: TrainConfig, directory: Path, inputs: Inputs) -> dict[str, Any]:
     host = Path(config.model)
     return {
         "format_version": FORMAT_VERSION,
         "tpo_plugin": version("tpo-plugin"),
-        "transformers": transformers.__version__,
-        "torch": torch.__version__,
+        "versions": inputs.versions,
         "host": str(host.resolve()) if host.exists() else config.model,
         "config": config.to_dict(),
         "stages": {

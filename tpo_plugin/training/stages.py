@@ -21,10 +21,10 @@ from transformers.trainer_utils import IntervalStrategy
 
 from tpo_plugin.data import RecordDataset, Records, TPOCollator
 from tpo_plugin.errors import TPOError, did_you_mean
-from tpo_plugin.training.checkpoints import last_checkpoint
 from tpo_plugin.training.config import DataSource, StageConfig, TrainConfig
 from tpo_plugin.training.parts import can_learn_triggers, optimizer_groups, set_trainable
 from tpo_plugin.training.same_media import SameMedia
+from tpo_plugin.training.signals import StopAtStepEnd
 from tpo_plugin.training.trainer import wrap_trainer
 from tpo_plugin.validation import WrongValues, check
 
@@ -79,33 +79,36 @@ def train_stage(
 
     `rates` are those of the parameters by name, `sources` what `check_stages` opened.
     """
-    stage, folder = config.stages[name], Path(config.output_dir) / name
+    stage = config.stages[name]
     model.tpo.config.loss_weights = _loss_weights(model, config, name)
     dataset = _dataset(config, stage.data, sources)
     evaluation = _dataset(config, stage.eval_data, sources) if stage.eval_data else None
     args = _arguments(model, config, name)
-    epochs = _Epochs(dataset)
+    epochs, stop = _Epochs(dataset), StopAtStepEnd()
     trainer = StageTrainer(
         model=model,
         args=args,
         train_dataset=epochs,
         eval_dataset=evaluation,
         data_collator=TPOCollator(model.tpo, max_length=config.data.max_length),
-        callbacks=[epochs],
+        callbacks=[epochs, stop],
     )
-    trainer.rates = rates
+    trainer.rates, trainer.on_nonfinite = rates, config.on_nonfinite
     if trainer.is_deepspeed_enabled:
         block = stage.micro_batch_size * args.world_size
         trainer.same_media = SameMedia(dataset, block, config.seed, lambda: max(epochs.epoch, 0))
-    checkpoint = last_checkpoint(folder, args.world_size)
+    checkpoint = trainer.last_checkpoint()
     if checkpoint is not None:
         logger.info("%s goes on from %s", name, checkpoint)
         reached = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
     if checkpoint is not None and reached.global_step >= reached.max_steps:
         trainer._load_from_checkpoint(checkpoint)  # the Trainer would do one step more
         trainer.state = reached
+        trainer.restore_log(checkpoint)
+        trainer.log({"total_flos": reached.total_flos, "train_loss": trainer.mean_loss()})
     else:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        with stop.listening():
+            trainer.train(resume_from_checkpoint=checkpoint)
     metrics = {"log": trainer.state.log_history, "steps": trainer.state.global_step}
     if evaluation is not None:
         metrics["evaluation"] = trainer.evaluate()

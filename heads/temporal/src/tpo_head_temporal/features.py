@@ -136,7 +136,7 @@ def save_features(path: Path, features: Tensor, times_s: np.ndarray | None, abou
     """Writes a safetensors file under a temporary name first, so that no half file is ever found."""
     from safetensors.numpy import save_file
 
-    from tpo_plugin.files import replace_file
+    from tpo_plugin.atomic import replace_file
 
     arrays = {"features": features.numpy().astype(np.float32)}
     if times_s is not None:
