@@ -19,6 +19,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import IntervalStrategy
 
+from tpo_plugin.config import TPOConfig
 from tpo_plugin.data import RecordDataset, Records, TPOCollator
 from tpo_plugin.errors import TPOError, did_you_mean
 from tpo_plugin.training.checkpoints import last_checkpoint
@@ -155,7 +156,8 @@ def _loss_weights(model: nn.Module, config: TrainConfig, name: str) -> dict[str,
     for index, loss in enumerate(active):
         if loss not in kinds:
             raise TPOError(f"stages.{name}.losses[{index}]: is {loss!r}{did_you_mean(loss, kinds)}")
-    return {kind: config.tpo.weight(kind) if kind in active else 0.0 for kind in kinds}
+    applied = TPOConfig(loss_weights=config.tpo.loss_weights, heads=model.tpo.config.heads)
+    return {kind: applied.weight(kind) if kind in active else 0.0 for kind in kinds}
 
 
 def _dataset(config: TrainConfig, chosen: Sequence[DataSource], sources: Sources) -> RecordDataset:
