@@ -42,6 +42,7 @@ class InProgress(threading.local):
     aside: bool = False
     """Whether the host runs as if it had no TPO, for a dry run or to embed pieces of rows."""
     last_output: TPOOutput | None = None
+    last_generated: Any = None
 
     @contextmanager
     def running(self, step: Step) -> Iterator[None]:
@@ -206,13 +207,14 @@ class Hooks:
         output = step.finish(output)
         learns = self.tasks.training and step.result is not None and step.result.loss is not None
         if learns and step.given.task_counts is None and not any(p.requires_grad for p in self.tasks.parameters()):
-            self._warn_once(
+            self.warn_once(
                 "nothing in model.tpo is trainable (get_peft_model freezes it): the heads and task tokens will not "
                 "learn; use wrap_trainer, or call model.tpo.requires_grad_(True) after get_peft_model"
             )
         return output
 
-    def _warn_once(self, message: str) -> None:
+    def warn_once(self, message: str) -> None:
+        """A warning that this model gives once."""
         if message not in self._warned:
             self._warned.add(message)
             warnings.warn(message, stacklevel=6)
@@ -248,7 +250,7 @@ class Hooks:
             if self.host.honours_num_items:
                 kwargs["num_items_in_batch"] = torch.as_tensor(given.task_counts.mllm, device=device)
         elif kwargs.get("num_items_in_batch") is not None and self.tasks.training and given.task_targets:
-            self._warn_once(
+            self.warn_once(
                 "a trainer passes num_items_in_batch, but not the counts of the other losses, so they are means over "
                 "the micro-batch: train with wrap_trainer(YourTrainer), which weights them over the whole step"
             )

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from tpo_plugin import zero
 from tpo_plugin.errors import TPOError
 from tpo_plugin.positions import Counts, count_targets
+from tpo_plugin.training.grouping import GroupingMixin, with_own_datasets
 from tpo_plugin.training.measuring import MeasuringMixin
 from tpo_plugin.training.parts import can_learn_triggers
 from tpo_plugin.training.refusals import CheckColumns, check_arguments, check_kept, not_dispatched, trl_class
@@ -62,13 +63,14 @@ def wrap_trainer(base: type[transformers.Trainer]) -> type[transformers.Trainer]
     ours = trl_class(base)
     if ours is not None and ours != "SFTTrainer":
         raise TPOError(
-            f"{ours} computes a loss of its own from other inputs than labels, which TPO cannot weight; "
-            "expected transformers.Trainer, trl.SFTTrainer, or a subclass"
+            f"{ours} computes a loss of its own from other inputs than labels, to which TPO cannot add; use it as it "
+            f"is, {ours}(model, ...), which trains a model with TPO as it trains any other, on text; for records with "
+            "tasks expected transformers.Trainer, trl.SFTTrainer, or a subclass"
         )
     return type(f"TPO{base.__name__}", (TPOTrainerMixin, base), {})
 
 
-class TPOTrainerMixin(MeasuringMixin, SavingMixin):
+class TPOTrainerMixin(GroupingMixin, MeasuringMixin, SavingMixin):
     """The methods of `transformers.Trainer` that TPO adds to; see `wrap_trainer`."""
 
     thaws_tpo = True
@@ -76,7 +78,10 @@ class TPOTrainerMixin(MeasuringMixin, SavingMixin):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._start_sums()
-        super().__init__(*args, **kwargs)
+        if trl_class(type(self)) is None:
+            super().__init__(*args, **kwargs)
+        else:
+            with_own_datasets(super().__init__, self, args, kwargs)
         check_arguments(self)
         zero.join(self.tpo, self.model)
         if self.thaws_tpo and hasattr(self.model, "peft_config") and not _trains(self.tpo):
