@@ -28,6 +28,9 @@ from tpo_plugin.session import Session
 from tpo_plugin.step import FORWARD_ARGUMENTS, Step, TaskArguments
 from tpo_plugin.tasks import Tasks
 
+_is_exporting = getattr(torch.compiler, "is_exporting", bool)
+"""Whether `torch.export` is tracing; older releases do not say it."""
+
 _REHOOKING = threading.RLock()
 """Held while a host's hooks are put elsewhere."""
 
@@ -277,9 +280,19 @@ class HostForward:
         self.hooks, self.inner = hooks, inner
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if _is_exporting():
+            raise TPOError(
+                "torch.export cannot follow heads, whose tokens are found in the inputs: it exports the host alone, "
+                "after remove_tpo(model)"
+            )
         if args and args[0] is self.hooks.model:  # accelerate binds it to the model once more
             args = args[1:]
         return self.hooks.forward(self.inner, args, kwargs)
+
+    @property
+    def __code__(self) -> Any:
+        """The host's, which torch.export looks at before it calls."""
+        return inspect.unwrap(self.inner).__code__
 
     @property
     def __signature__(self) -> inspect.Signature:
