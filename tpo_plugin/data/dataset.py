@@ -173,6 +173,23 @@ class RecordDataset(Dataset[Sample]):
         """The kind of media at each index in this epoch: 1 for images, 2 for videos, 3 for both, 0 for text alone."""
         return self._kinds if self.weights is None else self._kinds[self._mix()]
 
+    @property
+    def lengths(self) -> Sequence[int]:
+        """How long the sample at each index in this epoch is, for trainers that group by length, without its media.
+
+        Characters of the conversation, behind which as many images and videos count most: those of a batch are alike
+        in both. Reads every record once.
+        """
+        return _Lengths(self)
+
+    @cached_property
+    def _text_and_media(self) -> np.ndarray:
+        """For each record of all sources its length as `lengths` has it."""
+        records = (record for source in self.sources for record in source)
+        sizes = [(len(r.images) + len(r.videos), sum(len(turn.text) for turn in r.turns)) for r in records]
+        longest = 1 + max(characters for _, characters in sizes)
+        return np.array([media * longest + characters for media, characters in sizes], dtype=np.int64)
+
     def _mark_bad(self, place: int, error: MediaError | RecordError) -> None:
         self._states[place] = _BAD
         num_bad = int((self._states == _BAD).sum())
@@ -191,6 +208,22 @@ class RecordDataset(Dataset[Sample]):
         if self._plan is None or self._plan[0] != epoch:
             self._plan = (epoch, _mixed(self._starts, np.array(self.weights, dtype=float), len(self), self.seed, epoch))
         return self._plan[1]
+
+
+class _Lengths(Sequence[int]):
+    """The lengths of a dataset's samples, of whichever epoch it serves."""
+
+    def __init__(self, dataset: RecordDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> int:  # type: ignore[override]
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        place = index if self.dataset.weights is None else int(self.dataset._mix()[index])
+        return int(self.dataset._text_and_media[place])
 
 
 def _mixed(starts: np.ndarray, weights: np.ndarray, num_samples: int, seed: int, epoch: int) -> np.ndarray:

@@ -19,9 +19,11 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import IntervalStrategy
 
+from tpo_plugin.config import TPOConfig
 from tpo_plugin.data import RecordDataset, Records, TPOCollator
 from tpo_plugin.errors import TPOError, did_you_mean
 from tpo_plugin.training.config import DataSource, StageConfig, TrainConfig
+from tpo_plugin.training.grouping import strategy_of
 from tpo_plugin.training.parts import can_learn_triggers, optimizer_groups, set_trainable
 from tpo_plugin.training.same_media import SameMedia
 from tpo_plugin.training.signals import StopAtStepEnd
@@ -126,8 +128,11 @@ class StageTrainer(wrap_trainer(transformers.Trainer)):  # type: ignore[misc]
     same_media: SameMedia | None = None
     optimizer: Any
 
-    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
-        return self.same_media or super()._get_train_sampler(*args, **kwargs)
+    def _get_train_sampler(self, *args: Any) -> Any:
+        strategy = strategy_of(self.args)
+        if self.same_media is not None and strategy != "random":
+            raise TPOError(f"{strategy}: under DeepSpeed the samples of a step are chosen to have the same media; take it out")
+        return self.same_media or super()._get_train_sampler(*args)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -151,6 +156,10 @@ class _Epochs(TrainerCallback, torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> Any:
         return self.dataset[index]
 
+    @property
+    def lengths(self) -> Sequence[int]:
+        return self.dataset.lengths
+
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.epoch = int(state.epoch or 0) if self.epoch < 0 else self.epoch + 1
         self.dataset.set_epoch(self.epoch)
@@ -163,7 +172,8 @@ def _loss_weights(model: nn.Module, config: TrainConfig, name: str) -> dict[str,
     for index, loss in enumerate(active):
         if loss not in kinds:
             raise TPOError(f"stages.{name}.losses[{index}]: is {loss!r}{did_you_mean(loss, kinds)}")
-    return {kind: config.tpo.weight(kind) if kind in active else 0.0 for kind in kinds}
+    applied = TPOConfig(loss_weights=config.tpo.loss_weights, heads=model.tpo.config.heads)
+    return {kind: applied.weight(kind) if kind in active else 0.0 for kind in kinds}
 
 
 def _dataset(config: TrainConfig, chosen: Sequence[DataSource], sources: Sources) -> RecordDataset:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from tpo_plugin import zero
 from tpo_plugin.errors import TPOError
 from tpo_plugin.positions import Counts, count_targets
+from tpo_plugin.training.grouping import GroupingMixin, with_own_datasets
 from tpo_plugin.training.measuring import MeasuringMixin
 from tpo_plugin.training.nonfinite import CheckEngine, NonfiniteMixin, OnNonfinite
 from tpo_plugin.training.parts import can_learn_triggers
@@ -66,8 +67,9 @@ def wrap_trainer(base: type[transformers.Trainer], *, on_nonfinite: OnNonfinite 
     ours = trl_class(base)
     if ours is not None and ours != "SFTTrainer":
         raise TPOError(
-            f"{ours} computes a loss of its own from other inputs than labels, which TPO cannot weight; "
-            "expected transformers.Trainer, trl.SFTTrainer, or a subclass"
+            f"{ours} computes a loss of its own from other inputs than labels, to which TPO cannot add; use it as it "
+            f"is, {ours}(model, ...), which trains a model with TPO as it trains any other, on text; for records with "
+            "tasks expected transformers.Trainer, trl.SFTTrainer, or a subclass"
         )
     settings = {"on_nonfinite": on_nonfinite}
     if issubclass(base, TPOTrainerMixin):
@@ -75,7 +77,7 @@ def wrap_trainer(base: type[transformers.Trainer], *, on_nonfinite: OnNonfinite 
     return type(f"TPO{base.__name__}", (TPOTrainerMixin, base), settings)
 
 
-class TPOTrainerMixin(MeasuringMixin, SavingMixin, NonfiniteMixin):
+class TPOTrainerMixin(GroupingMixin, MeasuringMixin, SavingMixin, NonfiniteMixin):
     """The methods of `transformers.Trainer` that TPO adds to; see `wrap_trainer`."""
 
     thaws_tpo = True
@@ -83,7 +85,10 @@ class TPOTrainerMixin(MeasuringMixin, SavingMixin, NonfiniteMixin):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._start_sums()
-        super().__init__(*args, **kwargs)
+        if trl_class(type(self)) is None:
+            super().__init__(*args, **kwargs)
+        else:
+            with_own_datasets(super().__init__, self, args, kwargs)
         self.add_callback(SaveAfterEpoch())
         self.add_callback(CheckEngine(self))
         check_arguments(self)

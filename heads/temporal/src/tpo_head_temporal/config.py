@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Interval
 
@@ -17,6 +17,9 @@ Weight = Annotated[float, Ge(0)]
 @dataclass(kw_only=True)
 class TemporalConfig(tpo.HeadConfig):
     """Defaults are those published for QVHighlights (CG-DETR, arXiv 2311.08835)."""
+
+    weight_beside_others: ClassVar[float] = 0.05
+    """As TPO's authors weight the sum of the losses, which is about 40 at the start (arXiv 2412.19326)."""
 
     features: Literal["host", "clip", "files"] = "host"
     """Where the clips' and the words' features come from: "host", its own vision tower and `text`; "clip", a
