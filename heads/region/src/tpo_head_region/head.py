@@ -70,7 +70,8 @@ class RegionHead(RegionCodec, tpo.TaskHead):
 
         "l1_giou": per box 2 x (mean of |difference| over its four numbers) + (1 - GIoU) / 5. "mse": per box the mean of
         the squared differences. With `quality` also the divergence of each score from the IoU that its box reached, as
-        probabilities: least, and 0 where the IoU is known, for the IoU to be expected.
+        probabilities, which is least for the IoU to be expected. It has a gradient and the value 0, so that the head's
+        loss is the published one.
         """
         predicted, true = outputs["boxes_xyxy"], targets["boxes_xyxy"]
         if self.config.loss == "mse":
@@ -82,8 +83,8 @@ class RegionHead(RegionCodec, tpo.TaskHead):
             }
         if "quality" in outputs:
             reached = iou(self.postprocess(outputs), true).detach()
-            cross_entropy = F.binary_cross_entropy_with_logits(outputs["quality"], reached, reduction="sum")
-            losses["loss_region_quality"] = cross_entropy - F.binary_cross_entropy(reached, reached, reduction="sum")
+            divergence = F.binary_cross_entropy_with_logits(outputs["quality"], reached, reduction="sum")
+            losses["loss_region_quality"] = divergence - divergence.detach()
         return {name: loss / num_targets for name, loss in losses.items()}
 
     def postprocess(self, outputs: dict[str, Tensor]) -> Tensor:
