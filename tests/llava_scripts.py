@@ -56,7 +56,7 @@ def tpo_run(*command: Any, paths: tuple[Path, ...] = ()) -> subprocess.Completed
     path = os.pathsep.join([*map(str, paths), *filter(None, [os.environ.get("PYTHONPATH")])])
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
     return subprocess.run(
-        [*start, *map(str, command)], capture_output=True, text=True, env=variables, timeout=280, check=False
+        [*start, *map(str, command)], capture_output=True, text=True, env=variables, timeout=1100, check=False
     )
 
 

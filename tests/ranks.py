@@ -36,7 +36,7 @@ def on_two_ranks(script: str | Path, *arguments: object) -> None:
         )
         for rank in range(2)
     ]
-    errors = [rank.communicate(timeout=280)[1] for rank in ranks]
+    errors = [rank.communicate(timeout=1100)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(error[-3000:] for error in errors)
 
 

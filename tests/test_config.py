@@ -16,6 +16,24 @@ def test_every_weight_is_one_unless_set() -> None:
     assert [config.weight(name) for name in ("mllm", "assign", "region")] == [1.0, 0.5, 0.0]
 
 
+class LoudConfig(HeadConfig):
+    weight_beside_others = 0.05
+
+
+@pytest.mark.parametrize(
+    ("heads", "given", "weight"),
+    [
+        ({"loud": LoudConfig()}, {}, 1.0),
+        ({"loud": LoudConfig(), "region": HeadConfig()}, {}, 0.05),
+        ({"loud": LoudConfig(), "region": HeadConfig()}, {"loud": 2.0}, 2.0),
+        ({"loud": LoudConfig(), "region": HeadConfig()}, {"loud": 0.0}, 0.0),
+    ],
+)
+def test_a_head_names_its_weight_beside_others(heads: dict, given: dict, weight: float) -> None:
+    config = TPOConfig(loss_weights=given, heads=heads)
+    assert (config.weight("loud"), config.weight("region"), config.weight("mllm")) == (weight, 1.0, 1.0)
+
+
 @pytest.mark.parametrize("weight", [-1, float("inf"), float("nan"), "1", True, None])
 def test_a_weight_that_is_no_weight_is_refused(weight: object) -> None:
     with pytest.raises(TPOError, match=r"loss_weights.region: is .*; expected a finite number of at least 0"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 import sys
 import types
@@ -16,6 +17,7 @@ import torch
 
 import tpo_plugin as tpo
 from tpo_plugin import hookspecs
+from tpo_plugin.convert import convert
 from tpo_plugin.testing import TaskHeadTests
 from tpo_plugin.tiny import HIDDEN_SIZE, VISION_SIZE, tiny_features
 
@@ -47,7 +49,7 @@ def run_kit(kit: TaskHeadTests, tmp_path: Path) -> None:
 
 
 def test_every_block_is_run_here():
-    assert set(BLOCKS) == {"head", "test", "use", "inputs", "seen"}
+    assert set(BLOCKS) == {"head", "test", "use", "inputs", "seen", "format"}
     assert len(BLOCKS) == README.count("```python")
 
 
@@ -107,6 +109,20 @@ def test_head_that_sees_frames():
         assert outputs["fit"].shape == (num, 4 if num else 0)
         head.loss(outputs, {"fit": torch.zeros_like(outputs["fit"])}, 1)["loss_moment"].backward()
     assert head.proj.weight.grad.abs().sum() > 0
+
+
+def test_a_format(point, tmp_path):
+    dots = module_of("format").Dots
+    lines = [{"id": 1, "picture": "a.png", "colour": "red", "xy": [0.2, 0.3]}, {"id": 2}]
+    lines.append(lines[0] | {"id": 3, "xy": [20, 30]})
+    (tmp_path / "dots.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    report = convert(dots(source=tmp_path / "dots.jsonl", pictures=tmp_path), tmp_path / "records.jsonl")
+    (record,) = map(json.loads, (tmp_path / "records.jsonl").read_text().splitlines())
+    assert (record["id"], record["image"], record["tasks"][0]["points_xy"]) == ("dots:1", "a.png", [0.2, 0.3])
+    assert "red" in record["conversations"][0]["value"]
+    assert report.written == 1
+    assert "dots.jsonl:2: picture: is missing; expected an object with it, beside 'id'" in str(report)
+    assert "dots.jsonl:3: xy: is [20.0, 30.0]; expected x and y in 0 to 1 of the picture" in str(report)
 
 
 def test_every_hook_has_a_heading_with_its_arguments():

@@ -16,6 +16,7 @@ from tpo_plugin.codec import registered_codec
 from tpo_plugin.config import HeadConfig, TPOConfig, check_config
 from tpo_plugin.errors import TPOError, did_you_mean
 from tpo_plugin.files import external_hash
+from tpo_plugin.generation.own import HostGenerate
 from tpo_plugin.head import TaskHead, bare_codec, build_head
 from tpo_plugin.hooks import HostForward
 from tpo_plugin.host import Host
@@ -135,6 +136,8 @@ def _install(model: nn.Module, tpo: TaskPreferenceModel, undo: list[Undo]) -> No
     }
     if hasattr(model, "resize_token_embeddings"):
         replaced["resize_token_embeddings"] = Resize(model, tpo.num_ids)
+    if hasattr(model, "generate"):
+        replaced["generate"] = HostGenerate(tpo.hooks, model.generate)
     for name, value in replaced.items():
         undo.append(partial(_restore_attribute, model, name, model.__dict__.get(name), name in model.__dict__))
         model.__dict__[name] = value
@@ -179,7 +182,9 @@ def _tokenizer_and_processor(model: nn.Module, given: Any) -> tuple[Any, Any]:
         from transformers import AutoProcessor
 
         try:
-            given = AutoProcessor.from_pretrained(source)  # the tokenizer itself for a text-only model
+            given = AutoProcessor.from_pretrained(
+                source, trust_remote_code=False
+            )  # the tokenizer itself for a text-only model
         except (OSError, ValueError) as error:
             raise TPOError(
                 f"no tokenizer or processor could be loaded from {source!r} ({error}); "

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
+from tpo_plugin import zero
 from tpo_plugin.apply import apply_tpo, remove_tpo
 from tpo_plugin.config import TPOConfig, config_from_dict
 from tpo_plugin.errors import TPOError
-from tpo_plugin.files import CONFIG_FILE, load_weights, read_config
+from tpo_plugin.files import CONFIG_FILE, WEIGHTS_FILE, SavedTPO, load_weights, read_config, weight_shapes
+from tpo_plugin.head import build_head
+from tpo_plugin.plugins import registry
 from tpo_plugin.vocabulary import Growth
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+_SMALL = 1 << 20
+"""Numbers that a head may always have."""
 
 
 def load_tpo(
@@ -30,30 +42,97 @@ def load_tpo(
     """
     directory = Path(directory)
     saved = read_config(directory)
-    if (directory / "adapter_config.json").is_file() and not hasattr(model, "peft_config"):
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, str(directory))
-    if tokenizer is None:
-        from transformers import AutoProcessor, AutoTokenizer
-
-        names = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
-        auto = AutoProcessor if any((directory / name).is_file() for name in names) else AutoTokenizer
-        tokenizer = auto.from_pretrained(directory)
-    config = config_from_dict(TPOConfig, saved["config"], where=f"{directory / CONFIG_FILE}: config")
-    apply_tpo(model, tokenizer, heads=saved["heads"], config=config, example_inputs=example_inputs)
+    config = config_from_dict(TPOConfig, saved.config, where=f"{directory / CONFIG_FILE}: config")
+    _check_sizes(saved, config, directory)
+    tokenizer = tokenizer or _load_tokenizer(directory)
+    model = _with_adapter(model, directory)
+    with _explained(directory, "its heads cannot be put onto the host"):
+        apply_tpo(model, tokenizer, heads=saved.heads, config=config, example_inputs=example_inputs)
     try:
-        for name, ids in saved["token_ids"].items():
-            if list(model.tpo.token_ids[name]) != ids:
+        for name, ids in model.tpo.token_ids.items():
+            known = saved.token_ids.get(name)
+            if known != ids:
                 raise TPOError(
-                    f"head {name!r} was saved with token ids {ids}, this tokenizer gives "
-                    f"{list(model.tpo.token_ids[name])}; "
-                    f"load the tokenizer that was saved in {directory}"
+                    f"head {name!r} was saved with token ids {known and list(known)}, this tokenizer gives "
+                    f"{list(ids)}; load the tokenizer that was saved in {directory}"
                 )
-        if saved["growth"] is not None and model.tpo.growth is None:  # the host was saved with its grown vocabulary
-            model.tpo.trigger_logits.grow(Growth(*saved["growth"]))
+        _check_growth(model, saved, directory)
         load_weights(model.tpo, directory)
     except BaseException:
         remove_tpo(model)
         raise
     return model
+
+
+def _check_growth(model: Any, saved: SavedTPO, directory: Path) -> None:
+    """Tells `model.tpo` of rows that the host was saved with, having grown when it was trained."""
+    if saved.growth is None or model.tpo.growth is not None:
+        return
+    growth, rows = Growth(*saved.growth), zero.shape(model.tpo.host.embed.weight)[0]
+    if not growth.old_size < growth.new_size <= rows:
+        raise TPOError(
+            f"{directory / CONFIG_FILE}: growth is {list(saved.growth)}, the host's vocabulary has {rows} rows; "
+            "expected its rows before and after; load the host that was saved with it"
+        )
+    model.tpo.trigger_logits.grow(growth)
+
+
+def _check_sizes(saved: SavedTPO, config: TPOConfig, directory: Path) -> None:
+    """Refuses heads that are far larger than their weights, before they take the memory.
+
+    Not those that load weights of others, which stand in files of their own, and those that PyTorch's device "meta"
+    cannot build.
+    """
+    path = directory / WEIGHTS_FILE
+    shapes = weight_shapes(path)
+    for spec in registry().choose(saved.heads):
+        held = sum(math.prod(shape) for key, shape in shapes.items() if key.startswith(f"heads.{spec.name}."))
+        output = shapes.get(f"embeddings.{spec.name}.output")
+        if output is None or len(output) != 1:
+            raise TPOError(f"{path} holds no weights of head {spec.name!r}, which {CONFIG_FILE} names; give both anew")
+        if spec.name in saved.external:
+            continue
+        head_config = spec.make_config(config.heads.get(spec.name, {}))
+        try:
+            with torch.device("meta"):
+                head = build_head(spec, head_config, output[0], lambda: 1)
+        except Exception:  # where something is wrong, it is said when the head is built
+            continue
+        wanted = sum(value.numel() for value in head.state_dict().values())
+        if wanted > 2 * held + _SMALL:
+            raise TPOError(
+                f"{directory / CONFIG_FILE}: head {spec.name!r} would have {wanted} numbers with its configuration, "
+                f"{path} holds {held}; expected the configuration that it was saved with"
+            )
+
+
+def _with_adapter(model: Any, directory: Path) -> Any:
+    """The model with the LoRA adapter of the directory, if there is one and the model has none."""
+    if not (directory / ADAPTER_CONFIG).is_file() or hasattr(model, "peft_config"):
+        return model
+    if not (directory / ADAPTER_WEIGHTS).is_file():  # PEFT would take a pickle, or ask the hub
+        raise TPOError(f"{directory / ADAPTER_WEIGHTS} is missing; expected it beside {ADAPTER_CONFIG}")
+    from peft import PeftModel
+
+    with _explained(directory, "its adapter cannot be loaded"):
+        return PeftModel.from_pretrained(model, str(directory))
+
+
+def _load_tokenizer(directory: Path) -> Any:
+    from transformers import AutoProcessor, AutoTokenizer
+
+    names = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
+    auto = AutoProcessor if any((directory / name).is_file() for name in names) else AutoTokenizer
+    with _explained(directory, "its tokenizer cannot be loaded"):
+        return auto.from_pretrained(directory, trust_remote_code=False)
+
+
+@contextmanager
+def _explained(directory: Path, what: str) -> Iterator[None]:
+    """Whatever a library raises on damaged files as a `TPOError`."""
+    try:
+        yield
+    except TPOError:
+        raise
+    except Exception as error:
+        raise TPOError(f"{directory}: {what}: {type(error).__name__}: {error}; expected it as it was saved") from error

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
+
+from tpo_plugin.errors import shown
 
 _CORNERS = ("x1", "y1", "x2", "y2")
 
 
 def is_number(value: Any) -> bool:
     """Whether it is a finite int or float, and no bool."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an int that is greater than any float
+        return False
 
 
 def is_count(value: Any) -> bool:
@@ -26,7 +32,7 @@ def is_list(value: Any) -> bool:
 def check_seconds(where: str, value: Any) -> None:
     """Raises `ValueError` that begins with `where` for what is no time of a video, in seconds of at least 0."""
     if not (is_number(value) and value >= 0):
-        raise ValueError(f"{where} is {value!r}; expected seconds from the start of the video, at least 0")
+        raise ValueError(f"{where} is {shown(value)}; expected seconds from the start of the video, at least 0")
 
 
 def check_box(where: str, box: Any) -> None:
@@ -34,11 +40,11 @@ def check_box(where: str, box: Any) -> None:
     image's width and height.
     """
     if not is_list(box) or len(box) != 4:
-        raise ValueError(f"{where} is {box!r:.80}; expected four numbers [x1, y1, x2, y2]")
+        raise ValueError(f"{where} is {shown(box)}; expected four numbers [x1, y1, x2, y2]")
     for corner, value in zip(_CORNERS, box, strict=True):
         if not (is_number(value) and 0 <= value <= 1):
             raise ValueError(
-                f"{where}: {corner} is {value!r}; expected a number from 0 to 1, "
+                f"{where}: {corner} is {shown(value)}; expected a number from 0 to 1, "
                 "a share of the image's width or height (divide pixels by it)"
             )
     for low, high in ((0, 2), (1, 3)):
@@ -48,3 +54,16 @@ def check_box(where: str, box: Any) -> None:
                 f"{where}: {first} is {box[low]!r} and {second} is {box[high]!r}; expected {first} < {second} "
                 "(corners, not width and height)"
             )
+
+
+def check_inside(where: str, path: str | Path, folder: str | Path) -> None:
+    """Raises `ValueError` that begins with `where` for a path that leads out of `folder`, links followed."""
+    try:
+        inside = Path(path).resolve().is_relative_to(Path(folder).resolve())
+    except (OSError, RuntimeError, ValueError):  # links in a circle, a name that no file can have
+        inside = False
+    if not inside:
+        raise ValueError(
+            f"{where} is {shown(str(path))}, which lies outside of {shown(str(folder))}; expected a file in that "
+            "folder, or records that are not confined to it"
+        )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
+from tpo_plugin.checks import check_inside
 from tpo_plugin.declarations import check_fields, check_names, check_parameters
 from tpo_plugin.errors import TPOError, did_you_mean
 from tpo_plugin.plugins import HeadSpec
@@ -40,8 +41,16 @@ class TaskCodec:
         """Raises `ValueError` with the field and what is wrong with it when a record's task cannot be used."""
 
     def resolve(self, task: dict[str, Any], folder: Path) -> dict[str, Any]:
-        """The task with paths that are relative to the records' media folder made absolute; by default as it is."""
+        """The task with paths that are relative to the records' media folder made absolute; by default as it is.
+
+        A head whose tasks have paths also says which they are: `named_files`.
+        """
         return task
+
+    def named_files(self, task: dict[str, Any]) -> Collection[str | Path]:
+        """The files that a resolved task names, none by default. With `Records(confine=True)` they must lie in the
+        records' media folder."""
+        return ()
 
     def check_sample(self, tasks: list[dict[str, Any]], sample: Any) -> None:
         """Raises `MediaError` where a record's media, once read (`tpo_plugin.data.Sample`), cannot serve this head's
@@ -95,6 +104,8 @@ class HeadCodec:
 
     def __init__(self, name: str, bare: TaskCodec) -> None:
         self._name, self._bare = name, bare
+        self.kind = type(bare)
+        """The head's class."""
 
     def __getattr__(self, attribute: str) -> Any:
         if attribute.startswith("_"):
@@ -150,6 +161,18 @@ def check_task_fields(codec: Codec, head: str, task: Mapping[str, Any]) -> None:
     for key in task:
         if key not in codec.fields and key not in CORE_FIELDS:
             raise ValueError(f"{key} is no field of head {head!r}{did_you_mean(key, [*codec.fields, *CORE_FIELDS])}")
+
+
+def check_files(codec: Codec, head: str, task: dict[str, Any], folder: Path) -> None:
+    """Raises `ValueError` for a resolved task that names a file outside of a folder, or whose head does not say."""
+    cls = codec.kind if isinstance(codec, HeadCodec) else type(codec)
+    if cls.resolve is not TaskCodec.resolve and cls.named_files is TaskCodec.named_files:
+        raise ValueError(
+            f"head {head!r} resolves paths and does not say which, so its records cannot be confined to a folder; "
+            "expected a method named_files of its codec"
+        )
+    for path in codec.named_files(task):
+        check_inside("a file of the task", path, folder)
 
 
 def collate_inputs(codec: Codec, tasks: list[Any], given: list[Any], samples: Sequence[Any]) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Interval, Predicate, doc
 
@@ -62,6 +62,10 @@ class Config:
 class HeadConfig(Config):
     """Base of every head's configuration. A head's own config adds its fields."""
 
+    weight_beside_others: ClassVar[float] = 1.0
+    """Weight of the head's loss in a model with other heads, unless `TPOConfig.loss_weights` sets it: of a published
+    loss whose size is another than theirs."""
+
     trigger: str | None = None
     """Token that the LM emits to assign the task; None takes the one that the head is registered with."""
     task_token: str | None = None
@@ -79,7 +83,8 @@ class TPOConfig(Config):
     """What `apply_tpo` puts onto a host, besides the choice of heads."""
 
     loss_weights: dict[str, NotNegative] = field(default_factory=dict)
-    """Weight of each loss by name: "mllm", "assign", or a head's name. Every weight is 1 unless set; at least 0."""
+    """Weight of each loss by name: "mllm", "assign", or a head's name; at least 0. Every weight is 1 unless set, but for
+    a head that names one of its own beside other heads (`HeadConfig.weight_beside_others`)."""
     heads: dict[str, Annotated[Any, Predicate(_is_head_config), doc("a HeadConfig or keys and values")]] = field(
         default_factory=dict
     )
@@ -91,5 +96,7 @@ class TPOConfig(Config):
     None: as "auto" under `wrap_trainer`, which reads no logits, and not in a forward that you call yourself."""
 
     def weight(self, name: str) -> float:
-        """The weight of loss `name`."""
-        return float(self.loss_weights.get(name, 1.0))
+        """The weight of loss `name`, in a model with the heads of `heads`."""
+        head = self.heads.get(name)
+        default = head.weight_beside_others if isinstance(head, HeadConfig) and len(self.heads) > 1 else 1.0
+        return float(self.loss_weights.get(name, default))

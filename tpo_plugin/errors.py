@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class TPOError(ValueError):
@@ -33,3 +34,12 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"{hint} (valid: {', '.join(map(repr, names)) or 'none'})"
+
+
+def shown(value: Any, length: int = 80) -> str:
+    """A value as Python writes it, cut to `length` characters; for messages about values of any kind."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of more than 4300 digits, or what nests too deep
+        text = f"a {type(value).__name__} that is too long to be shown"
+    return text if len(text) <= length else f"{text[: length - 3]}..."

@@ -6,24 +6,48 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-from uuid import uuid4
+from typing import Annotated, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
+from annotated_types import Ge
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tpo_plugin import zero
-from tpo_plugin.config import FORMAT_VERSION
-from tpo_plugin.errors import TPOError
+from tpo_plugin.atomic import replace_file
+from tpo_plugin.config import FORMAT_VERSION, config_from_dict
+from tpo_plugin.errors import TPOError, shown
 from tpo_plugin.head import TaskHead
+from tpo_plugin.json_file import read_json
 from tpo_plugin.tasks import Tasks
 
+SavedT = TypeVar("SavedT")
+
 CONFIG_FILE, WEIGHTS_FILE = "tpo_config.json", "tpo_model.safetensors"
+
+
+@dataclasses.dataclass(kw_only=True)
+class SavedTPO:
+    """What `tpo_config.json` holds beside its version."""
+
+    host_class: str
+    """Of the model that it was trained on."""
+    heads: list[str]
+    """Names, in their order."""
+    token_ids: dict[str, tuple[int, int]]
+    """(trigger id, task token id) by head."""
+    growth: tuple[Annotated[int, Ge(0)], Annotated[int, Ge(0)]] | None
+    """Rows of the host's vocabulary before and after."""
+    external: dict[str, str] = dataclasses.field(default_factory=dict)
+    """By head, `external_hash` of the weights that it loads from files of others."""
+    config: dict[str, Any]
+    """The fields of `TPOConfig`."""
 
 
 def save_tpo(tpo: Tasks, directory: str | os.PathLike[str], *, host_class: str) -> None:
@@ -48,22 +72,47 @@ def save_tpo(tpo: Tasks, directory: str | os.PathLike[str], *, host_class: str) 
 
 
 def load_weights(tpo: Tasks, directory: str | os.PathLike[str]) -> None:
-    """Loads `tpo_model.safetensors` into heads that are applied already; every key and shape must fit."""
-    path = Path(directory) / WEIGHTS_FILE
+    """Loads `tpo_model.safetensors` into heads that are applied already; all keys, shapes and kinds of numbers fit."""
+    path, saved = Path(directory) / WEIGHTS_FILE, read_config(directory)
+    weights = read_weights(path)
+    try:
+        with zero.gathered(tpo.parameters(), changed=True):
+            own = tpo.state_dict()
+            external = {key: value for key, value in own.items() if key.startswith(_external(tpo))}
+            for key, value in weights.items():
+                if key in own and value.is_floating_point() != own[key].is_floating_point():
+                    raise RuntimeError(f"{key} is {value.dtype}, expected {own[key].dtype}")
+            tpo.load_state_dict(external | weights)
+    except RuntimeError as error:
+        raise TPOError(f"{path} does not fit the applied heads {list(tpo.heads)}: {error}") from error
+    for name, expected in saved.external.items():
+        if name in tpo.heads and external_hash(tpo.heads[name]) != expected:
+            raise TPOError(
+                f"head {name!r}: the weights that it loads from others' files ({', '.join(tpo.heads[name].external)}) "
+                f"are not those that {directory} was trained with (SHA-256 {expected[:12]}…); give it the same file"
+            )
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises `TPOError`."""
+    with _reading(path):
+        return load_file(path, device="cpu")
+
+
+def weight_shapes(path: Path) -> dict[str, list[int]]:
+    """Shapes of the tensors of a safetensors file, of which the header alone is read. Raises `TPOError`."""
+    with _reading(path), safe_open(path, framework="pt") as file:
+        return {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
     if not path.is_file():
         raise TPOError(f"{path} is missing; expected the weights that model.tpo.save_pretrained writes")
     try:
-        with zero.gathered(tpo.parameters(), changed=True):
-            external = {key: value for key, value in tpo.state_dict().items() if key.startswith(_external(tpo))}
-            tpo.load_state_dict(external | load_file(path, device="cpu"))
-    except RuntimeError as error:
-        raise TPOError(f"{path} does not fit the applied heads {list(tpo.heads)}: {error}") from error
-    for name, saved in read_config(directory).get("external", {}).items():
-        if name in tpo.heads and external_hash(tpo.heads[name]) != saved:
-            raise TPOError(
-                f"head {name!r}: the weights that it loads from others' files ({', '.join(tpo.heads[name].external)}) "
-                f"are not those that {directory} was trained with (SHA-256 {saved[:12]}…); give it the same file"
-            )
+        yield
+    except Exception as error:  # of safetensors, and of torch for a type that it does not have
+        raise TPOError(f"{path} cannot be read as safetensors: {error}; expected the file as it was saved") from error
 
 
 _HASHES: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
@@ -86,29 +135,30 @@ def _external(tpo: Tasks) -> tuple[str, ...]:
     return tuple(f"heads.{name}.{prefix}" for name, head in tpo.heads.items() for prefix in head.external)
 
 
-def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
-    """`tpo_config.json` as written by `save_tpo`."""
+def read_config(directory: str | os.PathLike[str]) -> SavedTPO:
+    """`tpo_config.json` as written by `save_tpo`. Raises `TPOError` for what no version wrote."""
     path = Path(directory) / CONFIG_FILE
     if not path.is_file():
         raise TPOError(f"{path} is missing; expected a directory that model.tpo.save_pretrained wrote")
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    if saved.get("format_version", 0) > FORMAT_VERSION:
+    return read_saved(path, SavedTPO)[1]
+
+
+def read_saved(path: Path, kind: type[SavedT]) -> tuple[dict[str, Any], SavedT]:
+    """A JSON file that this package wrote: all that it holds, and its fields of dataclass `kind`, checked.
+
+    Raises `TPOError` for a file of a newer version, and for one that is damaged.
+    """
+    saved = read_json(path, "what tpo-plugin saves")
+    number = saved.get("format_version")
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        raise TPOError(f"{path}: format_version is {shown(number)}; expected a number from 1 to {FORMAT_VERSION}")
+    if number > FORMAT_VERSION:
         raise TPOError(
-            f"{path} has format version {saved['format_version']} (tpo-plugin {saved.get('tpo_plugin')}), "
-            f"this tpo-plugin "
-            f"reads up to {FORMAT_VERSION}: pip install -U tpo-plugin"
+            f"{path} has format version {number} (tpo-plugin {saved.get('tpo_plugin')}), this tpo-plugin reads up to "
+            f"{FORMAT_VERSION}: pip install -U tpo-plugin"
         )
-    return saved
-
-
-def replace_file(path: Path, write: Callable[[str], Any]) -> None:
-    """Writes a file under a temporary name in the same directory and renames it: nobody finds half of it."""
-    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
-    try:
-        write(str(temporary))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    return saved, config_from_dict(kind, {name: saved[name] for name in names if name in saved}, where=str(path))
 
 
 def _config_to_json(tpo: Tasks, host_class: str) -> dict[str, Any]:

@@ -29,6 +29,9 @@ from tpo_plugin.step import FORWARD_ARGUMENTS, Step, TaskArguments
 from tpo_plugin.supervised import SupervisedLogits
 from tpo_plugin.tasks import Tasks
 
+_is_exporting = getattr(torch.compiler, "is_exporting", bool)
+"""Whether `torch.export` is tracing; older releases do not say it."""
+
 _REHOOKING = threading.RLock()
 """Held while a host's hooks are put elsewhere."""
 
@@ -43,6 +46,7 @@ class InProgress(threading.local):
     aside: bool = False
     """Whether the host runs as if it had no TPO, for a dry run or to embed pieces of rows."""
     last_output: TPOOutput | None = None
+    last_generated: Any = None
 
     @contextmanager
     def running(self, step: Step) -> Iterator[None]:
@@ -209,13 +213,14 @@ class Hooks:
         output = step.finish(output)
         learns = self.tasks.training and step.result is not None and step.result.loss is not None
         if learns and step.given.task_counts is None and not any(p.requires_grad for p in self.tasks.parameters()):
-            self._warn_once(
+            self.warn_once(
                 "nothing in model.tpo is trainable (get_peft_model freezes it): the heads and task tokens will not "
                 "learn; use wrap_trainer, or call model.tpo.requires_grad_(True) after get_peft_model"
             )
         return output
 
-    def _warn_once(self, message: str) -> None:
+    def warn_once(self, message: str) -> None:
+        """A warning that this model gives once."""
         if message not in self._warned:
             self._warned.add(message)
             warnings.warn(message, stacklevel=6)
@@ -238,6 +243,8 @@ class Hooks:
             return self.now.session.step(), kwargs
         labels = kwargs.get("labels")
         input_ids = self.host.ids_of(self.model, kwargs, self.tasks.tokens)
+        if input_ids is not None and not len(input_ids):
+            raise TPOError(f"the batch is empty: its ids have the shape {list(input_ids.shape)}; expected rows")
         step = Step.of_batch(self.tasks, self.host, given, input_ids, labels)
         if labels is not None:
             kwargs["labels"] = step.host_labels()
@@ -281,7 +288,7 @@ class Hooks:
             if self.host.honours_num_items:
                 kwargs["num_items_in_batch"] = torch.as_tensor(given.task_counts.mllm, device=device)
         elif kwargs.get("num_items_in_batch") is not None and self.tasks.training and given.task_targets:
-            self._warn_once(
+            self.warn_once(
                 "a trainer passes num_items_in_batch, but not the counts of the other losses, so they are means over "
                 "the micro-batch: train with wrap_trainer(YourTrainer), which weights them over the whole step"
             )
@@ -308,9 +315,19 @@ class HostForward:
         self.hooks, self.inner = hooks, inner
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if _is_exporting():
+            raise TPOError(
+                "torch.export cannot follow heads, whose tokens are found in the inputs: it exports the host alone, "
+                "after remove_tpo(model)"
+            )
         if args and args[0] is self.hooks.model:  # accelerate binds it to the model once more
             args = args[1:]
         return self.hooks.forward(self.inner, args, kwargs)
+
+    @property
+    def __code__(self) -> Any:
+        """The host's, which torch.export looks at before it calls."""
+        return inspect.unwrap(self.inner).__code__
 
     @property
     def __signature__(self) -> inspect.Signature:

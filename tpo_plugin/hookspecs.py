@@ -1,4 +1,4 @@
-"""The whole plugin contract: three hooks. A plugin is a module that an entry point in group `tpo_plugin` names.
+"""The whole plugin contract: four hooks. A plugin is a module that an entry point in group `tpo_plugin` names.
 
 [project.entry-points.tpo_plugin]
 point = "tpo_head_point"
@@ -40,3 +40,11 @@ def register_patches(register: Callable[..., None]) -> None:
 @hookspec
 def register_commands(app: Any) -> None:
     """Called when `tpo` starts: add commands to the typer `app`. Import heavy packages inside the command."""
+
+
+@hookspec
+def register_formats(register: Callable[..., None]) -> None:
+    """Called when `tpo convert` starts: `register(name, format)` teaches a layout in which data are published.
+
+    `format` is a subclass of `tpo_plugin.convert.Format`, as the class or a `"module:Class"` string.
+    """

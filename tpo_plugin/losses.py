@@ -133,7 +133,6 @@ def _mllm_loss(made: Made, labels: Tensor) -> Tensor:
         made.counts,
         label_shift=made.host.label_shift,
         honours_num_items=made.host.honours_num_items,
-        has_triggers=bool(made.positions.labels),
     )
 
 
@@ -184,17 +183,16 @@ def mllm_loss(
     *,
     label_shift: int,
     honours_num_items: bool,
-    has_triggers: bool,
 ) -> Tensor:
     """The host's own loss, float32; a mean is rescaled to a sum over the labels of `counts`.
 
-    `honours_num_items` says whether it was divided by them already, `has_triggers` whether some label is a trigger.
+    Without a label that the host scores it is 0. `honours_num_items` says whether it was divided by them already.
     """
     host_loss = host_loss.float()
-    if honours_num_items if counts is not None else not has_triggers:
+    if counts is not None and honours_num_items:
         return host_loss
-    # Where every label is a trigger, the host's mean is over nothing: NaN.
-    num_ordinary = count_ordinary(labels, tokens, label_shift)
+    # Where every label is a trigger or ignored, the host's mean is over nothing: NaN.
+    num_ordinary = count_ordinary(labels, tokens, label_shift).to(host_loss.device)
     mean = torch.where(num_ordinary > 0, host_loss, torch.zeros_like(host_loss))
     return mean if counts is None else mean * num_ordinary / max(counts.mllm, 1)
 

@@ -71,6 +71,11 @@ class TaskPreferenceModel(Tasks):
     def last_output(self, output: TPOOutput | None) -> None:
         self.hooks.now.last_output = output
 
+    @property
+    def last_generated(self) -> GenerateOutput | None:
+        """What this thread generated last, by `model.tpo.generate` or by the host's own `generate`."""
+        return self.hooks.now.last_generated
+
     def generate(self, *args: Any, **kwargs: Any) -> GenerateOutput:
         """Generates with the heads; see `tpo_plugin.generation.generate.generate`."""
         return generate(self.hooks, *args, **kwargs)

@@ -87,15 +87,15 @@ class HeadSpec:
 
     def head_class(self) -> Any:
         """The head's class, imported now; raises `TPOError` with the plugin if that fails."""
-        return _resolve(self.head, f"head {self.name!r}", self.plugin)
+        return resolve(self.head, f"head {self.name!r}", self.plugin)
 
     def config_class(self) -> Any:
         """The class of its configuration, imported now; raises `TPOError` with the plugin if that fails."""
-        return _resolve(self.config, f"config of head {self.name!r}", self.plugin)
+        return resolve(self.config, f"config of head {self.name!r}", self.plugin)
 
     def codec_class(self) -> Any:
         """The class of its codec, imported now, or None; raises `TPOError` with the plugin if that fails."""
-        return None if self.codec is None else _resolve(self.codec, f"codec of head {self.name!r}", self.plugin)
+        return None if self.codec is None else resolve(self.codec, f"codec of head {self.name!r}", self.plugin)
 
     def make_config(self, given: Any) -> Any:
         """The head's configuration out of `given`: one of its class, or a dict of its fields."""
@@ -120,7 +120,7 @@ class PatchSpec:
 
     def host_class(self) -> Any:
         """The host adapter, imported now; raises `TPOError` with the plugin if that fails."""
-        return _resolve(self.host, f"patch {self.name!r}", self.plugin)
+        return resolve(self.host, f"patch {self.name!r}", self.plugin)
 
 
 @dataclass
@@ -326,7 +326,8 @@ def _or_list(names: Iterable[str]) -> str:
     return " or ".join(map(repr, names))
 
 
-def _resolve(target: type | str, what: str, plugin: Plugin) -> type:
+def resolve(target: type | str, what: str, plugin: Plugin) -> type:
+    """What a plugin registered, a class or `"module:Class"`, as a class; raises `TPOError` with the plugin."""
     if isinstance(target, type):
         return target
     module, _, attribute = target.partition(":")

@@ -39,6 +39,8 @@ class TaskArguments:
     """For each row the number of frames of each of its videos, for heads that look at them."""
     task_counts: Counts | None = None
     """Targets of the whole accumulated global batch, as `wrap_trainer` counts them; None divides by the batch's."""
+    task_records: list[str] | None = None
+    """Where each row comes from, for messages of `wrap_trainer`."""
 
     @classmethod
     def taken(cls, kwargs: dict[str, Any], heads: Sequence[str]) -> TaskArguments:

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import annotated_types as at
 
-from tpo_plugin.errors import TPOError, did_you_mean
+from tpo_plugin.errors import TPOError, did_you_mean, shown
 
 ClassT = TypeVar("ClassT")
 Path = tuple[str | int, ...]
@@ -60,7 +60,7 @@ class WrongValues(TPOError):
 def build(cls: type[ClassT], values: Any) -> ClassT:
     """An object of dataclass `cls` from plain values. Raises `WrongValues`, with all that is wrong."""
     if not isinstance(values, Mapping):
-        raise WrongValues([((), f"is {_shown(values)}; expected keys and values")])
+        raise WrongValues([((), f"is {shown(values)}; expected keys and values")])
     checked = check(cls, values)
     try:
         return cls(**checked)
@@ -79,7 +79,9 @@ def check(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     hints, adapters = _annotations(cls)
     checked: dict[str, Any] = {}
     mistakes: list[tuple[Path, str]] = [
-        ((), f"unknown key {key!r}{did_you_mean(str(key), fields)}") for key in values if key not in fields
+        ((), f"unknown key {shown(key)}{did_you_mean(key if isinstance(key, str) else shown(key), fields)}")
+        for key in values
+        if key not in fields
     ]
     for name, field in fields.items():
         if name in values:
@@ -195,9 +197,9 @@ def _mistakes(error: Any, name: str, value: Any, hint: Any) -> Iterable[tuple[Pa
             yield (name, *path), str(cause)
         elif of_key:
             keys = get_args(_kinds(_at(hint, path))[0])[0]
-            yield (name, *path), f"has the key {_shown(found['input'])}; expected {expected(keys)}"
+            yield (name, *path), f"has the key {shown(found['input'])}; expected {expected(keys)}"
         else:
-            yield (name, *path), f"is {_shown(found['input'])}; expected {expected(_at(hint, path))}"
+            yield (name, *path), f"is {shown(found['input'])}; expected {expected(_at(hint, path))}"
 
 
 def _path(value: Any, loc: Path) -> Path:
@@ -238,8 +240,3 @@ def _bound(note: Any) -> str:
 def _either(choices: Iterable[str]) -> str:
     *most, last = dict.fromkeys(choices)
     return f"{', '.join(most)} or {last}" if most else last
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

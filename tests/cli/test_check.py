@@ -47,6 +47,10 @@ def test_good_files_are_counted(tmp_path: Path) -> None:
     assert report == {
         "records": 4,
         "without_tasks": 1,
+        "files": {
+            str(tmp_path / name): {"records": num, "wrong": 0, "without_media": 0, "missing": None}
+            for name, num in (("a.jsonl", 3), ("b.json", 1))
+        },
         "heads": {"region": {"records": 3, "tasks": 3, "tokens": 6}},
         "errors": [],
     }
@@ -71,6 +75,21 @@ def test_errors_by_kind_with_their_first_places(tmp_path: Path) -> None:
     text = CliRunner().invoke(tpo_plugin.cli.app, ["check", file, "--limit-errors", "2"]).stdout
     assert text.startswith("6 records: 5 wrong, 0 without tasks\n  region: 1 tasks in 1 records, 2 tokens\n3 x ")
     assert "and 1 more" in text
+
+
+def test_every_missing_file_is_named_and_how_much_of_each_is_there(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    images = [record([0, 0, 1, 1], image=name) for name in ("a.png", "b.png", "c.png")]
+    file, other = write(tmp_path, *images, BAD), write(tmp_path, GOOD, name="b.jsonl")
+    missing = [str(tmp_path / f"none{i}.jsonl") for i in range(7)]
+    result = CliRunner().invoke(tpo_plugin.cli.app, ["check", file, other, *missing, "--heads", "region"])
+    assert result.exit_code == 1
+    lines = result.stdout.splitlines()
+    assert lines[2:4] == [
+        f"  {file}: 4 records, 1 wrong, media of 2 missing; first {tmp_path / 'b.png'}",
+        f"  {other}: 1 records, none wrong",
+    ]
+    assert lines[4:12] == ["7 x file", *(f"  {path}: cannot be read: No such file or directory" for path in missing)]
 
 
 def test_a_late_record_in_several_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,6 +120,25 @@ def test_heads_and_data_of_a_training_configuration(tmp_path: Path) -> None:
     )
     result = CliRunner().invoke(tpo_plugin.cli.app, ["check", "--config", str(config), "--json"])
     assert json.loads(result.stdout)["records"] == 1
+    assert json.loads(result.stdout)["stages"] == {"stage1": {file: 1}}
+
+
+def test_what_an_epoch_of_each_stage_draws(tmp_path: Path) -> None:
+    file, other = write(tmp_path, *[GOOD] * 6, BAD), write(tmp_path, GOOD, GOOD, name="b.jsonl")
+    config = tmp_path / "train.yaml"
+    sources = [{"file": file, "weight": 0.5}, {"file": other}, {"file": str(tmp_path / "none.jsonl"), "weight": 3}]
+    stages = {"stage1": {"data": sources}, "stage3": {"data": sources[1:2]}}
+    config.write_text(json.dumps({"model": "m", "output_dir": "o", "heads": ["region"], "stages": stages}))
+    result = CliRunner().invoke(tpo_plugin.cli.app, ["check", "--config", str(config)])
+    assert result.exit_code == 1
+    assert result.stdout.splitlines()[-6:] == [
+        "stage1: 5 samples an epoch",
+        f"  {file}: 3 (60.0%)",
+        f"  {other}: 2 (40.0%)",
+        f"  {tmp_path / 'none.jsonl'}: 0 (0.0%)",
+        "stage3: 2 samples an epoch",
+        f"  {other}: 2 (100.0%)",
+    ]
 
 
 def test_no_torch_is_needed(tmp_path: Path) -> None:

@@ -225,7 +225,7 @@ def test_rows_that_cannot_be_mixed(tpo: Any, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_works_in_workers(host: Any) -> None:
     samples = samples_for(host)[:3]
-    loader = DataLoader(samples, batch_size=3, num_workers=1, collate_fn=TPOCollator(host), timeout=60)  # type: ignore[arg-type]
+    loader = DataLoader(samples, batch_size=3, num_workers=1, collate_fn=TPOCollator(host), timeout=600)  # type: ignore[arg-type]
     (batch,) = loader
     expected = TPOCollator(host)(samples)
     assert batch.keys() == expected.keys()

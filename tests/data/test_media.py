@@ -274,7 +274,7 @@ def test_a_list_of_frames_is_a_video(tmp_path: Path, backend: str) -> None:
         ("ffconcat version 1.0", "expected at least one frame, and a duration above 0 s behind each"),
         ("file 'a.png'", "expected at least one frame, and a duration"),
         ("file 'a.png'\nduration 0", "expected at least one frame, and a duration above 0 s"),
-        ("file 'a.png'\nfile 'b.png'", "line 2 is \"file 'b.png'\"; expected a frame's file"),
+        ("file 'a.png'\nfile 'b.png'", "line 2 is neither a frame's file"),
         ("file 'a.png'\nduration soon", "could not convert string to float"),
         ("file 'a.png'\nduration 1", "a.png: no such file"),
     ],

@@ -101,7 +101,7 @@ def test_system_turn_several_images_and_video_under_an_image_tag(tpo: Any) -> No
             "tasks[1].head",
             "is 'pont', which is not among the applied heads; did you mean",
         ),
-        ({"tasks__2__time": -1}, "tasks[2].time", "is -1, expected seconds"),
+        ({"tasks__2__time": -1}, "tasks[2].time", "is -1; expected seconds"),
         ({"tasks__2": {"head": "region"}}, "tasks[2]", "head 'region' misses field 'boxes'"),
         ({"tasks__2__boxes": []}, "tasks[2]", "nothing to predict"),
         ({"tasks__2__boxes__1": [0.5, 0.5, 0.4, 0.6]}, "tasks[2].boxes[1]", "is [0.5, 0.5, 0.4, 0.6]; expected x1"),

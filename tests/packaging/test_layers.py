@@ -13,6 +13,7 @@ import pytest
 
 import tpo_plugin
 import tpo_plugin.checks
+import tpo_plugin.convert
 import tpo_plugin.testing
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +53,7 @@ def plugin_violations(source: str, own: str) -> list[str]:
                 "tpo_plugin": [*tpo_plugin.__all__, "testing", "checks"],
                 "tpo_plugin.testing": kit,
                 "tpo_plugin.checks": checks,
+                "tpo_plugin.convert": tpo_plugin.convert.__all__,
                 "tpo_plugin.files": ["replace_file"],
             }
             if module not in public or (name is not None and name not in public[module]):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.packaging, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.packaging, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parents[2]
 MEMBERS = [ROOT, *sorted(p.parent for p in ROOT.glob("*/*/pyproject.toml"))]

@@ -79,7 +79,7 @@ print("LOG", trainer.state.log_history)
 def tpo_run(*arguments: Any, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from tpo_plugin.cli import main; main()", "run", *map(str, arguments)]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment}
-    return subprocess.run(command, capture_output=True, text=True, env=variables, timeout=280)
+    return subprocess.run(command, capture_output=True, text=True, env=variables, timeout=1100)
 
 
 @pytest.fixture(scope="module")

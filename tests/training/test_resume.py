@@ -48,10 +48,57 @@ def check(here, begun=("a",), finished=False):
         {"stages__b__learning_rates": {"lora": 1e-3}},
         {"stages": {"a": {"steps": 1}}},
         {"stages": {"a": {"steps": 1}, "d": {}, "b": {"steps": 2}}},
+        {"model": "./host/"},
+        {"on_nonfinite": "skip"},
+        {"stages__a__eval_data": [{"file": "held_out.jsonl"}]},
+        {"stages__a__eval_steps": 5},
+        {"stages__a__trainer": {"report_to": [], "logging_first_step": True, "save_total_limit": 5, "eval_delay": 2}},
+        {"stages__a__trainer": {"dataloader_num_workers": 3, "dataloader_pin_memory": False, "run_name": "b"}},
     ],
 )
 def test_what_may_change(changes):
     check(settings(**changes))
+
+
+def test_files_of_which_the_content_is_compared_may_move():
+    def run(folder):
+        return settings(
+            model=f"{folder}/host",
+            tpo__heads={"mask": {"checkpoint": f"{folder}/sam.pt"}},
+            stages__a__data=[{"file": f"{folder}/a.jsonl", "media": f"{folder}/images"}],
+        )
+
+    options = {"begun": ("a",), "finished": False, "where": "run/config.yaml"}
+    recorded = ["model", "tpo.heads.mask.checkpoint", "stages.a.data[0]"]
+    check_settings(run("old"), run("new"), recorded=recorded, **options)
+    for missing, setting in zip(
+        recorded, ["model", r"tpo.heads.mask.checkpoint", r"stages.a.data\[0\].file"], strict=True
+    ):
+        with pytest.raises(TPOError, match=rf"\n  {setting}: was 'old/\S+', is 'new/"):
+            check_settings(run("old"), run("new"), recorded=[r for r in recorded if r != missing], **options)
+    other = run("new")
+    other.stages["a"].data[0].weight = 2.0
+    with pytest.raises(
+        TPOError, match=r"other output_dir, or change back\n  stages.a.data\[0\].weight: was 1.0, is 2.0$"
+    ):
+        check_settings(run("old"), other, recorded=recorded, **options)
+
+
+@pytest.mark.parametrize(
+    "stage", [{"trainer": {"load_best_model_at_end": True}}, {"scheduler": "reduce_lr_on_plateau"}]
+)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"save_steps": 3}, "stages.a.save_steps: was 500, is 3"),
+        ({"eval_steps": 3}, "stages.a.eval_steps: was None, is 3"),
+        ({"eval_data": [{"file": "b.jsonl"}]}, r"stages.a.eval_data\[0\].file: was not set, is 'b.jsonl'"),
+    ],
+)
+def test_how_is_evaluated_may_not_change_where_it_decides(stage, change, message):
+    there, here = (settings(stages={"a": {"steps": 1} | stage | more}) for more in ({}, change))
+    with pytest.raises(TPOError, match=message):
+        check_settings(there, here, begun=("a",), finished=False, where="run/config.yaml")
 
 
 @pytest.mark.parametrize(
@@ -66,7 +113,7 @@ def test_what_may_change(changes):
         ({"data__video__num_frames": 4}, r"data\.video\.num_frames: was 16, is 4"),
         ({"stages__a__steps": 5}, r"stages\.a\.steps: was 1, is 5"),
         ({"stages__a__learning_rates": {"lora": 1e-3}}, r"stages\.a\.learning_rates\.lora: was not set, is 0\.001"),
-        ({"stages__a__eval_steps": 5}, r"stages\.a\.eval_steps: was None, is 5"),
+        ({"stages__a__trainer": {"adam_beta2": 0.9}}, r"stages\.a\.trainer\.adam_beta2: was not set, is 0\.9"),
         ({"stages": {"b": {"steps": 2}, "a": {"steps": 1}}}, "stages: began with a, and would be b, a"),
         ({"stages": {"b": {"steps": 2}}}, "stages: began with a, and would be b"),
     ],

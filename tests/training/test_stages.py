@@ -8,7 +8,7 @@ import tiny_run
 import torch
 import yaml
 
-from tpo_plugin import TPOError
+from tpo_plugin import HeadConfig, TPOError
 from tpo_plugin.data import Records
 from tpo_plugin.training import stages
 from tpo_plugin.training.config import TrainConfig
@@ -112,3 +112,19 @@ def test_the_check_leaves_no_trace(world, model, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "before")
     check(world, model, trainer={**world[1]["stages"]["stage3"]["trainer"], "bf16": True})
     assert os.environ["ACCELERATE_MIXED_PRECISION"] == "before"
+
+
+def test_a_stage_takes_the_weight_that_a_head_has_beside_others(model, monkeypatch):
+    """Where neither the stage nor the run names one."""
+
+    class Loud(HeadConfig):
+        weight_beside_others = 0.05
+
+    heads = {"point": Loud(), "other": HeadConfig()}
+    monkeypatch.setattr(model.tpo.config, "heads", heads)
+    config = TrainConfig(model="host", output_dir="run")
+    assert stages._loss_weights(model, config, "stage2") == {"mllm": 1.0, "assign": 1.0, "point": 0.05}
+    config.tpo.loss_weights["point"] = 3.0
+    assert stages._loss_weights(model, config, "stage2")["point"] == 3.0
+    config.stages["stage2"].losses = ["mllm"]
+    assert stages._loss_weights(model, config, "stage2") == {"mllm": 1.0, "assign": 0.0, "point": 0.0}

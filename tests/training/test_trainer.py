@@ -193,6 +193,20 @@ def test_evaluation_has_the_heads_metrics(tmp_path):
     assert trainer.predict(samples).metrics["test_point_loss_l2"] == metrics["eval_point_loss_l2"]
 
 
+def test_evaluation_does_not_change_what_is_trained(tmp_path):
+    """Dropout draws the same, whenever is evaluated."""
+    weights = []
+    for evaluation in ({}, {"eval_strategy": "steps", "eval_steps": 1}):
+        model, tokenizer = with_lora()
+        trainer = make(
+            tmp_path, model, tokenizer, eval_dataset=tiny_run.Samples(tokenizer, 4), max_steps=3, **evaluation
+        )
+        trainer.train()
+        weights.append(dict(model.named_parameters()))
+        assert len([entry for entry in trainer.state.log_history if "eval_loss" in entry]) == 3 * bool(evaluation)
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
 def test_best_checkpoint_by_a_heads_metric(tmp_path):
     model, tokenizer = tiny_run.host_with_tpo()
     trainer = make(

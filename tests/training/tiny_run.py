@@ -272,6 +272,12 @@ if __name__ == "__main__":
 
         install_head()
         train_run(sys.argv[2])
+    elif sys.argv[1] == "cli":  # python tiny_run.py cli train CONFIG, as the command tpo
+        from tpo_plugin.cli import main
+
+        install_head()
+        del sys.argv[1]
+        main()
     else:  # python tiny_run.py RUN_AS_JSON FOLDER, as one rank
         result = train(Run(**json.loads(sys.argv[1])), sys.argv[2])
         if os.environ["RANK"] == "0":

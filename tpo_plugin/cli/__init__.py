@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from tpo_plugin.cli import check, doctor, heads, new_head, predict, retention, run, train
+from tpo_plugin.cli import check, convert, doctor, heads, new_head, predict, retention, run, train
 from tpo_plugin.cli.plugins import plugin_commands
 from tpo_plugin.errors import TPOError
 
@@ -35,6 +35,7 @@ app = typer.Typer(
 )
 app.command("heads")(heads.show_heads)
 app.command("new-head")(new_head.new_head)
+app.add_typer(convert.app, name="convert")
 app.command("check")(check.check)
 app.command("train")(train.train)
 app.command("run")(run.run)
@@ -51,4 +52,9 @@ def main() -> None:
         app()
     except TPOError as error:
         typer.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+    except OSError as error:
+        if error.filename is None:  # not about a file that the user named
+            raise
+        typer.echo(f"Error: {error.filename}: {error.strerror}; expected a file or folder that can be used", err=True)
         sys.exit(1)

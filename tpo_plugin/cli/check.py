@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tpo_plugin.cli.options import Confine
 from tpo_plugin.config import TPOConfig
 from tpo_plugin.errors import TPOError
 
 if TYPE_CHECKING:
     from tpo_plugin.data.check import CheckReport
+    from tpo_plugin.training.config import DataSource, TrainConfig
 
 
 def check(
     data: Annotated[
-        list[Path] | None, typer.Argument(metavar="DATA...", help="Files of records (.jsonl, .json).")
+        list[str] | None,
+        typer.Argument(metavar="DATA...", help="Files of records (.jsonl, .json; also packed, in a tar, or a URL)."),
     ] = None,
     heads: Annotated[str | None, typer.Option(help="Names of heads, with commas; by default all installed.")] = None,
     config: Annotated[
@@ -29,7 +33,9 @@ def check(
     media_root: Annotated[
         Path | None, typer.Option(help="Folder of the media; by default that of each file of records.")
     ] = None,
+    confine: Confine = False,
     media: Annotated[bool, typer.Option("--media", help="Open every picture and video too.")] = False,
+    prompts: Annotated[bool, typer.Option("--prompts", help="Records may end with a question.")] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one for each CPU core.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     limit_errors: Annotated[int, typer.Option(min=1, help="Places that are shown of each kind of error.")] = 5,
@@ -47,13 +53,14 @@ def check(
 
     files: list[tuple[str | Path, str | Path | None]] = [(file, media_root) for file in data or []]
     names, settings, video = heads.split(",") if heads else None, TPOConfig(), None
+    run: TrainConfig | None = None
     if config is not None:
         from tpo_plugin.training.config import TrainConfig
 
         run = TrainConfig.from_yaml(config)
         names, settings, video = names or run.heads or None, run.tpo, run.data.video
-        stages = [source for stage in run.stages.values() for source in (*stage.data, *stage.eval_data)]
-        files = files or list(dict.fromkeys((source.file, media_root or source.media) for source in stages))
+        sources = [source for stage in run.stages.values() for source in (*stage.data, *stage.eval_data)]
+        files = files or list(dict.fromkeys((source.file, media_root or source.media) for source in sources))
     if not files:
         raise TPOError("no file to check; give files of records, or --config with data in its stages")
     console = Console(stderr=True)
@@ -63,14 +70,17 @@ def check(
             files,
             RecordFormat.of_heads(names, settings),
             video=(video or VideoOptions()) if media else None,
+            open_ended=prompts,
+            confine=confine,
             workers=workers or _num_cores(),
             limit=limit_errors,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
+    stages = {name: _mix(stage.data, report) for name, stage in run.stages.items()} if run is not None else {}
     if as_json:
-        typer.echo(json.dumps(_describe(report), indent=2))
+        typer.echo(json.dumps(_describe(report) | ({"stages": stages} if run is not None else {}), indent=2))
     else:
-        typer.echo(_as_text(report))
+        typer.echo("\n".join([_as_text(report), *_mixes(stages)]))
     if report.errors:
         raise typer.Exit(1)
 
@@ -84,9 +94,23 @@ def _describe(report: CheckReport) -> dict[str, Any]:
     return {
         "records": report.records,
         "without_tasks": report.without_tasks,
+        "files": {name: asdict(count) for name, count in report.files.items()},
         "heads": {name: asdict(count) for name, count in report.heads.items()},
         "errors": [{"kind": kind, **asdict(found)} for kind, found in report.errors.items()],
     }
+
+
+def _mix(sources: Sequence[DataSource], report: CheckReport) -> dict[str, int]:
+    """Samples of an epoch by the file that they come from: good records times the file's weight."""
+    counts = {name: found.records - found.wrong for name, found in report.files.items()}
+    return {source.file: round(source.weight * counts.get(source.file, 0)) for source in sources}
+
+
+def _mixes(stages: dict[str, dict[str, int]]) -> Iterator[str]:
+    for name, mix in stages.items():
+        total = sum(mix.values())
+        yield f"{name}: {total} samples an epoch"
+        yield from (f"  {file}: {num} ({num / max(total, 1):.1%})" for file, num in mix.items())
 
 
 def _as_text(report: CheckReport) -> str:
@@ -96,6 +120,12 @@ def _as_text(report: CheckReport) -> str:
         f"  {name}: {count.tasks} tasks in {count.records} records, {count.tokens} tokens"
         for name, count in report.heads.items()
     ]
+    without_media = any(count.without_media for count in report.files.values())
+    for name, of_file in report.files.items() if len(report.files) > 1 or without_media else ():
+        line = f"  {name}: {of_file.records} records, {of_file.wrong or 'none'} wrong"
+        if of_file.without_media:
+            line += f", media of {of_file.without_media} missing; first {of_file.missing}"
+        lines.append(line)
     for kind, found in sorted(report.errors.items(), key=lambda item: -item[1].count):
         lines.append(f"{found.count} x {kind}")
         lines += [f"  {message}" for message in found.first]

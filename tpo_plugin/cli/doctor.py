@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tpo_plugin.cli.options import Confine
+from tpo_plugin.errors import TPOError
+
 if TYPE_CHECKING:
     from tpo_plugin.data import Record, VideoOptions
     from tpo_plugin.model import TaskPreferenceModel
@@ -19,6 +22,7 @@ def doctor(
     prompts: Annotated[
         Path | None, typer.Option(help="Prompts to answer: records (.jsonl, .json), or text, one prompt a line.")
     ] = None,
+    confine: Confine = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer to a prompt, in tokens.")] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -31,7 +35,7 @@ def doctor(
     model, video = load_run_or_host(run)
     report = examine(model)
     if prompts is not None:
-        report["emitted"] = emitted(model, prompts, video, max_new_tokens)
+        report["emitted"] = emitted(model, prompts, video, max_new_tokens, confine=confine)
     if as_json:
         typer.echo(json.dumps(report, indent=2))
     else:
@@ -74,7 +78,9 @@ def _token(tpo: TaskPreferenceModel, name: str, kind: str) -> dict[str, Any]:
     }
 
 
-def emitted(model: Any, prompts: Path, video: VideoOptions, max_new_tokens: int) -> dict[str, dict[str, int]]:
+def emitted(
+    model: Any, prompts: Path, video: VideoOptions, max_new_tokens: int, *, confine: bool = False
+) -> dict[str, dict[str, int]]:
     """For each head, how many prompts had its trigger in the greedy answer.
 
     Where the prompts are records with answers: of those that have a task of the head, and of the others.
@@ -83,7 +89,7 @@ def emitted(model: Any, prompts: Path, video: VideoOptions, max_new_tokens: int)
     from tpo_plugin.data import read_sample
 
     counts = {name: Counter[str]() for name in model.tpo.heads}
-    for record, expected in _prompts(model.tpo, prompts):
+    for record, expected in _prompts(model.tpo, prompts, confine):
         _, predictions = answer(model, read_sample(record, video), max_new_tokens=max_new_tokens)
         found = {prediction.head for prediction in predictions}
         for name, count in counts.items():
@@ -93,14 +99,17 @@ def emitted(model: Any, prompts: Path, video: VideoOptions, max_new_tokens: int)
     return {name: dict(count) for name, count in counts.items()}
 
 
-def _prompts(tpo: TaskPreferenceModel, file: Path) -> list[tuple[Record, set[str] | None]]:
+def _prompts(tpo: TaskPreferenceModel, file: Path, confine: bool) -> list[tuple[Record, set[str] | None]]:
     """Prompts, each with the heads that its answer calls, or None where there is no answer to know it from."""
     from tpo_plugin.data import Records, prompt_record
 
     if file.suffix in (".jsonl", ".json"):
-        records = Records(file, tpo)
+        records = Records(file, tpo, confine=confine)
         return [(r.prompt(), {task["head"] for task in r.turns[-1].tasks}) for r in records]
-    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise TPOError(f"{file}: cannot be read ({error}); expected prompts, one a line, or records") from error
     return [(prompt_record(tpo, line), None) for line in lines]
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tpo_plugin.errors import TPOError
+from tpo_plugin.json_file import parse_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -128,7 +129,7 @@ def frame_time(given: float | None, prompt: str, duration_s: float) -> tuple[flo
 
 def _parse_task(text: str) -> dict[str, Any]:
     try:
-        task = json.loads(text)
+        task = parse_json(text, finite=True)
     except ValueError as error:
         raise TPOError(f"--task {text!r} is not JSON ({error}); {_EXAMPLE}") from error
     if not isinstance(task, dict):

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from tpo_plugin.cli.options import Confine
+
 
 def retention(
     run: Annotated[Path, typer.Argument(help="Directory of a trained run.")],
@@ -15,6 +17,7 @@ def retention(
         Path, typer.Option(help="Conversations, JSON Lines or LLaVA's JSON; those with tasks are left out.")
     ],
     media: Annotated[Path | None, typer.Option(help="Folder that the paths of images and videos start from.")] = None,
+    confine: Confine = False,
     host: Annotated[Path | None, typer.Option(help="Where the host lies now, if it has moved.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="The first so many conversations only.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -26,7 +29,7 @@ def retention(
     """
     from tpo_plugin.training.retention import retention as compare
 
-    result = compare(run, data, media_root=media, host=host, limit=limit)
+    result = compare(run, data, media_root=media, confine=confine, host=host, limit=limit)
     typer.echo(json.dumps(result, indent=2) if as_json else _as_text(result))
 
 

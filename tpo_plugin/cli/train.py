@@ -7,14 +7,20 @@ from typing import Annotated
 
 import typer
 
+from tpo_plugin.cli.options import Confine
+
 
 def train(
     config: Annotated[Path, typer.Argument(help="YAML file with host, heads, data and stages.")],
     resume: Annotated[bool, typer.Option(help="Go on with a run that was interrupted, or refuse its folder.")] = True,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Go on though data or host are not what the run began with.")
+    ] = False,
     attn: Annotated[
         str | None,
         typer.Option(help="Attention, over the configuration's: auto (flash attention where it can run), sdpa, ..."),
     ] = None,
+    confine: Confine = False,
 ) -> None:
     """Train a host with its heads in the stages of a configuration file."""
     from tpo_plugin.training.config import TrainConfig
@@ -22,4 +28,5 @@ def train(
 
     settings = TrainConfig.from_yaml(config)
     settings.attn = attn or settings.attn
-    typer.echo(f"run: {train_run(settings, resume=resume)}")
+    settings.data.confine |= confine
+    typer.echo(f"run: {train_run(settings, resume=resume, accept_changes=accept_changes)}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tpo_plugin.data.format import RecordFormat
 from tpo_plugin.data.records import Record, check_sample, read_record
 from tpo_plugin.data.sources import RecordFile
+from tpo_plugin.data.storage import media_folder
 from tpo_plugin.errors import MediaError, RecordError
 
 if TYPE_CHECKING:
@@ -36,6 +37,18 @@ class HeadCount:
 
 
 @dataclass
+class FileCount:
+    """What a file holds."""
+
+    records: int = 0
+    wrong: int = 0
+    without_media: int = 0
+    """Good records of which a picture or video is not there."""
+    missing: str | None = None
+    """The first medium that is not there."""
+
+
+@dataclass
 class ErrorKind:
     """Errors that differ in their place and values only."""
 
@@ -49,11 +62,13 @@ class CheckReport:
     """What was found; of wrong records only the first error."""
 
     limit: int
-    """Places that are kept of each kind of error."""
+    """Places that are kept of each kind of error; files that cannot be opened are all kept."""
     records: int = 0
     """All, the wrong ones included."""
     without_tasks: int = 0
     heads: dict[str, HeadCount] = field(default_factory=dict)
+    files: dict[str, FileCount] = field(default_factory=dict)
+    """By name, those that can be opened."""
     errors: dict[str, ErrorKind] = field(default_factory=dict)
 
     def add_record(self, record: Record, format: RecordFormat) -> None:
@@ -83,6 +98,12 @@ class CheckReport:
             found.records += count.records
             found.tasks += count.tasks
             found.tokens += count.tokens
+        for name, own in other.files.items():
+            of_file = self.files.setdefault(name, FileCount())
+            of_file.records += own.records
+            of_file.wrong += own.wrong
+            of_file.without_media += own.without_media
+            of_file.missing = of_file.missing or own.missing
         for kind, errors in other.errors.items():
             known = self.errors.setdefault(kind, ErrorKind())
             known.count += errors.count
@@ -99,27 +120,40 @@ class _Work:
     limit: int
     video: VideoOptions | None
     """How videos are read, where media are opened."""
+    open_ended: bool
+    """Whether a record may end with a question."""
+    confine: bool
+    """Whether a record's files must lie in its media folder."""
 
     def check(self, block: tuple[int, int, int]) -> CheckReport:
         """The records from `start` to `stop` of a file."""
         number, start, stop = block
         data, media_root = self.files[number]
         report = CheckReport(self.limit, records=stop - start)
+        count = report.files[data.name] = FileCount(records=stop - start)
         for index in range(start, stop):
             line, prefix = data.place(index)
             place = f"{data.name}:{line}" if line is not None else f"{data.name}: {prefix}"
             try:
-                record = read_record(data, index, self.format, media_root, data.name)
+                record = read_record(
+                    data, index, self.format, media_root, data.name, open_ended=self.open_ended, confine=self.confine
+                )
+                missing = next((path for path in (*record.images, *record.videos) if not path.exists()), None)
+                if missing is not None:
+                    count.without_media += 1
+                    count.missing = count.missing or str(missing)
                 if self.video is not None:
                     self._open(record)
                 report.add_record(record, self.format)
+                continue
             except RecordError as error:
-                report.add_error(_kind(error), str(error))
+                report.add_error(kind_of(error), str(error))
             except MediaError as error:
-                report.add_error(f"media: {_general(str(error).partition(': ')[2])}", f"{place}: {error}")
+                report.add_error(kind_of(error), f"{place}: {error}")
             except Exception as error:  # a codec that fails on what it did not expect
                 message = f"{type(error).__name__}: {error}"
                 report.add_error(_general(message), f"{place}: {message}")
+            count.wrong += 1
         return report
 
     def _open(self, record: Record) -> None:
@@ -133,27 +167,32 @@ def check_files(
     format: RecordFormat,
     *,
     video: VideoOptions | None = None,
+    open_ended: bool = False,
+    confine: bool = False,
     workers: int = 1,
     limit: int = 5,
     progress: Callable[[int, int], Any] = lambda done, total: None,
 ) -> CheckReport:
     """Checks every record of files, each with its media folder (None: the file's own).
 
-    With `video`, media are opened too, videos so, and each head checks its samples. `progress` gets how many records
-    are done, of how many. What is wrong is in the report, with `limit` places of each kind of error; a file that cannot
-    be opened is such an error.
+    With `video`, media are opened too, videos so, and each head checks its samples. `open_ended` allows records that
+    end with a question: prompts. `confine` is that of `Records`. `progress` gets how many records are done, of how
+    many. What is wrong is in the report, with `limit` places of each kind of error; a file that cannot be opened is
+    such an error.
     """
     report = CheckReport(limit)
-    work = _Work(format, [], limit, video)
+    work = _Work(format, [], limit, video, open_ended, confine)
     for path, media_root in files:
         try:
             data = RecordFile(path)
             if not len(data):
                 raise RecordError("holds no record", file=str(path))
         except RecordError as error:
-            report.add_error("file", str(error))
+            unopened = report.errors.setdefault("file", ErrorKind())
+            unopened.count += 1
+            unopened.first.append(str(error))  # each, whatever the limit: nothing is trained without it
             continue
-        work.files.append((data, Path(media_root) if media_root is not None else data.path.parent))
+        work.files.append((data, Path(media_root) if media_root is not None else media_folder(path)))
     size = _BLOCK if video is None else _MEDIA_BLOCK
     blocks = [
         (number, start, min(start + size, len(data)))
@@ -190,7 +229,10 @@ def _check(block: tuple[int, int, int]) -> CheckReport:
     return _work.check(block)
 
 
-def _kind(error: RecordError) -> str:
+def kind_of(error: RecordError | MediaError) -> str:
+    """What it has in common with errors at other places and of other values: its field and its message."""
+    if isinstance(error, MediaError):
+        return f"media: {_general(str(error).partition(': ')[2])}"
     place = ":".join(str(part) for part in (error.file, error.line) if part is not None)
     field = error.field or ""
     message = str(error).removeprefix(f"{place}: ").removeprefix(f"{field}: ")

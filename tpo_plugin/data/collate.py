@@ -29,6 +29,7 @@ class TPOCollator:
     The batch has what the host's processor makes of text and media, `labels` on the assistant's text and the token that
     ends its turn (triggers labelled, task tokens -100), and, where a head has tasks, its `task_targets` and
     `task_inputs`, with `task_positions` of all tokens (and `task_frames`, where a head looks at the host's frames).
+    `task_records` says where each row comes from.
     Rows are padded on the right.
 
     With `for_generation` it makes prompts instead: the conversation up to its last answer, padded on the left, without
@@ -58,6 +59,8 @@ class TPOCollator:
             )
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        if not samples:
+            raise TPOError("the batch is empty: no sample was given; expected at least one")
         if self.for_generation:
             samples = [Sample(s.record.prompt(), s.images, s.videos) for s in samples]
         if self.decodes and not self.for_generation:
@@ -72,6 +75,8 @@ class TPOCollator:
         targets, inputs = collate_tasks(self.codecs, samples, for_generation=self.for_generation)
         if inputs:
             batch["task_inputs"] = inputs
+        if not self.for_generation:
+            batch["task_records"] = [sample.record.place for sample in samples]
         if targets and not self.for_generation:
             batch["task_targets"] = targets
         # An encoder-decoder makes its decoder's input itself, where its tokens stand.

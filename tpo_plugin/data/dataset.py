@@ -12,13 +12,14 @@ import torch
 from PIL.Image import Image
 from torch.utils.data import Dataset
 
+from tpo_plugin.data.confine import check_media
 from tpo_plugin.data.media import VideoClip, VideoOptions, read_image, read_video
 from tpo_plugin.data.records import Record, Records
-from tpo_plugin.errors import MediaError, TPOError
+from tpo_plugin.errors import MediaError, RecordError, TPOError
 
 _UNSEEN, _GOOD, _BAD = 0, 1, 2
 _JUDGED_FROM = 200
-"""The share of bad media is taken of at least this many records (or of all, where there are fewer)."""
+"""The share of bad records is taken of at least this many records (or of all, where there are fewer)."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class SkippedRecord:
-    """A record whose media could not be read."""
+    """A record that could not be used."""
 
     id: str
     place: str
@@ -40,7 +41,8 @@ class SkippedRecord:
 
 
 def read_sample(record: Record, video: VideoOptions | None = None) -> Sample:
-    """Reads the media of a record. Raises `MediaError`."""
+    """Reads the media of a record. Raises `MediaError`, also where a confined record leads out of its folder."""
+    check_media(record)
     return Sample(
         record,
         tuple(read_image(path) for path in record.images),
@@ -56,9 +58,10 @@ class RecordDataset(Dataset[Sample]):
     source goes through its records in a new order every time round. What stands at an index depends on `seed` and epoch
     alone; `set_epoch` is called by the trainers of transformers.
 
-    A record whose media cannot be read is replaced by another of the same source, which again depends on seed, epoch
-    and index alone. `skipped` and `report` tell, in the main process, what all its workers met. A `MediaError` stops
-    the run when more than `max_bad_share` of the records read so far are bad.
+    A record whose media cannot be read, or that breaks the format in a source too large to be checked when it was
+    opened, is replaced by another of the same source, which again depends on seed, epoch and index alone. `skipped` and
+    `report` tell, in the main process, what all its workers met. A `MediaError` stops the run when more than
+    `max_bad_share` of the records read so far are bad.
     """
 
     def __init__(
@@ -100,11 +103,10 @@ class RecordDataset(Dataset[Sample]):
         source = int(np.searchsorted(self._starts, place, side="right")) - 1
         rng: np.random.Generator | None = None
         for attempt in count(1):
-            record = self.sources[source][place - int(self._starts[source])]
             try:
-                sample = self.sources[source].checked(read_sample(record, self.video))
-            except MediaError as error:
-                self._mark_bad(place, record, error)
+                sample = self._read(place)
+            except (MediaError, RecordError) as error:
+                self._mark_bad(place, error)
                 if attempt == 100:
                     name = self.sources[source].name
                     raise MediaError(f"100 records of {name} in a row cannot be read; last: {error}") from error
@@ -115,20 +117,32 @@ class RecordDataset(Dataset[Sample]):
             return sample
         raise AssertionError("unreachable")
 
+    def _read(self, place: int) -> Sample:
+        records, index = self._find(place)
+        return records.checked(read_sample(records[index], self.video))
+
+    def _find(self, place: int) -> tuple[Records, int]:
+        """The source of a record and its index there."""
+        source = int(np.searchsorted(self._starts, place, side="right")) - 1
+        return self.sources[source], place - int(self._starts[source])
+
     @property
     def skipped(self) -> list[SkippedRecord]:
-        """The records that were skipped so far, by any worker. Their files are tried again for the reason."""
-        found = []
-        for place in torch.nonzero(self._states == _BAD).flatten().tolist():
-            source = int(np.searchsorted(self._starts, place, side="right")) - 1
-            record = self.sources[source][place - int(self._starts[source])]
-            try:
-                self.sources[source].checked(read_sample(record, self.video))
-                reason = "could not be read then, and can be now"
-            except MediaError as error:
-                reason = str(error)
-            found.append(SkippedRecord(record.id, record.place, reason))
-        return found
+        """The records that were skipped so far, by any worker. They are tried again for the reason."""
+        return [self._skipped(place) for place in torch.nonzero(self._states == _BAD).flatten().tolist()]
+
+    def _skipped(self, place: int) -> SkippedRecord:
+        records, index = self._find(place)
+        where = records.place(index)
+        try:
+            record = records[index]
+        except RecordError as error:
+            return SkippedRecord(where, where, str(error).removeprefix(f"{where}: "))
+        try:
+            records.checked(read_sample(record, self.video))
+        except MediaError as error:
+            return SkippedRecord(record.id, where, str(error))
+        return SkippedRecord(record.id, where, "could not be read then, and can be now")
 
     def report(self) -> str:
         """What was read and what was skipped, for the end of a run."""
@@ -140,8 +154,15 @@ class RecordDataset(Dataset[Sample]):
     @cached_property
     def _kinds(self) -> np.ndarray:
         """For each record of all sources 1 if it has images, plus 2 if it has videos. Reads every record once."""
-        records = (record for source in self.sources for record in source)
-        return np.array([bool(record.images) + 2 * bool(record.videos) for record in records], dtype=np.uint8)
+        return np.array([self._kind(place) for place in range(int(self._starts[-1]))], dtype=np.uint8)
+
+    def _kind(self, place: int) -> int:
+        records, index = self._find(place)
+        try:
+            record = records[index]
+        except RecordError:  # it is counted where it is to be served
+            return 0
+        return bool(record.images) + 2 * bool(record.videos)
 
     @property
     def num_media_kinds(self) -> int:
@@ -152,15 +173,33 @@ class RecordDataset(Dataset[Sample]):
         """The kind of media at each index in this epoch: 1 for images, 2 for videos, 3 for both, 0 for text alone."""
         return self._kinds if self.weights is None else self._kinds[self._mix()]
 
-    def _mark_bad(self, place: int, record: Record, error: MediaError) -> None:
+    @property
+    def lengths(self) -> Sequence[int]:
+        """How long the sample at each index in this epoch is, for trainers that group by length, without its media.
+
+        Characters of the conversation, behind which as many images and videos count most: those of a batch are alike
+        in both. Reads every record once.
+        """
+        return _Lengths(self)
+
+    @cached_property
+    def _text_and_media(self) -> np.ndarray:
+        """For each record of all sources its length as `lengths` has it."""
+        records = (record for source in self.sources for record in source)
+        sizes = [(len(r.images) + len(r.videos), sum(len(turn.text) for turn in r.turns)) for r in records]
+        longest = 1 + max(characters for _, characters in sizes)
+        return np.array([media * longest + characters for media, characters in sizes], dtype=np.int64)
+
+    def _mark_bad(self, place: int, error: MediaError | RecordError) -> None:
         self._states[place] = _BAD
         num_bad = int((self._states == _BAD).sum())
         num_read = int((self._states != _UNSEEN).sum())
         judged = max(num_read, min(_JUDGED_FROM, len(self._states)))
         if num_bad > self.max_bad_share * judged:
+            found = self._skipped(place)
             raise MediaError(
-                f"{num_bad} of {num_read} records read so far have media that cannot be read, more than the share of "
-                f"{self.max_bad_share:g} that max_bad_share allows; last: {record.place} (id {record.id}): {error}"
+                f"{num_bad} of {num_read} records read so far cannot be read, more than the share of "
+                f"{self.max_bad_share:g} that max_bad_share allows; last: {found.place} (id {found.id}): {error}"
             ) from error
 
     def _mix(self) -> np.ndarray:
@@ -169,6 +208,22 @@ class RecordDataset(Dataset[Sample]):
         if self._plan is None or self._plan[0] != epoch:
             self._plan = (epoch, _mixed(self._starts, np.array(self.weights, dtype=float), len(self), self.seed, epoch))
         return self._plan[1]
+
+
+class _Lengths(Sequence[int]):
+    """The lengths of a dataset's samples, of whichever epoch it serves."""
+
+    def __init__(self, dataset: RecordDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> int:  # type: ignore[override]
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        place = index if self.dataset.weights is None else int(self.dataset._mix()[index])
+        return int(self.dataset._text_and_media[place])
 
 
 def _mixed(starts: np.ndarray, weights: np.ndarray, num_samples: int, seed: int, epoch: int) -> np.ndarray:

@@ -129,6 +129,12 @@ def stream_video(path: str | Path, start_s: float = 0.0) -> Iterator[tuple[float
             reader.close()
 
 
+def listed_files(path: str | Path) -> list[Path]:
+    """The image files that a list of frames (.ffconcat) names. Raises `MediaError`."""
+    with _reading(path, "a list of frames"):
+        return [Path(file) for file in _FrameList(str(path))._files]
+
+
 # -- readers -----------------------------------------------------------------------------------------------------------
 
 
@@ -291,7 +297,7 @@ class _FrameList(_Reader):
             elif len(words) == 2 and words[0] == "duration" and len(self._files) == len(durations) + 1:
                 durations.append(float(words[1]))
             elif words and words != ["ffconcat", "version", "1.0"]:
-                raise MediaError(f"line {number} is {line!r}; expected a frame's file '...', then its duration")
+                raise MediaError(f"line {number} is neither a frame's file '...' nor, behind it, its duration")
         if not durations or len(durations) < len(self._files) or not min(durations) > 0:
             raise MediaError("expected at least one frame, and a duration above 0 s behind each")
         ends_s = np.cumsum(durations).round(6)

@@ -15,14 +15,16 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tpo_plugin.codec import check_task_fields
+from tpo_plugin.checks import check_inside, check_seconds
+from tpo_plugin.codec import Codec, check_files, check_task_fields
 from tpo_plugin.data.format import RecordFormat
 from tpo_plugin.data.sources import RecordFile
-from tpo_plugin.errors import RecordError, did_you_mean
+from tpo_plugin.data.storage import is_url, media_folder
+from tpo_plugin.errors import RecordError, did_you_mean, shown
 
 logger = logging.getLogger(__name__)
 
@@ -59,30 +61,42 @@ class Record:
     """In the order of the `<image>` tags."""
     videos: tuple[Path, ...] = ()
     """In the order of the `<video>` tags."""
+    confined_to: Path | None = None
+    """Folder that its media may not lead out of; None, where they may lie anywhere."""
 
     def prompt(self) -> Record:
         """The record up to its last answer, which is left out."""
         if self.turns[-1].role != "assistant":
             return self
-        return Record(self.id, self.place, self.turns[:-1], self.images, self.videos)
+        return replace(self, turns=self.turns[:-1])
 
 
 class Records(Sequence[Record]):
     """The records of a JSON Lines file, of a JSON list, or of any sequence of dicts (an Arrow dataset too).
 
     `tpo` is `model.tpo`, or a `RecordFormat`: its codecs check the tasks. Relative media paths start at `media_root`,
-    by default the file's folder. A file's records are read when they are asked for, in the process that asks; a large
-    file costs 16 bytes a record. Raises `RecordError` with file, line (of a list: the index) and field.
+    by default the file's folder. `open_ended` allows conversations that end with a question: prompts. A file's records
+    are read when they are asked for, in the process that asks; a large file costs 16 bytes a record. Raises
+    `RecordError` with file, line (of a list: the index) and field.
+
+    With `confine`, for records that others wrote, a record that names a file outside of the media folder is refused:
+    by "..", by a whole path, by a link, or by a list of frames or a playlist that names others.
     """
 
     def __init__(
-        self, source: str | Path | Sequence[dict[str, Any]], tpo: Any, *, media_root: str | Path | None = None
+        self,
+        source: str | Path | Sequence[dict[str, Any]],
+        tpo: Any,
+        *,
+        media_root: str | Path | None = None,
+        open_ended: bool = False,
+        confine: bool = False,
     ) -> None:
-        self.format = RecordFormat.of(tpo)
+        self.format, self.open_ended, self.confine = RecordFormat.of(tpo), open_ended, confine
         if isinstance(source, (str, Path)):
             self.path: Path | None = Path(source)
             self.name = str(source)
-            self.media_root = Path(media_root) if media_root is not None else self.path.parent
+            self.media_root = Path(media_root) if media_root is not None else media_folder(source)
             self._data: RecordFile | Sequence[dict[str, Any]] = RecordFile(source)
         else:
             self.path, self.name, self._data = None, "records", source
@@ -104,7 +118,12 @@ class Records(Sequence[Record]):
     def __getitem__(self, index: int) -> Record:  # type: ignore[override]
         if not -len(self) <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
-        return read_record(self._data, index % len(self), self.format, self.media_root, self.name)
+        options = {"open_ended": self.open_ended, "confine": self.confine}
+        return read_record(self._data, index % len(self), self.format, self.media_root, self.name, **options)
+
+    def place(self, index: int) -> str:
+        """File and line (of a list: file and index) of a record, for messages."""
+        return _place(self.name, *_line(self._data, index))
 
     def checked(self, sample: Any) -> Any:
         """The sample, if its media can serve its tasks. Raises `MediaError`."""
@@ -113,11 +132,19 @@ class Records(Sequence[Record]):
 
 
 def read_record(
-    data: RecordFile | Sequence[Any], index: int, format: RecordFormat, media_root: Path, name: str
+    data: RecordFile | Sequence[Any],
+    index: int,
+    format: RecordFormat,
+    media_root: Path,
+    name: str,
+    *,
+    open_ended: bool = False,
+    confine: bool = False,
 ) -> Record:
     """The record at `index`, checked. `name` stands for the source in messages. Raises `RecordError`."""
-    line, prefix = data.place(index) if isinstance(data, RecordFile) else (None, f"[{index}]")
-    return parse_record(data[index], format, media_root=media_root, file=name, line=line, prefix=prefix)
+    line, prefix = _line(data, index)
+    options: dict[str, Any] = {"media_root": media_root, "open_ended": open_ended, "confine": confine}
+    return parse_record(data[index], format, file=name, line=line, prefix=prefix, **options)
 
 
 def check_sample(format: RecordFormat, sample: Any) -> None:
@@ -132,6 +159,7 @@ def parse_record(
     tpo: Any,
     *,
     media_root: str | Path = ".",
+    confine: bool = False,
     file: str | None = None,
     line: int | None = None,
     prefix: str = "",
@@ -140,7 +168,7 @@ def parse_record(
     """Checks one record and gives it in the form that the collator takes.
 
     `tpo` is `model.tpo` or a `RecordFormat`. `open_ended` allows a conversation that ends with a human turn: a prompt.
-    `prefix` stands before every field in a message. Raises `RecordError`.
+    `confine` is that of `Records`. `prefix` stands before every field in a message. Raises `RecordError`.
     """
 
     def wrong(field: str, message: str) -> RecordError:
@@ -148,19 +176,25 @@ def parse_record(
 
     if not isinstance(data, Mapping):
         raise wrong("", f"is {_kind(data)}, expected an object with 'conversations'")
-    place = ":".join(str(part) for part in (file or "record", line) if part is not None) + prefix
+    place, record_id = _place(file or "record", line, prefix), data.get("id")
+    if record_id is not None and (isinstance(record_id, bool) or not isinstance(record_id, (str, int, float))):
+        raise wrong("id", f"is {shown(record_id)}, expected text or a number")
     texts = _conversation(data, wrong, open_ended)
     texts, images, videos = _media(data, texts, wrong)
     root = Path(media_root)
     format = RecordFormat.of(tpo)
-    tasks = check_tasks(data, format, root, wrong)
+    for kind, names in (("image", images), ("video", videos)) if confine else ():
+        for name in names:
+            _confine(kind, root / name, root, wrong)
+    tasks = check_tasks(data, format, root, wrong, confine=confine)
     turns = expand_turns(texts, tasks, format, wrong)
     return Record(
-        id=str(data.get("id", place)),
+        id=place if record_id is None else str(record_id),
         place=place,
         turns=tuple(turns),
         images=tuple(root / name for name in images),
         videos=tuple(root / name for name in videos),
+        confined_to=root if confine else None,
     )
 
 
@@ -185,6 +219,21 @@ def prompt_record(
 _Wrong = Callable[[str, str], RecordError]
 
 
+def _line(data: RecordFile | Sequence[Any], index: int) -> tuple[int | None, str]:
+    return data.place(index) if isinstance(data, RecordFile) else (None, f"[{index}]")
+
+
+def _place(name: str, line: int | None, prefix: str) -> str:
+    return (name if line is None else f"{name}:{line}") + prefix
+
+
+def _confine(field: str, path: Path, root: Path, wrong: _Wrong) -> None:
+    try:
+        check_inside("", path, root)
+    except ValueError as error:
+        raise wrong(field, str(error).strip()) from error
+
+
 def _conversation(data: Mapping[str, Any], wrong: _Wrong, open_ended: bool) -> list[tuple[str, str]]:
     """(role, text) of each turn, roles in order."""
     turns = data.get("conversations")
@@ -196,8 +245,8 @@ def _conversation(data: Mapping[str, Any], wrong: _Wrong, open_ended: bool) -> l
         if not isinstance(turn, Mapping) or not isinstance(turn.get("value"), str):
             raise wrong(f"conversations[{i}]", "expected an object with 'from' and a text 'value'")
         role = turn.get("from")
-        if role not in _ROLES:
-            raise wrong(f"conversations[{i}].from", f"is {role!r}{did_you_mean(str(role), _ROLES)}")
+        if not isinstance(role, str) or role not in _ROLES:
+            raise wrong(f"conversations[{i}].from", f"is {shown(role)}{did_you_mean(str(role)[:80], _ROLES)}")
         position = i - (turns[0].get("from") == "system")
         expected = "system" if position < 0 else ("human", "gpt")[position % 2]
         if role != expected:
@@ -217,9 +266,13 @@ def _media(
     paths: dict[str, list[str]] = {}
     for kind in ("image", "video"):
         value = data.get(kind)
-        files = [value] if isinstance(value, str) else value or []
+        files = [value] if isinstance(value, str) else [] if value is None else value
         if not isinstance(files, Sequence) or not all(isinstance(path, str) and path for path in files):
-            raise wrong(kind, f"is {value!r}, expected a path or a list of paths")
+            raise wrong(kind, f"is {shown(value)}, expected a path or a list of paths")
+        for path in filter(is_url, files):
+            raise wrong(
+                kind, f"is {path!r}, a URL; expected a file: fetch the media first (records may lie behind a URL)"
+            )
         paths[kind] = list(files)
     only_video = bool(paths["video"]) and not paths["image"]
     found: Counter[str] = Counter()
@@ -241,9 +294,11 @@ def _media(
     return named, paths["image"], paths["video"]
 
 
-def check_tasks(data: Mapping[str, Any], format: RecordFormat, root: Path, wrong: _Wrong) -> list[dict[str, Any]]:
+def check_tasks(
+    data: Mapping[str, Any], format: RecordFormat, root: Path, wrong: _Wrong, *, confine: bool = False
+) -> list[dict[str, Any]]:
     """The tasks of a record, each checked by its head, paths in it made absolute."""
-    tasks = data.get("tasks") or []
+    tasks = [] if data.get("tasks") is None else data["tasks"]
     if not isinstance(tasks, Sequence) or isinstance(tasks, str):
         raise wrong("tasks", f"is {_kind(tasks)}, expected a list")
     checked = []
@@ -252,26 +307,37 @@ def check_tasks(data: Mapping[str, Any], format: RecordFormat, root: Path, wrong
             raise wrong(f"tasks[{i}]", "expected an object with 'head' and that head's fields")
         name = task["head"]
         if name not in format.codecs:
-            hint = did_you_mean(name, format.codecs)
-            raise wrong(f"tasks[{i}].head", f"is {name!r}, which is not among the applied heads{hint}")
-        codec = format.codecs[name]
-        task = {key: value for key, value in task.items() if value is not None}  # Arrow fills absent fields with None
-        time = task.get("time", 0)
-        if isinstance(time, bool) or not isinstance(time, (int, float)) or time < 0:
-            raise wrong(f"tasks[{i}].time", f"is {time!r}, expected seconds of at least 0")
+            hint = did_you_mean(name[:80], format.codecs)
+            raise wrong(f"tasks[{i}].head", f"is {shown(name)}, which is not among the applied heads{hint}")
+        # Arrow fills absent fields with None
+        task = {key: value for key, value in task.items() if value is not None}
         try:
-            check_task_fields(codec, name, task)
-            codec.check_task(task)
-            if codec.num_tokens(task) < 1:
-                raise ValueError(f"head {name!r} has nothing to predict in it")
-        except (ValueError, TypeError, KeyError) as error:
-            missing = isinstance(error, KeyError)
-            message = f"head {name!r} misses field {error}" if missing else str(error)
-            match = _FIELD.fullmatch(message)
-            field, message = (f".{match[1]}", match[2]) if match else ("", message)
+            checked.append(_checked_task(format.codecs[name], name, task, root, confine))
+        except (ValueError, TypeError, LookupError, ArithmeticError) as error:  # of values that it does not expect
+            match = _FIELD.fullmatch(_said(error, name))
+            field, message = (f".{match[1]}", match[2]) if match else ("", _said(error, name))
             raise wrong(f"tasks[{i}]{field}", message) from error
-        checked.append(codec.resolve(task, root))
     return checked
+
+
+def _checked_task(codec: Codec, name: str, task: dict[str, Any], root: Path, confine: bool) -> dict[str, Any]:
+    if "time" in task:
+        check_seconds("time", task["time"])
+    check_task_fields(codec, name, task)
+    codec.check_task(task)
+    if codec.num_tokens(task) < 1:
+        raise ValueError(f"head {name!r} has nothing to predict in it")
+    task = codec.resolve(task, root)
+    if confine:
+        check_files(codec, name, task, root)
+    return task
+
+
+def _said(error: Exception, name: str) -> str:
+    """What a head says of a task, also where it failed on it."""
+    if isinstance(error, KeyError):
+        return f"head {name!r} misses field {error}"
+    return f"head {name!r}: {error}" if isinstance(error, (LookupError, ArithmeticError)) else str(error)
 
 
 def expand_turns(
@@ -318,4 +384,6 @@ def expand_turns(
 
 
 def _kind(value: Any) -> str:
-    return "missing" if value is None else repr(value) if isinstance(value, (str, int, float)) else type(value).__name__
+    return (
+        "missing" if value is None else shown(value) if isinstance(value, (str, int, float)) else type(value).__name__
+    )

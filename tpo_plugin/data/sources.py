@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tpo_plugin.data.storage import local_path
 from tpo_plugin.errors import RecordError
+from tpo_plugin.json_file import parse_json
 
 _BOM = b"\xef\xbb\xbf"
 _BLANK = " \t\r\n"
@@ -18,12 +20,13 @@ _BLOCK = 1 << 24
 class RecordFile:
     """A file of JSON values: JSON Lines, or one JSON list. 16 bytes of memory a record.
 
-    It is opened anew for each read, so that no handle is shared with a worker process. Raises `RecordError` where it
+    `path` is whatever `storage.local_path` takes: a URL and a packed file too, which stand plain in a cache. The file
+    is opened anew for each read, so that no handle is shared with a worker process. Raises `RecordError` where it
     cannot be read, or a list is no JSON.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path, self.name = Path(path), str(path)
+        self.path, self.name = local_path(path), str(path)
         self._offsets, self._lines, self._ends = array("q"), array("q"), array("q")
         try:
             with self.path.open("rb") as file:
@@ -31,8 +34,9 @@ class RecordFile:
                 is_list = start.removeprefix(_BOM).lstrip().startswith(b"[")
                 file.seek(start.index(b"[") + 1 if is_list else 0)
                 self._scan_list(file) if is_list else self._scan_lines(file)
-        except OSError as error:
-            raise RecordError(f"cannot be read: {error.strerror or error}", file=self.name) from error
+        except (OSError, ValueError) as error:  # the latter: a name that no file can have
+            reason = getattr(error, "strerror", None) or error
+            raise RecordError(f"cannot be read: {reason}", file=self.name) from error
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -43,12 +47,15 @@ class RecordFile:
 
     def __getitem__(self, index: int) -> Any:
         """The value, with neither NaN nor Infinity in it. Raises `RecordError` where it is no JSON."""
-        with self.path.open("rb") as file:
-            file.seek(self._offsets[index])
-            text = file.read(self._ends[index] - self._offsets[index]) if self._ends else file.readline()
         line, prefix = self.place(index)
         try:
-            return json.loads(text.decode("utf-8-sig"), parse_constant=_refuse)
+            with self.path.open("rb") as file:
+                file.seek(self._offsets[index])
+                text = file.read(self._ends[index] - self._offsets[index]) if self._ends else file.readline()
+            return parse_json(text, finite=True)
+        except OSError as error:
+            reason = f"cannot be read: {error.strerror or error}"
+            raise RecordError(reason, file=self.name, line=line, field=prefix or None) from error
         except ValueError as error:  # also a wrong encoding
             raise RecordError(f"is not valid JSON: {error}", file=self.name, line=line, field=prefix or None) from error
 
@@ -65,7 +72,7 @@ class RecordFile:
             for start, end in _elements(file):
                 self._offsets.append(start)
                 self._ends.append(end)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RecordError(f"is not valid JSON: {error}", file=self.name) from error
 
 
@@ -113,7 +120,3 @@ def _skip(text: str, at: int) -> int:
     while text[at] in _BLANK:
         at += 1
     return at
-
-
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is not JSON")

@@ -31,7 +31,7 @@ _LEAVES_OUT: set[type] = set()
 
 @dataclass
 class GenerateOutput:
-    """Result of `model.tpo.generate`."""
+    """Result of `model.tpo.generate`, and `model.tpo.last_generated` after it or the host's own `generate`."""
 
     sequences: Tensor
     """What the host's generate returned, [B, T]: prompt and answer (only the answer, if it starts from embeddings)."""
@@ -83,6 +83,10 @@ def generate(
     start = start_of(model, host, kwargs)
     if start is None:
         raise TPOError("model.tpo.generate got neither input_ids nor inputs_embeds; expected a prompt")
+    if not all(start.shape[:2]):
+        raise TPOError(
+            f"the batch is empty: the prompt has the shape {list(start.shape)}; expected at least one row of one token"
+        )
     given = TaskArguments.taken(
         {"task_inputs": task_inputs, "task_frames": task_frames, "task_positions": task_positions}, list(tasks.heads)
     )
@@ -115,7 +119,8 @@ def generate(
             f"{sequences.shape[1] - length} new token(s); raise max_new_tokens, and take out stopping_criteria that "
             "end an answer earlier"
         )
-    return GenerateOutput(sequences, predictions, None if isinstance(output, Tensor) else output)
+    hooks.now.last_generated = GenerateOutput(sequences, predictions, None if isinstance(output, Tensor) else output)
+    return hooks.now.last_generated
 
 
 def _generate_past(model: Any, kwargs: dict[str, Any]) -> Any:

@@ -158,6 +158,7 @@ class TaskCollator:
             positions = replace(positions, text=text_groups(input_ids, labels, self.special_ids))
             batch["task_frames"] = [[len(clip.frames) for clip in sample.videos] for sample in samples]
         batch["task_positions"] = positions
+        batch["task_records"] = [sample.record.place for sample in samples]
         return batch
 
     def _take(self, row: Any, index: int) -> tuple[Any, Sample]:

@@ -1,24 +1,30 @@
-"""Checkpoints: which one is complete, and trained host weights that PEFT does not save."""
+"""Checkpoints: which one a run goes on from, which are deleted, and trained host weights that PEFT does not save."""
 
 from __future__ import annotations
 
 import functools
-import json
+import logging
 import os
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tpo_plugin import zero
+from tpo_plugin.atomic import replace_file
 from tpo_plugin.errors import TPOError
-from tpo_plugin.files import CONFIG_FILE, WEIGHTS_FILE, replace_file
 from tpo_plugin.training.parts import LORA
+from tpo_plugin.training.whole import damage, remove
+
+logger = logging.getLogger(__name__)
 
 HOST_WEIGHTS_FILE = "tpo_host_weights.safetensors"
 """Weights of the host itself that were trained, such as the connector's: PEFT saves nothing but the adapter."""
@@ -81,26 +87,64 @@ def numpy_state_allowed() -> AbstractContextManager[None]:
     return allowed([array.__reduce__()[0], np.ndarray, np.dtype, type(array.dtype)])
 
 
-def last_checkpoint(directory: str | os.PathLike[str], num_ranks: int = 1) -> str | None:
-    """The latest checkpoint in a stage's folder that was written to its end, or None."""
-    found = {}
-    for path in Path(directory).glob("checkpoint-*"):
-        match = re.fullmatch(r"checkpoint-(\d+)", path.name)
-        if match and _is_complete(path, num_ranks):
-            found[int(match.group(1))] = str(path)
-    return found[max(found)] if found else None
+def last_checkpoint(directory: str | os.PathLike[str]) -> str | None:
+    """The checkpoint of the highest step in a folder that is as it was written, or None where there is none at all.
+
+    All ranks call it, and get the same. Those that are passed over are named in the log. Raises `TPOError` where there
+    are checkpoints and each is damaged.
+    """
+    state = PartialState()
+    found = {step for steps in gathered([list(_by_step(directory))]) for step in steps}
+    reasons: list[str] = []
+    for step in sorted(found, reverse=True):
+        path = Path(directory) / f"checkpoint-{step}"
+        # The first rank of each machine looks, for each may have its own disk.
+        seen = gathered([damage(path) if state.is_local_main_process else None])
+        reason = next((text for text in seen if text), None)
+        if reason is None:
+            for line in reasons if state.is_main_process else ():
+                logger.warning("%s; the one before it is taken", line)
+            return str(path)
+        reasons.append(f"{path} is passed over: {reason}")
+    if reasons:
+        lines = "".join(f"\n  {line}" for line in reasons)
+        raise TPOError(
+            f"{directory}: no checkpoint is as it was written; put one back, or remove them to begin from the start"
+            f"{lines}"
+        )
+    return None
 
 
-def _is_complete(path: Path, num_ranks: int) -> bool:
-    """The Trainer writes trainer_state.json last."""
-    rng = ["rng_state.pth"] if num_ranks == 1 else [f"rng_state_{rank}.pth" for rank in range(num_ranks)]
-    if not all((path / name).is_file() for name in (CONFIG_FILE, WEIGHTS_FILE, *rng)):
-        return False
-    try:
-        json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
+def gathered(values: list[Any]) -> list[Any]:
+    """The values of all ranks, each of which calls it."""
+    return gather_object(values) if PartialState().num_processes > 1 else values
+
+
+def rotate(directory: str | os.PathLike[str], step: int, limit: int | None, best: str | None) -> None:
+    """Deletes checkpoints up to the one of this step, which is whole, until `limit` are left; never it, nor the best.
+
+    Those go first that are cut or have lost a file, then the lowest step.
+    """
+    if not limit or limit < 1:
+        return
+    paths = {number: path for number, path in _by_step(directory).items() if number <= step}
+    order = sorted(paths, key=lambda number: (damage(paths[number], contents=False) is None, number))
+    kept = {
+        number for number in order if number == step or (best is not None and paths[number].name == Path(best).name)
+    }
+    others = [number for number in order if number not in kept]
+    for number in others[: max(len(order) - max(limit, len(kept)), 0)]:
+        remove(paths[number])
+
+
+def num_ranks(checkpoint: str | os.PathLike[str]) -> int:
+    """How many ranks wrote a checkpoint."""
+    return len(list(Path(checkpoint).glob("rng_state_*.pth"))) or 1
+
+
+def _by_step(directory: str | os.PathLike[str]) -> dict[int, Path]:
+    found = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in Path(directory).glob("checkpoint-*")}
+    return {int(match.group(1)): path for path, match in found.items() if match and path.is_dir()}
 
 
 def _own_weights(model: nn.Module) -> dict[str, nn.Parameter]:

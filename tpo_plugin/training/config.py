@@ -25,6 +25,9 @@ from tpo_plugin.plugins import registry
 from tpo_plugin.validation import WrongValues, build
 from tpo_plugin.yaml_file import read_yaml
 
+CONFIG_FILE, INPUTS_FILE = "config.yaml", "inputs.json"
+"""What a run's folder has from its start: its configuration, and what it was given (`inputs.py`)."""
+
 Text = Annotated[str, MinLen(1)]
 
 
@@ -71,6 +74,8 @@ class DataConfig(Config):
     """Tokens of a sample at most; longer ones are cut at the end. None cuts nothing."""
     max_bad_share: Share = 0.05
     """Training stops when more than this share of the records has media that cannot be read, 0 to 1."""
+    confine: bool = False
+    """Whether a record that names a file outside of its media folder is refused, for records of others."""
     num_workers: Annotated[int, Ge(0)] = 0
     """Processes on each rank that read media ahead."""
 
@@ -187,6 +192,9 @@ class TrainConfig(Config):
     """Autocast to bfloat16; None: where the device can and the host is not float32."""
     seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0
     """Of weights, data order and dropout."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """Where a loss or a gradient is NaN or infinite: "stop" ends the run with which one and the step's records, "skip"
+    leaves the step out with a warning that says the same. Neither takes a step with it."""
     data: DataConfig = field(default_factory=DataConfig)
     """How records are read."""
     stages: Annotated[
@@ -215,8 +223,14 @@ class TrainConfig(Config):
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> TrainConfig:
-        """Reads a YAML file, and checks it with the heads' own configurations; raises `TPOError`."""
+        """Reads a YAML file, and checks it with the heads' own configurations; raises `TPOError`.
+
+        The `config.yaml` in a run's folder is of that folder, wherever it lies now.
+        """
+        path = Path(path)
         config = cls.from_dict(read_yaml(path), where=str(path))
+        if path.name == CONFIG_FILE and (path.parent / INPUTS_FILE).is_file():
+            config.output_dir = str(path.parent)
         config.check_heads(where=str(path))
         return config
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 
 from tpo_plugin.training.evaluation import STATISTICS, Evaluation, rates
@@ -16,42 +21,102 @@ else:
     _Trainer = object
 
 
+_NUMBERS = ("num_steps", "num_left_out", "total_loss", "total_steps")
+"""What is saved beside the sums."""
+
+
 class MeasuringMixin(_Trainer):
     """Logs every loss and the assignment's statistics, and evaluates with the heads' metrics."""
 
     tpo: Any
     _count_batch: Any
     _evaluation: Evaluation | None = None
+    _left_out: bool
+    _total_loss, _total_steps = 0.0, 0
+    """Of all steps whose sums were logged."""
 
     def _start_sums(self) -> None:
         """Begins to sum over the steps until the next log."""
         self._sums: dict[str, Tensor] = {}
-        self._num_steps = 0
+        self._of_step: dict[str, Tensor] = {}
+        self._num_steps = self._num_left_out = 0
 
     def _forget_output(self) -> None:
         self.tpo.last_output = None
+
+    def _sums_to_json(self) -> dict[str, Any]:
+        """Plain values of what was summed."""
+        sums = {name: value.item() for name, value in self._sums.items()}
+        return {"sums": sums} | {name: getattr(self, f"_{name}") for name in _NUMBERS}
+
+    def _restore_sums(self, saved: list[dict[str, Any]]) -> None:
+        """What `_sums_to_json` gave on each rank; on another number of ranks the first one goes on with all."""
+        for name in _NUMBERS:
+            setattr(self, f"_{name}", saved[0][name])
+        ranks, rank = self.args.world_size, self.args.process_index
+        sums: dict[str, float] = {}
+        if len(saved) == ranks:
+            sums = saved[rank]["sums"]
+        elif rank == 0:
+            sums = {name: sum(state["sums"].get(name, 0.0) for state in saved) for name in saved[0]["sums"]}
+            sums |= {name: value * ranks / len(saved) for name, value in sums.items() if name == "loss"}
+        self._sums = {name: torch.tensor(value, device=self.accelerator.device) for name, value in sums.items()}
 
     # -- logging -------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def _record(self, result: Any) -> None:
-        """Adds a micro-batch's losses and counts to the sums on the device; nothing is read back before `log`."""
+        """Adds a micro-batch's losses and counts to those of its step on the device; nothing is read before `log`."""
         values = {f"loss_{kind}": loss.detach().float() for kind, loss in result.losses.items()}
         values |= {name: value.float() for name, value in result.statistics.items()}
-        for name, value in values.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        _add(self._of_step, values)
+
+    def _close_step(self) -> None:
+        """Adds the step's values to the sums, unless it was left out."""
+        if self._left_out:
+            self._num_left_out += 1
+        else:
+            self._num_steps += 1
+            _add(self._sums, self._of_step)
+        self._of_step, self._left_out = {}, False
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The base trainer's step. Its sums of the loss are lost when it stops, so that we have our own."""
+        loss = super().training_step(*args, **kwargs)
+        _add(self._of_step, {"loss": loss.detach().float()})
+        return loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Adds the mean of each loss over the steps since the last log, and the assignment's statistics."""
+        """Adds the mean of each loss over the steps since the last log, and the assignment's statistics.
+
+        Both, and the mean loss at the end, go over all steps of a training that was stopped and went on, but not over
+        those that were left out: "steps_left_out" says how many were.
+        """
+        if "loss" in logs and self._num_left_out:
+            logs["steps_left_out"] = self._num_left_out
+            if not self._num_steps:
+                del logs["loss"]
+                self._start_sums()
         if "loss" in logs and self._num_steps:
             logs |= self._drain()
+        if "train_loss" in logs:
+            logs["train_loss"] = self.mean_loss()
         super().log(logs, *args, **kwargs)
 
+    def mean_loss(self) -> float:
+        """Of all steps so far that were taken. Collective."""
+        if self._num_steps:
+            self._drain()
+        return self._total_loss / max(self._total_steps, 1)
+
     def _drain(self) -> dict[str, float]:
-        names = [f"loss_{kind}" for kind in ("mllm", "assign", *self.tpo.heads)] + list(STATISTICS)
+        names = ["loss", *(f"loss_{kind}" for kind in ("mllm", "assign", *self.tpo.heads)), *STATISTICS]
         zero = torch.zeros((), device=self.accelerator.device)
         sums = torch.stack([self._sums.get(name, zero).to(zero.device) for name in names])
         values = dict(zip(names, self.accelerator.reduce(sums, "sum").tolist(), strict=True))
+        values["loss"] /= self.accelerator.num_processes
+        self._total_loss += values["loss"]
+        self._total_steps += self._num_steps
         logs = {name: value / self._num_steps for name, value in values.items() if name not in STATISTICS}
         self._start_sums()
         return logs | rates(values)
@@ -61,14 +126,16 @@ class MeasuringMixin(_Trainer):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """The base trainer's loop, with every loss, the assignment's statistics and the heads' metrics in its metrics.
 
-        Samples that accelerate repeats to give every rank as many are counted twice.
+        Samples that accelerate repeats to give every rank as many are counted twice. Random states are afterwards what
+        they were, so that a training is the same whenever it evaluates.
         """
         given = inspect.signature(super().evaluation_loop).bind(*args, **kwargs).arguments
         prefix = given.get("metric_key_prefix", "eval")
         self._evaluation = Evaluation(self.tpo)
         try:
-            output = super().evaluation_loop(*args, **kwargs)
-            metrics = self._evaluation.compute(self.accelerator)
+            with _random_states_kept():
+                output = super().evaluation_loop(*args, **kwargs)
+                metrics = self._evaluation.compute(self.accelerator)
         finally:
             self._evaluation = None
         output.metrics.update({f"{prefix}_{name}": value for name, value in metrics.items()})
@@ -82,3 +149,21 @@ class MeasuringMixin(_Trainer):
         if self._evaluation is not None and result is not None:
             self._evaluation.add(result, inputs.get("task_targets") or {}, self._count_batch(inputs), self.accelerator)
         return step
+
+
+def _add(sums: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+    for name, value in values.items():
+        sums[name] = sums[name] + value if name in sums else value
+
+
+@contextmanager
+def _random_states_kept() -> Iterator[None]:
+    """Of torch on the CPU and on this process's GPU, of numpy and of Python."""
+    of_numpy, of_python = np.random.get_state(), random.getstate()
+    device = PartialState().device
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        np.random.set_state(of_numpy)
+        random.setstate(of_python)

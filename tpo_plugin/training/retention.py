@@ -34,7 +34,8 @@ def retention(
     directory: str | os.PathLike[str],
     records: str | Path,
     *,
-    media_root: str | os.PathLike[str] | None = None,
+    media_root: str | Path | None = None,
+    confine: bool = False,
     host: str | os.PathLike[str] | None = None,
     limit: int | None = None,
 ) -> dict[str, Any]:
@@ -43,6 +44,7 @@ def retention(
     Args:
         directory: A finished run.
         records: Conversations, JSON Lines or LLaVA's JSON; those with tasks are left out and counted.
+        confine: As that of `tpo_plugin.data.Records`.
         host: Where the host lies now, if it has moved.
         limit: The first so many conversations only.
 
@@ -60,7 +62,8 @@ def retention(
     tpo_config = config_from_dict(TPOConfig, {"heads": config.tpo.heads}, where=f"{directory}: tpo")
     tokenizer = _processor(directory)
     apply_tpo(model, tokenizer, heads=config.heads, config=tpo_config)
-    batches, with_tasks = _batches(model, records, media_root, config.data.video, limit)
+    source = Records(records, model.tpo, media_root=media_root, confine=confine)
+    batches, with_tasks = _batches(model, source, config.data.video, limit)
     applied = [_answers(model, batch, old_size) for batch in batches]
     remove_tpo(model)
     bare = [_answers(model, batch, old_size) for batch in batches]
@@ -83,14 +86,11 @@ def retention(
 def _processor(directory: Path) -> Any:
     from transformers import AutoProcessor
 
-    return AutoProcessor.from_pretrained(directory)
+    return AutoProcessor.from_pretrained(directory, trust_remote_code=False)
 
 
-def _batches(
-    model: Any, records: str | Path, media_root: Any, video: VideoOptions, limit: int | None
-) -> tuple[Batches, int]:
+def _batches(model: Any, source: Records, video: VideoOptions, limit: int | None) -> tuple[Batches, int]:
     """One conversation each, as it is trained on, without the plugin's arguments."""
-    source = Records(records, model.tpo, media_root=media_root)
     collate, with_tasks = TPOCollator(model.tpo), 0
     batches: Batches = []
     for record in source:
@@ -104,8 +104,8 @@ def _batches(
         batches.append(send_to_device(plain, model.device))
     if not batches:
         raise TPOError(
-            f"{records} has no conversation without tasks ({with_tasks} with tasks); expected ordinary chat, to see "
-            "what the run kept of it"
+            f"{source.name} has no conversation without tasks ({with_tasks} with tasks); expected ordinary chat, to "
+            "see what the run kept of it"
         )
     return batches, with_tasks
 

@@ -1,6 +1,8 @@
 """A run: the stages of one configuration, resumable anywhere, and its result.
 
 output_dir/config.yaml          the configuration, as understood
+output_dir/inputs.json          data, host and libraries as they were at its start
+output_dir/run.lock             while it trains: which process does
 output_dir/<stage>/             checkpoints of the Trainer; final/ has the weights at its end, stage.json its metrics
 output_dir/run.json             written at the very end, beside the adapter, the tpo files and the processor
 """
@@ -10,14 +12,16 @@ from __future__ import annotations
 import json
 import logging
 import os
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import transformers
 import yaml
 from accelerate import PartialState
+from annotated_types import MinLen
 from packaging.version import Version
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, set_seed
@@ -25,30 +29,50 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from tpo_plugin import zero
 from tpo_plugin.apply import apply_tpo
+from tpo_plugin.atomic import replace_file
 from tpo_plugin.checkpoint import load_tpo
 from tpo_plugin.config import FORMAT_VERSION, config_from_dict
 from tpo_plugin.errors import TPOError
-from tpo_plugin.files import load_weights, replace_file
+from tpo_plugin.files import load_weights, read_saved
+from tpo_plugin.plugins import registry
 from tpo_plugin.training.attention import attention
 from tpo_plugin.training.checkpoints import load_host_weights, save_host_weights
-from tpo_plugin.training.config import TrainConfig
+from tpo_plugin.training.config import CONFIG_FILE, TrainConfig
+from tpo_plugin.training.folder import held_by_main, writing
+from tpo_plugin.training.inputs import Inputs, of_data, of_host
 from tpo_plugin.training.parts import LORA, language_linears, set_trainable
-from tpo_plugin.training.resume import check_settings
+from tpo_plugin.training.ranks import on_main
+from tpo_plugin.training.resume import check_settings, moved_sources
 from tpo_plugin.training.stages import check_stages, train_stage
+from tpo_plugin.training.whole import check_whole, written_whole
 from tpo_plugin.yaml_file import read_yaml
 
 logger = logging.getLogger(__name__)
 
-RUN_FILE, STAGE_FILE, CONFIG_FILE, FINAL = "run.json", "stage.json", "config.yaml", "final"
+RUN_FILE, STAGE_FILE, FINAL = "run.json", "stage.json", "final"
 
 
-def train(config: TrainConfig | str | os.PathLike[str], *, resume: bool = True) -> Path:
+@dataclass(kw_only=True)
+class SavedRun:
+    """What `run.json` holds of the run, beside versions."""
+
+    host: Annotated[str, MinLen(1)]
+    """Folder or hub name."""
+    config: dict[str, Any]
+    """The fields of `TrainConfig`."""
+    stages: dict[str, Any]
+    """What each stage logged."""
+
+
+def train(config: TrainConfig | str | os.PathLike[str], *, resume: bool = True, accept_changes: bool = False) -> Path:
     """Trains all stages and returns the run's folder.
 
     The same call on a folder with an unfinished run goes on where it stopped, in whichever stage. With `resume=False`
-    such a folder is refused. What cannot change what is trained already may change: the stages that have not begun, and
-    how often is saved and logged. Started by torchrun or accelerate, it trains on all ranks. Raises `TPOError` for what
-    is wrong in the configuration, its data, or the folder, of any stage, before the first one trains.
+    such a folder is refused. What cannot change what is trained already may change: the stages that have not begun, how
+    is saved, logged and evaluated, and where host, data and the folder lie. What they hold may not, unless
+    `accept_changes` is set. Started by torchrun or accelerate, it trains on all ranks. Raises `TPOError` for what is
+    wrong in the configuration, its data, or the folder, of any stage, before the first one trains; and for a folder in
+    which another call trains.
     """
     if isinstance(config, TrainConfig):  # whose fields may have been set since it was made
         config = config_from_dict(TrainConfig, config.to_dict(), where="config")
@@ -57,15 +81,28 @@ def train(config: TrainConfig | str | os.PathLike[str], *, resume: bool = True) 
         config = TrainConfig.from_yaml(Path(config))
     directory = Path(config.output_dir)
     state = PartialState()
-    _open_run(config, directory, resume, state)
-    if (directory / RUN_FILE).is_file():
+    with writing(directory):
+        finished = (directory / RUN_FILE).is_file()
+    if finished:
+        _check_run(config, directory, resume)
         logger.info("%s is finished already", directory)
         return directory
+    with held_by_main(directory):
+        return _train(config, directory, state, resume, accept_changes)
+
+
+def _train(config: TrainConfig, directory: Path, state: PartialState, resume: bool, accept: bool) -> Path:
+    begun, inputs = _check_run(config, directory, resume)
+    on_main(lambda: inputs.compare(of_host(config, inputs.marks), begun=bool(begun), accept=accept))
     model = build_model(config)
     finished = [name for name in config.stages if (directory / name / STAGE_FILE).is_file()]
     if finished:
+        check_whole(directory / finished[-1] / FINAL, f"remove {directory / finished[-1]} to train this stage again")
         _load_weights(model, directory / finished[-1] / FINAL)
-    sources = check_stages(model, config, [name for name in config.stages if name not in finished])
+    unfinished = [name for name in config.stages if name not in finished]
+    sources = check_stages(model, config, unfinished)
+    on_main(lambda: inputs.compare(of_data(config, unfinished, sources), begun=bool(begun), accept=accept))
+    on_main(lambda: _open_run(config, directory, inputs))
     trained: set[str] = set()
     for name, stage in config.stages.items():
         rates = set_trainable(model, stage.learning_rates, config.modules, where=f"stages.{name}")
@@ -73,8 +110,9 @@ def train(config: TrainConfig | str | os.PathLike[str], *, resume: bool = True) 
         if name in finished:
             continue
         trainer, metrics = train_stage(model, config, name, rates, sources)
-        if state.is_main_process or zero.split(model.parameters()):
-            _save_weights(model, directory / name / FINAL, trained)
+        with written_whole(directory / name / FINAL, writer=state.is_main_process) as folder:
+            if state.is_main_process or zero.split(model.parameters()):
+                _save_weights(model, folder, trained)
         if state.is_main_process:
             _write_json(directory / name / STAGE_FILE, metrics)
         state.wait_for_everyone()
@@ -87,7 +125,7 @@ def train(config: TrainConfig | str | os.PathLike[str], *, resume: bool = True) 
     model.tpo.config.loss_weights = dict(config.tpo.loss_weights)
     if state.is_main_process:
         _save_weights(model, directory, trained)
-        _write_json(directory / RUN_FILE, _describe(config, directory))
+        _write_json(directory / RUN_FILE, _describe(config, directory, inputs))
     state.wait_for_everyone()
     return directory
 
@@ -104,7 +142,7 @@ def load_run(directory: str | os.PathLike[str], *, host: str | os.PathLike[str] 
     source = str(host or saved["host"])
     try:
         model = load_host(source, config.dtype)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever transformers raises for a folder that is none of a host
         raise TPOError(
             f"{directory}: its host {source!r} cannot be loaded ({error}); give host= if it has moved"
         ) from error
@@ -122,13 +160,7 @@ def read_run(directory: str | os.PathLike[str]) -> dict[str, Any]:
         if started:
             remedy = f"its run is unfinished, and goes on with: tpo train {Path(directory) / CONFIG_FILE}"
         raise TPOError(f"{directory} has no {RUN_FILE}; {remedy}")
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    if saved["format_version"] > FORMAT_VERSION:
-        raise TPOError(
-            f"{path} has format version {saved['format_version']} (tpo-plugin {saved.get('tpo_plugin')}), this "
-            f"tpo-plugin reads up to {FORMAT_VERSION}: pip install -U tpo-plugin"
-        )
-    return saved
+    return read_saved(path, SavedRun)[0]
 
 
 def load_host(name: str, dtype: str = "auto", attn: str = "auto") -> transformers.PreTrainedModel:
@@ -136,13 +168,14 @@ def load_host(name: str, dtype: str = "auto", attn: str = "auto") -> transformer
 
     `dtype` and `attn` are those of `TrainConfig`. Raises `TPOError` for an attention that cannot run.
     """
-    config = AutoConfig.from_pretrained(name)
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     vision = getattr(transformers, "AutoModelForImageTextToText", None) or transformers.AutoModelForVision2Seq
     auto = vision if type(config) in vision._model_mapping else AutoModelForCausalLM
     keyword = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
     precision = getattr(config, keyword, None) if dtype == "auto" else getattr(torch, dtype)
     chosen = attention(attn, auto._model_mapping.get(type(config), None), precision)
-    options = {} if chosen is None else {"attn_implementation": chosen}
+    options: dict[str, Any] = {"trust_remote_code": False}
+    options |= {} if chosen is None else {"attn_implementation": chosen}
     try:
         return auto.from_pretrained(name, **{keyword: dtype if dtype == "auto" else precision}, **options)
     except (ImportError, ValueError) as error:
@@ -155,7 +188,7 @@ def build_model(config: TrainConfig) -> nn.Module:
     """The host with LoRA and TPO, as a run starts with it; the same for the same seed."""
     set_seed(config.seed)
     model: nn.Module = load_host(config.model, config.dtype, config.attn)
-    processor = AutoProcessor.from_pretrained(config.model)
+    processor = AutoProcessor.from_pretrained(config.model, trust_remote_code=False)
     if config.lora is not None:
         from peft import LoraConfig, get_peft_model
 
@@ -171,22 +204,30 @@ def build_model(config: TrainConfig) -> nn.Module:
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
-def _open_run(config: TrainConfig, directory: Path, resume: bool, state: PartialState) -> None:
-    """Writes the configuration, after comparing it to the one of the run that is there."""
-    path = directory / CONFIG_FILE
+def _check_run(config: TrainConfig, directory: Path, resume: bool) -> tuple[list[str], Inputs]:
+    """The stages that have begun in the folder, and what the run was given; both empty where there is no run.
+
+    Raises `TPOError` for a run that cannot go on with these settings.
+    """
+    inputs, path = Inputs(directory), directory / CONFIG_FILE
+    if not path.is_file():
+        return [], inputs
+    if not resume:
+        raise TPOError(f"{directory} has a run already: resume it, or give another output_dir")
+    there = TrainConfig.from_dict(read_yaml(path), where=str(path))
+    begun = [name for name in there.stages if _has_begun(directory / name)]
     finished = (directory / RUN_FILE).is_file()
-    if path.is_file():
-        if not resume:
-            raise TPOError(f"{directory} has a run already: resume it, or give another output_dir")
-        there = TrainConfig.from_dict(read_yaml(path), where=str(path))
-        begun = [name for name in there.stages if _has_begun(directory / name)]
-        check_settings(there, config, begun=begun, finished=finished, where=str(path))
-    state.wait_for_everyone()
-    if state.is_main_process and not finished:
-        directory.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(config.to_dict(), sort_keys=False)
-        replace_file(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
-    state.wait_for_everyone()
+    check_settings(there, config, begun=begun, finished=finished, where=str(path), recorded=inputs.marks)
+    inputs.forget(moved_sources(there, config, begun))
+    return begun, inputs
+
+
+def _open_run(config: TrainConfig, directory: Path, inputs: Inputs) -> None:
+    """Writes down the configuration, and what the run is given."""
+    inputs.compare_versions(config.heads or registry().heads)
+    inputs.save()
+    text = yaml.safe_dump(config.to_dict(), sort_keys=False)
+    replace_file(directory / CONFIG_FILE, lambda name: Path(name).write_text(text, encoding="utf-8"))
 
 
 def _has_begun(stage: Path) -> bool:
@@ -213,13 +254,12 @@ def _load_weights(model: nn.Module, directory: Path) -> None:
     load_weights(model.tpo, directory)
 
 
-def _describe(config: TrainConfig, directory: Path) -> dict[str, Any]:
+def _describe(config: TrainConfig, directory: Path, inputs: Inputs) -> dict[str, Any]:
     host = Path(config.model)
     return {
         "format_version": FORMAT_VERSION,
         "tpo_plugin": version("tpo-plugin"),
-        "transformers": transformers.__version__,
-        "torch": torch.__version__,
+        "versions": inputs.versions,
         "host": str(host.resolve()) if host.exists() else config.model,
         "config": config.to_dict(),
         "stages": {

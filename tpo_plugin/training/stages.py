@@ -19,12 +19,14 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import IntervalStrategy
 
+from tpo_plugin.config import TPOConfig
 from tpo_plugin.data import RecordDataset, Records, TPOCollator
 from tpo_plugin.errors import TPOError, did_you_mean
-from tpo_plugin.training.checkpoints import last_checkpoint
 from tpo_plugin.training.config import DataSource, StageConfig, TrainConfig
+from tpo_plugin.training.grouping import strategy_of
 from tpo_plugin.training.parts import can_learn_triggers, optimizer_groups, set_trainable
 from tpo_plugin.training.same_media import SameMedia
+from tpo_plugin.training.signals import StopAtStepEnd
 from tpo_plugin.training.trainer import wrap_trainer
 from tpo_plugin.validation import WrongValues, check
 
@@ -41,6 +43,7 @@ def check_stages(model: nn.Module, config: TrainConfig, names: Sequence[str]) ->
     cannot be read or are wrong, and for a trainer that cannot be made.
     """
     sources: Sources = {}
+    unusable = []
     for name in names:
         stage, where = config.stages[name], f"stages.{name}"
         weights = _loss_weights(model, config, name)
@@ -61,9 +64,13 @@ def check_stages(model: nn.Module, config: TrainConfig, names: Sequence[str]) ->
             for index, source in enumerate(getattr(stage, field)):
                 key = (source.file, source.media)
                 try:
-                    sources[key] = sources.get(key) or Records(source.file, model.tpo, media_root=source.media)
+                    sources[key] = sources.get(key) or Records(
+                        source.file, model.tpo, media_root=source.media, confine=config.data.confine
+                    )
                 except TPOError as error:
-                    raise TPOError(f"{where}.{field}[{index}]: {error}") from error
+                    unusable.append(f"{where}.{field}[{index}]: {error}")
+    if unusable:
+        raise TPOError("\n".join(unusable))
     return sources
 
 
@@ -74,33 +81,36 @@ def train_stage(
 
     `rates` are those of the parameters by name, `sources` what `check_stages` opened.
     """
-    stage, folder = config.stages[name], Path(config.output_dir) / name
+    stage = config.stages[name]
     model.tpo.config.loss_weights = _loss_weights(model, config, name)
     dataset = _dataset(config, stage.data, sources)
     evaluation = _dataset(config, stage.eval_data, sources) if stage.eval_data else None
     args = _arguments(model, config, name)
-    epochs = _Epochs(dataset)
+    epochs, stop = _Epochs(dataset), StopAtStepEnd()
     trainer = StageTrainer(
         model=model,
         args=args,
         train_dataset=epochs,
         eval_dataset=evaluation,
         data_collator=TPOCollator(model.tpo, max_length=config.data.max_length),
-        callbacks=[epochs],
+        callbacks=[epochs, stop],
     )
-    trainer.rates = rates
+    trainer.rates, trainer.on_nonfinite = rates, config.on_nonfinite
     if trainer.is_deepspeed_enabled:
         block = stage.micro_batch_size * args.world_size
         trainer.same_media = SameMedia(dataset, block, config.seed, lambda: max(epochs.epoch, 0))
-    checkpoint = last_checkpoint(folder, args.world_size)
+    checkpoint = trainer.last_checkpoint()
     if checkpoint is not None:
         logger.info("%s goes on from %s", name, checkpoint)
         reached = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
     if checkpoint is not None and reached.global_step >= reached.max_steps:
         trainer._load_from_checkpoint(checkpoint)  # the Trainer would do one step more
         trainer.state = reached
+        trainer.restore_log(checkpoint)
+        trainer.log({"total_flos": reached.total_flos, "train_loss": trainer.mean_loss()})
     else:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        with stop.listening():
+            trainer.train(resume_from_checkpoint=checkpoint)
     metrics = {"log": trainer.state.log_history, "steps": trainer.state.global_step}
     if evaluation is not None:
         metrics["evaluation"] = trainer.evaluate()
@@ -118,8 +128,11 @@ class StageTrainer(wrap_trainer(transformers.Trainer)):  # type: ignore[misc]
     same_media: SameMedia | None = None
     optimizer: Any
 
-    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
-        return self.same_media or super()._get_train_sampler(*args, **kwargs)
+    def _get_train_sampler(self, *args: Any) -> Any:
+        strategy = strategy_of(self.args)
+        if self.same_media is not None and strategy != "random":
+            raise TPOError(f"{strategy}: under DeepSpeed the samples of a step are chosen to have the same media; take it out")
+        return self.same_media or super()._get_train_sampler(*args)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -143,6 +156,10 @@ class _Epochs(TrainerCallback, torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> Any:
         return self.dataset[index]
 
+    @property
+    def lengths(self) -> Sequence[int]:
+        return self.dataset.lengths
+
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.epoch = int(state.epoch or 0) if self.epoch < 0 else self.epoch + 1
         self.dataset.set_epoch(self.epoch)
@@ -155,7 +172,8 @@ def _loss_weights(model: nn.Module, config: TrainConfig, name: str) -> dict[str,
     for index, loss in enumerate(active):
         if loss not in kinds:
             raise TPOError(f"stages.{name}.losses[{index}]: is {loss!r}{did_you_mean(loss, kinds)}")
-    return {kind: config.tpo.weight(kind) if kind in active else 0.0 for kind in kinds}
+    applied = TPOConfig(loss_weights=config.tpo.loss_weights, heads=model.tpo.config.heads)
+    return {kind: applied.weight(kind) if kind in active else 0.0 for kind in kinds}
 
 
 def _dataset(config: TrainConfig, chosen: Sequence[DataSource], sources: Sources) -> RecordDataset:

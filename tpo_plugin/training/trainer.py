@@ -17,7 +17,7 @@ import contextlib
 import functools
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 import transformers
@@ -27,11 +27,13 @@ from torch import Tensor, nn
 from tpo_plugin import zero
 from tpo_plugin.errors import TPOError
 from tpo_plugin.positions import Counts, count_targets
+from tpo_plugin.training.grouping import GroupingMixin, with_own_datasets
 from tpo_plugin.training.measuring import MeasuringMixin
+from tpo_plugin.training.nonfinite import CheckEngine, NonfiniteMixin, OnNonfinite
 from tpo_plugin.training.parts import can_learn_triggers
 from tpo_plugin.training.refusals import CheckColumns, check_arguments, check_kept, not_dispatched, trl_class
 from tpo_plugin.training.same_media import KEYS
-from tpo_plugin.training.saving import SavingMixin
+from tpo_plugin.training.saving import SaveAfterEpoch, SavingMixin
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Trainer
@@ -46,29 +48,36 @@ SEES_WHOLE_STEP = hasattr(transformers.Trainer, "get_batch_samples")
 """Whether the Trainer fetches all micro-batches of a step before it runs them (transformers >= 4.46)."""
 
 
-def wrap_trainer(base: type[transformers.Trainer]) -> type[transformers.Trainer]:
+def wrap_trainer(base: type[transformers.Trainer], *, on_nonfinite: OnNonfinite = "stop") -> type[transformers.Trainer]:
     """A subclass of `base` (transformers' Trainer, TRL's SFTTrainer, LLaVA's, a team's own) that trains TPO.
 
     It logs every loss, the accuracy of the assignment and the rate of false triggers, evaluates with the heads'
-    metrics, and keeps `tpo_model.safetensors` beside each checkpoint. Raises `TPOError` for a base, or for arguments,
-    that would lose a loss.
+    metrics, and keeps `tpo_model.safetensors` beside each checkpoint. It takes no step with a loss or a gradient that
+    is NaN or infinite: `on_nonfinite="stop"` raises `TPOError` there, which names it and the records, "skip" leaves the
+    step out with a warning that does. Raises `TPOError` for a base, or for arguments, that would lose a loss.
     """
+    if on_nonfinite not in get_args(OnNonfinite):
+        raise TPOError(f"wrap_trainer got on_nonfinite={on_nonfinite!r}; expected 'stop' or 'skip'")
     if not (isinstance(base, type) and issubclass(base, transformers.Trainer)):
         raise TPOError(
             f"wrap_trainer got {base!r}; expected a subclass of transformers.Trainer (the class, not an object)"
         )
-    if issubclass(base, TPOTrainerMixin):
+    if issubclass(base, TPOTrainerMixin) and base.on_nonfinite == on_nonfinite:
         return base
     ours = trl_class(base)
     if ours is not None and ours != "SFTTrainer":
         raise TPOError(
-            f"{ours} computes a loss of its own from other inputs than labels, which TPO cannot weight; "
-            "expected transformers.Trainer, trl.SFTTrainer, or a subclass"
+            f"{ours} computes a loss of its own from other inputs than labels, to which TPO cannot add; use it as it "
+            f"is, {ours}(model, ...), which trains a model with TPO as it trains any other, on text; for records with "
+            "tasks expected transformers.Trainer, trl.SFTTrainer, or a subclass"
         )
-    return type(f"TPO{base.__name__}", (TPOTrainerMixin, base), {})
+    settings = {"on_nonfinite": on_nonfinite}
+    if issubclass(base, TPOTrainerMixin):
+        return type(base.__name__, (base,), settings)
+    return type(f"TPO{base.__name__}", (TPOTrainerMixin, base), settings)
 
 
-class TPOTrainerMixin(MeasuringMixin, SavingMixin):
+class TPOTrainerMixin(GroupingMixin, MeasuringMixin, SavingMixin, NonfiniteMixin):
     """The methods of `transformers.Trainer` that TPO adds to; see `wrap_trainer`."""
 
     thaws_tpo = True
@@ -76,7 +85,12 @@ class TPOTrainerMixin(MeasuringMixin, SavingMixin):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._start_sums()
-        super().__init__(*args, **kwargs)
+        if trl_class(type(self)) is None:
+            super().__init__(*args, **kwargs)
+        else:
+            with_own_datasets(super().__init__, self, args, kwargs)
+        self.add_callback(SaveAfterEpoch())
+        self.add_callback(CheckEngine(self))
         check_arguments(self)
         zero.join(self.tpo, self.model)
         if self.thaws_tpo and hasattr(self.model, "peft_config") and not _trains(self.tpo):
@@ -104,6 +118,13 @@ class TPOTrainerMixin(MeasuringMixin, SavingMixin):
         return batches, torch.tensor(counts.mllm, device=self.accelerator.device)
 
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """The base trainer's step; behind the last micro-batch the gradients are looked at, before they are clipped."""
+        loss = self._training_step(model, inputs, *args, **kwargs)
+        if len(self._losses) == len(self._records) and not self._engine_checks:
+            self._check_gradients()
+        return loss
+
+    def _training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         """On transformers 4.45 micro-batches wait here until the step is whole, and run together."""
         if SEES_WHOLE_STEP:
             return super().training_step(model, inputs, *args, **kwargs)
@@ -135,7 +156,7 @@ class TPOTrainerMixin(MeasuringMixin, SavingMixin):
         counts = Counts(mllm, assign, dict(zip(heads, of_heads, strict=True)), scale=self._scale(), measure=measure)
         for batch in batches:
             batch["task_counts"] = counts
-        self._num_steps += bool(batches)  # transformers 4.57 asks for empty steps at the end of a resumed epoch
+        self._watch_step(batches)
         return counts
 
     def _check_media(self, batches: list[Any]) -> None:
@@ -192,6 +213,7 @@ class TPOTrainerMixin(MeasuringMixin, SavingMixin):
                 "would be lost; its compute_loss must use model(**inputs).loss, or transformers.Trainer.compute_loss"
             )
         self._record(result)
+        loss = self._watch_loss(loss, result)
         return (loss, outputs) if return_outputs else loss
 
     # -- refusals ------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import sys
 import pytest
 from PIL import Image
 from rich.console import Console
-from tpo_shapes.demo import constant_answers, heldout_files, run_demo
+from tpo_shapes.demo import LOCK_FILE, constant_answers, heldout_files, run_demo
 from tpo_shapes.evaluate import Answer, Question, _as_answer, load_answers, overlap, read_questions, score
 from tpo_shapes.host import build_host
 from tpo_shapes.outlines import BOUND, FILLED, load_compared, score_masks
@@ -32,6 +33,7 @@ from typer.testing import CliRunner
 
 from tpo_plugin.cli import app
 from tpo_plugin.errors import TPOError
+from tpo_plugin.training.folder import held
 
 TINY = Size(
     num_scenes=8, num_clips=8, heldout_scenes=3, heldout_clips=3, steps=(5, 5, 5), batch_size=4, sam_steps=(1, 1, 1)
@@ -147,6 +149,15 @@ def test_a_folder_of_another_run_is_refused(run, host):
         run_demo(directory, TINY, seed=4, host=host)
     with pytest.raises(TPOError, match="no demo"):
         run_demo(host, TINY, host=host)
+
+
+def test_a_folder_in_use_and_one_that_is_a_file(tmp_path, host):
+    with held(tmp_path / "run", LOCK_FILE), pytest.raises(TPOError, match=f"process {os.getpid()} on .* in it; wait"):
+        run_demo(tmp_path / "run", TINY, host=host)
+    assert list((tmp_path / "run").iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(TPOError, match="file: cannot be written .*: it is a file; give another folder"):
+        run_demo(tmp_path / "file", TINY, host=host)
 
 
 def test_without_its_host_it_says_where_that_lies(tmp_path):

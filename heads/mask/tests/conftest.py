@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from tpo_head_mask import rle
 from tpo_head_mask.architecture import Architecture, architecture_of
 from tpo_head_mask.checkpoints import _backend_class, chosen_backend
 from tpo_head_mask.config import MaskConfig
 
 import tpo_plugin as tpo
+from tpo_plugin.convert import convert, formats
+from tpo_plugin.data import RecordFormat, Records
 
 
 @pytest.fixture(scope="session", params=["sam2", "transformers"])
@@ -41,3 +49,59 @@ def micro(backend_name: str, build: Callable[..., Any]) -> Any:
         for parameter in backend.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
     return backend
+
+
+HEIGHT, WIDTH = 24, 32
+Corners = tuple[int, int, int, int]
+"""y1, x1, y2, x2 in pixels."""
+
+
+def picture(path: Path, grey: int = 128, size: tuple[int, int] = (HEIGHT, WIDTH)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((*size, 3), grey, np.uint8)).save(path)
+
+
+def labels(path: Path, objects: Mapping[int, Corners], size: tuple[int, int] = (HEIGHT, WIDTH)) -> None:
+    """A palette PNG with boxes of object ids."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.zeros(size, np.uint8)
+    for number, (y1, x1, y2, x2) in objects.items():
+        values[y1:y2, x1:x2] = number
+    image = Image.fromarray(values)
+    image.putpalette(list(range(256)) * 3)
+    image.save(path)
+
+
+def mask_of(y1: int, x1: int, y2: int, x2: int) -> rle.RLE:
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[y1:y2, x1:x2] = True
+    return rle.encode(mask)
+
+
+def records_of(path: Path, losses: tuple[str, ...] = ("pixel", "prompt"), **options: Any) -> Records:
+    config = tpo.TPOConfig(heads={"mask": {"losses": list(losses)}})
+    return Records(path, RecordFormat.of_heads(["mask"], config), **options)
+
+
+def outcome(name: str, output: Path, **options: Any) -> tuple[list[dict[str, Any]], str]:
+    """The records that a source gives, and what is said of it; what is written is what the head takes."""
+    try:
+        report = convert(formats()[name].format_class()(**options), output)
+    except tpo.TPOError as error:
+        assert not list(output.parent.glob(f".{output.name}*"))
+        return [], str(error)
+    assert len(records_of(output, open_ended=True)) == report.written
+    return [json.loads(line) for line in output.read_text().splitlines()], str(report)
+
+
+@pytest.fixture(scope="session")
+def data() -> Any:
+    """What tests of formats make their sources with."""
+    return SimpleNamespace(
+        size=(HEIGHT, WIDTH),
+        picture=picture,
+        labels=labels,
+        mask_of=mask_of,
+        outcome=outcome,
+        records_of=records_of,
+    )

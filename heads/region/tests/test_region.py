@@ -27,7 +27,9 @@ def head() -> RegionHead:
 
 
 def test_network_is_the_authors(head):
-    shapes = {name: tuple(value.shape) for name, value in head.state_dict().items()}
+    """But for the scorer, which they do not have."""
+    state = head.state_dict().items()
+    shapes = {name: tuple(value.shape) for name, value in state if not name.startswith("scorer.")}
     assert shapes == {
         "decoder.fc1.weight": (HIDDEN // 2, HIDDEN),
         "decoder.fc1.bias": (HIDDEN // 2,),
@@ -93,6 +95,63 @@ def test_a_few_steps_learn_a_box_even_from_an_inverted_one(head):
     metrics = head.metrics()
     metrics.update(head(e_ND), targets)
     assert metrics.compute()["mean_iou"] > 0.8
+
+
+# -- scores ----------------------------------------------------------------------------------------------------------
+
+
+def test_quality_by_hand(head):
+    quality = torch.tensor([0.0, 2.0])
+    losses = head.loss({"boxes_xyxy": PREDICTED, "quality": quality}, {"boxes_xyxy": TRUE}, 4)
+    reached = torch.tensor([0.08 / 0.18, 1.0])
+    score = quality.sigmoid()
+    first = reached[0] * (reached[0] / score[0]).log() + (1 - reached[0]) * ((1 - reached[0]) / (1 - score[0])).log()
+    expected = first + (1 / score[1]).log()
+    assert losses["loss_region_quality"].item() == pytest.approx(expected.item() / 4, rel=1e-4)
+
+
+def test_the_score_costs_box_and_embedding_nothing(head):
+    e_ND, targets = torch.randn(3, HIDDEN, requires_grad=True), {"boxes_xyxy": TRUE[[0, 1, 1]]}
+    found = {}
+    for scored in (True, False):
+        outputs = head(e_ND)
+        given = outputs if scored else {"boxes_xyxy": outputs["boxes_xyxy"]}
+        gradients = torch.autograd.grad(sum(head.loss(given, targets, 3).values()), [e_ND, *head.decoder.parameters()])
+        found[scored] = gradients
+    assert all(torch.equal(a, b) for a, b in zip(found[True], found[False], strict=True))
+
+
+def test_scores_become_the_iou_to_be_expected():
+    """Boxes whose IoU the embedding tells, and noise on top that it does not: the mean is learned, and the order."""
+    torch.manual_seed(0)
+    head = RegionHead(RegionConfig(), HIDDEN)
+    e_ND = torch.randn(2000, HIDDEN)
+    boxes = head(e_ND)["boxes_xyxy"].detach()
+    shift = 0.4 * (2 * e_ND[:, :1]).sigmoid() + 0.05 * torch.rand(2000, 1)
+    targets = {"boxes_xyxy": boxes + shift}
+    optimizer = torch.optim.Adam(head.scorer.parameters(), lr=1e-2)
+    for _ in range(300):
+        optimizer.zero_grad()
+        head.loss(head(e_ND), targets, 2000)["loss_region_quality"].backward()
+        optimizer.step()
+    metrics = head.metrics()
+    metrics.update(head(e_ND), targets)
+    found = metrics.compute()
+    assert found["calibration_error"] < 0.02
+    assert 0.1 < found["acc@0.5"] < 0.4
+    assert found["ap@0.5"] > 0.95 * found["acc@0.5"]  # the right ones come first
+
+
+def test_weights_from_before_scores(head):
+    old = {name: value for name, value in head.state_dict().items() if not name.startswith("scorer.")}
+    other = RegionHead(RegionConfig(), HIDDEN)
+    other.load_state_dict(old)
+    e_ND = torch.randn(2, HIDDEN)
+    outputs = other(e_ND)
+    assert torch.equal(outputs["boxes_xyxy"], head(e_ND)["boxes_xyxy"])
+    assert other.score(outputs) is None
+    assert set(other.loss(outputs, {"boxes_xyxy": TRUE}, 2)) == {"loss_region_l1", "loss_region_giou"}
+    other.load_state_dict(other.state_dict())
 
 
 def test_encode(head):

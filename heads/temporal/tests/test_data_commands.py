@@ -1,4 +1,4 @@
-"""`tpo evaluate-moments`, `tpo convert-moments` and `tpo cache-features`."""
+"""`tpo evaluate-moments` and `tpo cache-features`, and `tpo convert` with videos."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ import pytest
 import typer
 from tpo_head_temporal import caching
 from tpo_head_temporal.commands import register
-from tpo_head_temporal.convert import convert
+from tpo_head_temporal.formats.lines import CharadesSTA, QVHighlights
 from typer.testing import CliRunner
 
 import tpo_plugin as tpo
+import tpo_plugin.cli
+from tpo_plugin.convert import convert
 
 
 def run(*arguments: object) -> str:
@@ -56,7 +58,8 @@ def test_no_torch_before_a_command_runs() -> None:
     code = (
         "import sys, typer, tpo_head_temporal.commands as c\n"
         "app = typer.Typer(); c.register(app)\n"
-        "import tpo_head_temporal.qvhighlights, tpo_head_temporal.formats, tpo_head_temporal.convert\n"
+        "from tpo_plugin.convert import formats\n"
+        "import tpo_head_temporal.qvhighlights; [spec.format_class() for spec in formats().values()]\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -66,7 +69,7 @@ def test_the_commands_are_found(tmp_path: Path) -> None:
     code = "import sys; from tpo_plugin.cli import main; sys.argv[1:] = ['--help']; main()"
     command = [sys.executable, "-c", code]
     found = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path).stdout
-    assert all(name in found for name in ("evaluate-moments", "convert-moments", "cache-features"))
+    assert all(name in found for name in ("evaluate-moments", "convert", "cache-features"))
 
 
 def test_evaluate(tmp_path: Path) -> None:
@@ -97,68 +100,48 @@ def test_convert_charades_sta(tmp_path: Path, videos: Path) -> None:
         "A 3 2##sixth",
     ]
     (tmp_path / "train.txt").write_text("\n".join(lines))
-    output = tmp_path / "deep/records.jsonl"
-    printed = run("convert-moments", "charades-sta", tmp_path / "train.txt", "--videos", videos, "-o", output)
-    assert "2 records written, 4 queries skipped" in printed
-    assert "spans that ended behind their video and were cut to its end: 1" in printed
+    output = tmp_path / "records.jsonl"
+    command = ["convert", "charades-sta", tmp_path / "train.txt", "--videos", videos, "-o", output]
+    result = CliRunner().invoke(tpo_plugin.cli.app, [str(word) for word in command])
+    assert result.exit_code == 0, result.output
+    assert "2 records written, 4 left out" in result.stdout
     for reason in (
-        r"train.txt:6: start, end: is [3, 2], expected an end behind the start",
-        r"train.txt:3: A_3: span 0: is [7, 8], but A lasts 6.00 s",
-        r"train.txt:4:B_1: video 'B' is not in",
-        r"train.txt:5:broken_1: ",
+        "spans that ended behind their video were cut to its end",
+        "train.txt:6: start, end: is [3.0, 2.0]; expected [start, end] with 0 <= start < end",
+        "train.txt:3: is [7.0, 8.0]; expected a span within A, which lasts 6.00 s",
+        "train.txt:4: is 'B'; expected the name of a video in",
+        "broken.mp4: ",
     ):
-        assert reason in printed
+        assert reason in result.stdout
     records = [json.loads(line) for line in output.read_text().splitlines()]
-    assert [record["id"] for record in records] == ["A_1", "A_2"]
-    assert records[0]["video"] == "../videos/part/A.mp4"
+    assert [record["id"] for record in records] == ["charades-sta:A_1", "charades-sta:A_2"]
+    assert records[0]["video"] == "videos/part/A.mp4"
     assert (output.parent / records[0]["video"]).is_file()
     assert records[1]["tasks"] == [{"head": "temporal", "spans": [[1.0, 6.0]], "query": "second", "duration": 6.0}]
 
 
-def test_convert_qvhighlights_with_dots_in_names(tmp_path: Path, videos: Path) -> None:
+def test_names_of_videos(tmp_path: Path, videos: Path) -> None:
     line = {"qid": 3, "query": "x", "vid": "v_1.0_3.0", "duration": 2, "relevant_windows": [[0, 2]]}
     (tmp_path / "val.jsonl").write_text(json.dumps(line))
-    report = convert("qvhighlights", tmp_path / "val.jsonl", videos, tmp_path / "records.jsonl")
-    assert (report.written, report.skipped, report.cut) == (1, [], 0)
+    convert(QVHighlights(source=tmp_path / "val.jsonl", videos=videos), tmp_path / "records.jsonl")
     assert json.loads((tmp_path / "records.jsonl").read_text())["video"] == "videos/v_1.0_3.0.mkv"
-
-
-def test_convert_refuses_what_gives_nothing(tmp_path: Path, videos: Path) -> None:
-    (tmp_path / "a.txt").write_text("C 0 1##x")
-    with pytest.raises(tpo.TPOError, match=r"a\.txt: no query can be used\n(.*\n)*.*video 'C' is not in"):
-        convert("charades-sta", tmp_path / "a.txt", videos, tmp_path / "out.jsonl")
-    assert not (tmp_path / "out.jsonl").exists()
-    with pytest.raises(tpo.TPOError, match="no such folder of videos"):
-        convert("charades-sta", tmp_path / "a.txt", tmp_path / "nowhere", tmp_path / "out.jsonl")
     (tmp_path / "a.txt").write_text("A 0 1##x")
     write_video(videos / "A.mkv", 3)
     with pytest.raises(tpo.TPOError, match="video 'A' is there 2 times: .*; keep one"):
-        convert("charades-sta", tmp_path / "a.txt", videos, tmp_path / "out.jsonl")
+        convert(CharadesSTA(source=tmp_path / "a.txt", videos=videos), tmp_path / "out.jsonl")
+    with pytest.raises(tpo.TPOError, match="no such folder of videos"):
+        convert(CharadesSTA(source=tmp_path / "a.txt", videos=tmp_path / "nowhere"), tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_converted_records_are_records(tmp_path: Path, videos: Path) -> None:
-    """The temporal head takes what the converter writes."""
-    from types import SimpleNamespace
-
-    from tpo_head_temporal.config import TemporalConfig
-    from tpo_head_temporal.head import TemporalHead
-
-    from tpo_plugin.data import Records
-
-    line = {"qid": 3, "query": "x", "vid": "v_1.0_3.0", "duration": 2, "relevant_windows": [[0, 2]]}
-    line |= {"relevant_clip_ids": [0], "saliency_scores": [[1, 2, 3]]}
-    (tmp_path / "val.jsonl").write_text(json.dumps(line))
-    convert("qvhighlights", tmp_path / "val.jsonl", videos, tmp_path / "records.jsonl")
-    (tmp_path / "a.txt").write_text("A 0 1##x")
-    convert("charades-sta", tmp_path / "a.txt", videos, tmp_path / "others.jsonl")
-    head: Any = TemporalHead(TemporalConfig(hidden=16, num_heads=2), 16, 16)
-    tokens = SimpleNamespace(trigger="<time_begin>", task_token="<temp>", input_token=None)
-    stand_in = SimpleNamespace(codecs={"temporal": head}, tokens={"temporal": tokens})
-    for name in ("records", "others"):
-        (record,) = Records(tmp_path / f"{name}.jsonl", stand_in)
-        assert record.videos[0].is_file()
-        assert record.turns[1].text == "It happens at <time_begin><temp>."
-        assert record.turns[1].tasks[0]["query"] == "x"
+def test_prompts_are_checked_as_prompts(tmp_path: Path, videos: Path) -> None:
+    line = {"qid": 3, "query": "x", "vid": "v_1.0_3.0", "duration": 2}
+    (tmp_path / "test.jsonl").write_text(json.dumps(line))
+    convert(QVHighlights(source=tmp_path / "test.jsonl", videos=videos), tmp_path / "p.jsonl")
+    check = ["check", str(tmp_path / "p.jsonl"), "--heads", "temporal", "--media"]
+    assert "ends with a 'human' turn" in CliRunner().invoke(tpo_plugin.cli.app, check).stdout
+    result = CliRunner().invoke(tpo_plugin.cli.app, [*check, "--prompts"])
+    assert (result.exit_code, result.stdout) == (0, "1 records: none wrong, 1 without tasks\n")
 
 
 def test_cache_features_hands_on_its_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,15 +1,21 @@
-"""Readers of data sets, and the records that they become."""
+"""Formats of moments: small files of their real layouts through the converter, and what each refuses."""
 
 from __future__ import annotations
 
 import json
+import os
+import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from tpo_head_temporal.formats import FORMATS, read_moments
+from tpo_head_temporal.formats.lines import QVHighlights
+from tpo_head_temporal.formats.moments import QUESTIONS
 
 import tpo_plugin as tpo
+from tpo_plugin.convert import Report, convert, formats, worded
+from tpo_plugin.data import RecordFormat, Records
 
 QV = {
     "qid": 7,
@@ -21,162 +27,325 @@ QV = {
     "saliency_scores": [[1, 2, 3], [4, 4, 4], [0, 0, 1]],
 }
 ANET = {"v_a": {"duration": 30.5, "timestamps": [[0.5, 4], [3, 30.6]], "sentences": ["One.", " Two "]}}
-DIDEMO = {"annotation_id": 5, "video": "a.mov", "description": "jumps", "times": [[0, 0], [1, 2], [1, 1], [1, 2]]}
+DIDEMO = {
+    "annotation_id": 5, "video": "a.mov", "description": "jumps", "num_segments": 6,
+    "times": [[0, 0], [1, 2], [1, 1], [1, 2]],
+}  # fmt: skip
+TACOS = {"s1.avi": {"timestamps": [[224, 358]], "sentences": ["He took out a pan"], "fps": 29.4, "num_frames": 12438}}
+BENCH = {"v": {"duration": 20, "spans": [[1, 2], [3, 4.5]], "queries": ["a", "b"]}}
+LENS = {"video_path": "x/y/v.mp4", "duration": 20, "source": "s", "events": [{"query": "a", "span": [1, 2]}]}
+LENS["events"].append({"query": "b", "span": [[1, 2], [5, 6]]})
+STEP = {"index": 0, "heading": "Stir it", "absolute_bounds": [5, 9]}
+HIREST = {"relevant": True, "clip": True, "v_duration": 60, "bounds": [4, 20], "steps": [STEP]}
+NLQ_QUERY = {
+    "query": "Query Text: Where was the cup?",
+    "clip_start_sec": 2.5, "clip_end_sec": 4.0, "video_start_sec": 20.5, "video_end_sec": 22.0,
+}  # fmt: skip
+COOK = {"subset": "training", "duration": 100, "annotations": [{"id": 0, "segment": [37, 50], "sentence": "cut"}]}
+COOK["annotations"].append({"id": 1, "segment": [54, 64], "sentence": "stir"})
 
 
-def write(path: Path, data: Any) -> Path:
-    path.write_text(data if isinstance(data, str) else json.dumps(data), encoding="utf-8")
-    return path
+def nlq(**changes: Any) -> dict[str, Any]:
+    clip = {"clip_uid": "c1", "video_start_sec": 18.0, "annotations": [{"language_queries": [NLQ_QUERY | changes]}]}
+    return {"videos": [{"video_uid": "v1", "clips": [clip]}]}
 
 
-def test_charades_sta(tmp_path: Path) -> None:
-    text = "AO8RW 0.0 6.9##a person puts a book on a shelf.\r\nAO8RW 1 2.5##a person # sits\n\nB 3.5 7##x"
-    moments = read_moments("charades-sta", write(tmp_path / "train.txt", text))
-    assert [(m.id, m.video, m.query, m.spans_s, m.line) for m in moments] == [
-        ("AO8RW_1", "AO8RW", "a person puts a book on a shelf.", ((0.0, 6.9),), 1),
-        ("AO8RW_2", "AO8RW", "a person # sits", ((1.0, 2.5),), 2),
-        ("B_1", "B", "x", ((3.5, 7.0),), 4),
-    ]
-    assert all(m.duration_s is None and m.saliency is None for m in moments)
+def hirest(**changes: Any) -> dict[str, Any]:
+    return {"Make soup": {"v.mp4": HIREST | changes}}
 
 
-def test_qvhighlights(tmp_path: Path) -> None:
-    (moment,) = read_moments("qvhighlights", write(tmp_path / "val.jsonl", QV))
-    assert moment.saliency == (0, 6, 12, 0, 0, 1, 0, 0, 0, 0)
-    assert moment.to_record("clips/abc_210.0_230.0.mp4") == {
-        "id": "7",
-        "video": "clips/abc_210.0_230.0.mp4",
-        "conversations": [
-            {"from": "human", "value": '<video>\nWhen does this happen in the video: "A dog jumps"?'},
-            {"from": "gpt", "value": "It happens at <temporal>."},
-        ],
-        "tasks": [
-            {
-                "head": "temporal",
-                "spans": [[2.0, 6.0], [10.0, 12.0]],
-                "query": "A dog jumps.",
-                "duration": 20.0,
-                "saliency": [0, 6, 12, 0, 0, 1, 0, 0, 0, 0],
-                "clip_s": 2.0,
-            }
-        ],
-    }
-    without = {key: value for key, value in QV.items() if key not in ("saliency_scores", "relevant_clip_ids")}
-    (moment,) = read_moments("qvhighlights", write(tmp_path / "val.jsonl", without))
-    assert moment.saliency is None
-    assert set(moment.to_record("x")["tasks"][0]) == {"head", "spans", "query", "duration"}
+def cook(**changes: Any) -> dict[str, Any]:
+    return {"database": {"xHr8X2Wpmno": COOK | changes, "other": {**COOK, "subset": "validation"}}}
 
 
-def test_all_of_the_public_validation_set(shared: Path) -> None:
-    moments = read_moments("qvhighlights", shared / "golden/qvhighlights/highlight_val_release.jsonl")
-    assert len(moments) == 1550
-    assert all(moment.saliency is not None and len(moment.saliency) == int(moment.duration_s / 2) for moment in moments)
-    assert max(max(moment.saliency) for moment in moments) == 12
-    assert all(0 <= start < end <= moment.duration_s for moment in moments for start, end in moment.spans_s)
+VIDEOS = ["A", "AO8RW", "B", "a", "c1", "v", "v1", "v_a", "s1", "abc_210.0_230.0", "xHr8X2Wpmno", "other"]
 
 
-def test_activitynet_captions(tmp_path: Path) -> None:
-    first, second = read_moments("activitynet-captions", write(tmp_path / "val.json", ANET))
-    assert (first.id, first.video, first.query, first.spans_s) == ("v_a_0", "v_a", "One.", ((0.5, 4.0),))
-    assert (second.query, second.spans_s, second.num_cut) == ("Two", ((3.0, 30.5),), 1)
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One video of 30 seconds, under all names."""
+    import av
+
+    folder = tmp_path_factory.mktemp("videos")
+    with av.open(str(folder / "A.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=1)
+        stream.width, stream.height, stream.pix_fmt = 32, 24, "yuv420p"
+        for i in range(30):
+            frame = av.VideoFrame.from_ndarray(np.full((24, 32, 3), i, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    for name in VIDEOS[1:]:
+        os.link(folder / "A.mp4", folder / f"{name}.mp4")
+    return folder
 
 
-def test_didemo_takes_the_annotator_who_agrees_most(tmp_path: Path) -> None:
-    (moment,) = read_moments("didemo", write(tmp_path / "val.json", [DIDEMO]))
-    assert (moment.id, moment.video, moment.query, moment.spans_s) == ("5", "a.mov", "jumps", ((5.0, 15.0),))
-    assert moment.fitted(13.2).spans_s == ((5.0, 13.2),)
+def outcome(name: str, data: Any, folder: Path, videos: Path, **options: Any) -> tuple[list[dict[str, Any]], str]:
+    """The records that a source gives, and what is said of it."""
+    text = data if isinstance(data, str) else json.dumps(data)
+    source, output = folder / "data", folder / "records.jsonl"
+    source.write_text(text, encoding="utf-8")
+    try:
+        report = convert(formats()[name].format_class()(source=source, videos=videos, **options), output)
+    except tpo.TPOError as error:
+        assert not output.exists()
+        return [], str(error)
+    assert len(Records(output, RecordFormat.of_heads(["temporal"]))) == report.written
+    return [json.loads(line) for line in output.read_text().splitlines()], str(report)
 
 
-def test_a_span_in_its_video(tmp_path: Path) -> None:
-    (moment,) = read_moments("charades-sta", write(tmp_path / "a.txt", "A 5 30##x"))
-    fitted = moment.fitted(26.0)
-    assert (fitted.spans_s, fitted.duration_s, fitted.num_cut) == (((5.0, 26.0),), 26.0, 1)
-    assert moment.fitted(40).num_cut == 0
-    for duration_s in (24.9, 5.0):
-        with pytest.raises(
-            tpo.RecordError, match=rf"a\.txt:1: A_1: span 0: is \[5, 30\], but A lasts {duration_s:.2f} s"
-        ):
-            moment.fitted(duration_s)
+GOOD = [
+    (
+        "charades-sta",
+        "AO8RW 0.0 6.9##a person puts a book on a shelf.\r\nAO8RW 1 2.5##a person # sits\n\nB 3.5 33##x",
+        {},
+        [("AO8RW_1", "AO8RW", [[0, 6.9]]), ("AO8RW_2", "AO8RW", [[1, 2.5]]), ("B_1", "B", [[3.5, 30]])],
+        ["changed 1 x spans that ended behind their video were cut to its end", "data:4: [3.5, 33.0]"],
+    ),
+    ("qvhighlights", QV, {}, [("7", "abc_210.0_230.0", [[2, 6], [10, 12]])], ["1 records written, 0 left out"]),
+    (
+        "activitynet-captions",
+        ANET,
+        {},
+        [("v_a_0", "v_a", [[0.5, 4]]), ("v_a_1", "v_a", [[3, 30.5]])],
+        ["changed 1 x spans", "data: v_a.timestamps[1]: [3.0, 30.6]"],
+    ),
+    ("didemo", [DIDEMO], {}, [("5", "a", [[5, 15]])], []),  # the annotator who agrees most
+    ("didemo", [DIDEMO | {"times": [[5, 5]]}], {}, [("5", "a", [[25, 30]])], []),
+    ("tacos", TACOS, {}, [("s1.avi_0", "s1", [[224 / 29.4, 358 / 29.4]])], []),
+    ("timelens-bench", BENCH, {}, [("v_0", "v", [[1, 2]]), ("v_1", "v", [[3, 4.5]])], []),
+    ("timelens-100k", LENS, {}, [("0_0", "v", [[1, 2]]), ("0_1", "v", [[1, 2], [5, 6]])], []),
+    ("hirest", hirest(), {}, [("v.mp4:Make soup", "v", [[4, 20]])], []),
+    ("hirest", hirest(), {"what": "steps"}, [("v.mp4:Make soup:0", "v", [[5, 9]])], []),
+    ("nlq", nlq(), {"times": "clip"}, [("c1_0_0", "c1", [[2.5, 4]])], []),
+    ("nlq", nlq(), {"times": "video"}, [("c1_0_0", "v1", [[20.5, 22]])], []),
+    (
+        "youcook2",
+        cook(),
+        {"subset": "training"},
+        [("xHr8X2Wpmno_0", "xHr8X2Wpmno", [[37, 50]]), ("xHr8X2Wpmno_1", "xHr8X2Wpmno", [[54, 64]])],
+        [],
+    ),
+]
 
 
-@pytest.mark.parametrize(
-    ("name", "data", "message"),
-    [
-        ("charades-sta", "A 1 2 x", "data:1: is 'A 1 2 x', expected 'VIDEO START END##SENTENCE'"),
-        ("charades-sta", "A 1 2##x\nA 1##x", "data:2: is 'A 1##x', expected"),
-        ("charades-sta", "A 1 two##x", "data:1: end: is 'two', expected seconds"),
-        ("charades-sta", "A 1 nan##x", "data:1: start, end: is .1.0, nan., expected .start, end. in seconds"),
-        ("charades-sta", "A 5 5##x", r"data:1: start, end: is \[5, 5\], expected an end behind the start"),
-        ("charades-sta", "A -1 5##x", "data:1: start, end: starts at -1, expected"),
-        ("charades-sta", "A 1 5## ", "data:1: sentence: is ' ', expected text"),
-        ("charades-sta", "\n", "data: holds no query"),
-        ("qvhighlights", "[]", "data:1: is list, expected an object"),
-        ("qvhighlights", "{", "data:1: is not valid JSON"),
-        ("qvhighlights", QV | {"qid": None}, "data:1: qid: is missing"),
-        ("qvhighlights", QV | {"query": 3}, "data:1: query: is 3, expected text"),
-        ("qvhighlights", QV | {"duration": "20"}, "data:1: duration: is '20', expected seconds above 0"),
-        ("qvhighlights", QV | {"relevant_windows": []}, "data:1: relevant_windows: is empty"),
-        (
-            "qvhighlights",
-            QV | {"relevant_windows": [[1, 2], [4]]},
-            r"data:1: relevant_windows\[1\]: is \[4\], expected",
-        ),
-        (
-            "qvhighlights",
-            QV | {"relevant_windows": [[21, 23]]},
-            r"data:1: 7: span 0: is \[21, 23\], but .* lasts 20.00 s",
-        ),
-        (
-            "qvhighlights",
-            QV | {"relevant_clip_ids": [1, 2]},
-            "data:1: saliency_scores: has length 3, relevant_clip_ids 2",
-        ),
-        (
-            "qvhighlights",
-            QV | {"relevant_clip_ids": [1, 2, 10]},
-            r"data:1: relevant_clip_ids\[2\]: is 10, expected 0 to 9",
-        ),
-        ("qvhighlights", QV | {"saliency_scores": [[1, 2, 5]] * 3}, r"data:1: saliency_scores\[0\]: is \[1, 2, 5\]"),
-        ("qvhighlights", f"{json.dumps(QV)}\n{json.dumps(QV)}", "data:2: id is '7', as that of another query"),
-        ("activitynet-captions", [], "data: is list, expected an object of videos"),
-        ("activitynet-captions", {"v": {}}, "data: v: expected an object with as many 'timestamps' as 'sentences'"),
-        ("activitynet-captions", {"v": ANET["v_a"] | {"sentences": ["x"]}}, "data: v: expected an object with as many"),
-        ("activitynet-captions", {"v": ANET["v_a"] | {"timestamps": [[1, 2], [4, 3]]}}, r"data: v.timestamps\[1\]: is"),
-        ("activitynet-captions", {"v": ANET["v_a"] | {"duration": 0}}, "data: v.duration: is 0, expected"),
-        (
-            "activitynet-captions",
-            {"v": ANET["v_a"] | {"duration": 20}},
-            r"v_1: span 0: is \[3, 30.6\], but v lasts 20.00",
-        ),
-        ("didemo", {}, "data: is dict, expected a list"),
-        ("didemo", [3], r"data: \[0\]: is 3, expected an object"),
-        ("didemo", [DIDEMO | {"times": [[2, 1]]}], r"data: \[0\].times\[0\]: is \[2, 1\], expected segments from 0"),
-        ("didemo", [DIDEMO | {"times": []}], r"data: \[0\].times: is empty"),
-        ("didemo", [DIDEMO, DIDEMO | {"annotation_id": 6, "video": ""}], r"data: \[1\].video: is '', expected text"),
-    ],
-)
-def test_wrong_entries_name_file_line_and_field(tmp_path: Path, name: str, data: Any, message: str) -> None:
-    with pytest.raises(tpo.RecordError, match=message):
-        read_moments(name, write(tmp_path / "data", data))
+@pytest.mark.parametrize(("name", "data", "options", "expected", "said"), GOOD)
+def test_records_of_a_layout(
+    tmp_path: Path, videos: Path, name: str, data: Any, options: Any, expected: Any, said: list[str]
+) -> None:
+    records, text = outcome(name, data, tmp_path, videos, **options)
+    found = [(record["id"], Path(record["video"]).stem, record["tasks"][0]["spans"]) for record in records]
+    for (id, video, spans), (found_id, found_video, found_spans) in zip(expected, found, strict=True):
+        assert (found_id, found_video) == (f"{name}:{id}", video)
+        assert np.array(found_spans) == pytest.approx(np.array(spans), abs=1e-9)
+    assert all(part in text for part in said), text
+
+
+BAD = [
+    ("charades-sta", "A 1 2 x", "data:1: is 'A 1 2 x'; expected 'VIDEO START END##SENTENCE'"),
+    ("charades-sta", "A 1 2##x\nA 1##x", "data:2: is 'A 1##x'; expected"),
+    ("charades-sta", "A 1 two##x", "data:1: end: is 'two'; expected seconds"),
+    ("charades-sta", "A 1 nan##x", "data:1: start, end: is [1.0, nan]; expected [start, end]"),
+    ("charades-sta", "A 8.0 7.0##x", "data:1: start, end: is [8.0, 7.0]; expected [start, end] with 0 <= start < end"),
+    ("charades-sta", "A 5 5##x", "data:1: start, end: is [5.0, 5.0]; expected"),
+    ("charades-sta", "A -1 5##x", "data:1: start, end: is [-1.0, 5.0]; expected"),
+    ("charades-sta", "A 1 5## ", "data:1: sentence: is ' '; expected text"),
+    ("charades-sta", "A 31 32##x", "data:1: is [31.0, 32.0]; expected a span within A, which lasts 30.00 s"),
+    ("charades-sta", "A 5 35.1##x", "data:1: is [5.0, 35.1]; expected a span within A"),
+    ("charades-sta", "Z 1 2##x", "data:1: is 'Z'; expected the name of a video in"),
+    ("charades-sta", "\n", "the source gives no record"),
+    ("qvhighlights", QV | {"qid": None}, "data:1: qid: is missing"),
+    ("qvhighlights", QV | {"query": 3}, "data:1: query: is 3; expected text"),
+    ("qvhighlights", QV | {"duration": "20"}, "data:1: duration: is '20'; expected a number of seconds above 0"),
+    ("qvhighlights", QV | {"relevant_windows": []}, "data:1: relevant_windows: is []; expected at least one span"),
+    ("qvhighlights", QV | {"relevant_windows": [[1, 2], [4]]}, "data:1: relevant_windows[1]: is [4]; expected"),
+    ("qvhighlights", QV | {"relevant_windows": [[0, 200]]}, "is [0.0, 200.0]; expected a span within abc_210.0_230.0"),
+    ("qvhighlights", QV | {"relevant_clip_ids": [1, 2]}, "saliency_scores: is 'of length 3'; expected three scores"),
+    ("qvhighlights", QV | {"relevant_clip_ids": [1, 2, 10]}, "relevant_clip_ids[2]: is 10; expected 0 to 9"),
+    ("qvhighlights", QV | {"saliency_scores": [[1, 2, 5]] * 3}, "saliency_scores[0]: is [1, 2, 5]; expected three"),
+    ("activitynet-captions", [], "data: is []; expected an object of videos"),
+    ("activitynet-captions", {"v": {}}, "data: v.timestamps: is missing; expected a list"),
+    ("activitynet-captions", {"v": ANET["v_a"] | {"sentences": ["x"]}}, "v.sentences: is 'of length 1'; expected one"),
+    ("activitynet-captions", {"v": ANET["v_a"] | {"timestamps": [[1, 1], [4, 3]]}}, "v.timestamps[1]: is [4, 3]"),
+    ("activitynet-captions", {"v": ANET["v_a"] | {"duration": 0}}, "data: v.duration: is 0; expected"),
+    ("activitynet-captions", {"v": ANET["v_a"] | {"duration": 20}}, "is [3.0, 30.6]; expected a span within v"),
+    ("didemo", {}, "data: is {}; expected a list"),
+    ("didemo", [3], "data: [0]: is 3; expected an object"),
+    ("didemo", [DIDEMO | {"times": [[2, 1]]}], "data: [0].times[0]: is [2, 1]; expected segments from 0 to 5"),
+    ("didemo", [DIDEMO | {"times": [[6, 6]]}], "data: [0].times[0]: is [6, 6]; expected segments from 0 to 5"),
+    ("didemo", [DIDEMO | {"times": [[1.5, 2]]}], "data: [0].times[0]: is [1.5, 2]; expected the whole numbers"),
+    ("didemo", [DIDEMO | {"times": []}], "data: [0].times: is []"),
+    ("didemo", [DIDEMO, DIDEMO | {"annotation_id": 6, "video": ""}], "data: [1].video: is ''; expected text"),
+    ("tacos", {"s1.avi": {**TACOS["s1.avi"], "fps": None}}, "data: s1.avi.fps: is missing; expected frames a second"),
+    ("tacos", {"s1.avi": {**TACOS["s1.avi"], "sentences": []}}, "s1.avi.sentences: is 'of length 0'; expected one for"),
+    ("tacos", "{}\n{}", "data: is not valid JSON"),
+    ("timelens-bench", {"v": BENCH["v"] | {"queries": ["a"]}}, "v.queries: is 'of length 1'; expected one for each"),
+    ("timelens-100k", LENS | {"events": [{"query": "a", "span": [2, 1]}]}, "events[0].span: is [2, 1]; expected"),
+    ("timelens-100k", {"video": "v.mp4"}, "data:1: video_path: is missing; expected text"),
+    ("hirest", hirest(bounds=[0, 1]), "Make soup.v.mp4.bounds: is [0, 1]; expected a moment; this is the placeholder"),
+    ("hirest", hirest(clip=False, bounds=[0, 0]), "left out 1 x the moment is the whole video"),
+    ("hirest", hirest(relevant=False), "left out 1 x the video does not belong to the query"),
+    ("nlq", nlq(clip_end_sec=2.5), "clip_start_sec, clip_end_sec: is [2.5, 2.5]; expected"),
+    ("nlq", nlq(query=None), "data: videos[0].clips[0].annotations[0].language_queries[0].query: is missing"),
+    ("nlq", nlq(clip_start_sec=None), "clip_start_sec: is missing; expected seconds; the test file is published"),
+    ("youcook2", cook(subset="testing"), "database.xHr8X2Wpmno.subset: is 'testing'; expected 'training' or"),
+    ("youcook2", cook(annotations=[{"segment": [5, 5], "sentence": "x"}]), "annotations[0].segment: is [5, 5]"),
+]
+OPTIONS = {"nlq": {"times": "clip"}, "youcook2": {"subset": "training"}}
+
+
+@pytest.mark.parametrize(("name", "data", "message"), BAD)
+def test_wrong_entries_name_file_line_and_field(
+    tmp_path: Path, videos: Path, name: str, data: Any, message: str
+) -> None:
+    _, text = outcome(name, data, tmp_path, videos, **OPTIONS.get(name, {}))
+    assert message in text, text
 
 
 @pytest.mark.parametrize(
     ("name", "data", "good", "bad"),
     [
-        ("charades-sta", "A 1 2##x\nA 3 2##y\nA 4 5##z", ["A_1", "A_2"], 1),
-        ("qvhighlights", f"{json.dumps(QV)}\n{{}}\n{json.dumps(QV | {'qid': 8})}", ["7", "8"], 1),
+        ("charades-sta", "A 1 2##x\nA 3 2##y\nA 4 5##z", ["A_1", "A_3"], 1),
+        ("qvhighlights", f"{json.dumps(QV)}\n{{}}\n[]\n{{\n{json.dumps(QV | {'qid': 8})}", ["7", "8"], 3),
+        ("qvhighlights", f"{json.dumps(QV)}\n{json.dumps(QV)}", ["7"], 1),
         ("activitynet-captions", {"u": 3, "v": ANET["v_a"] | {"timestamps": [[1, 1], [1, 2]]}}, ["v_1"], 2),
         ("didemo", [DIDEMO, DIDEMO, DIDEMO | {"annotation_id": 6}], ["5", "6"], 1),
     ],
 )
-def test_errors_can_be_counted_instead(tmp_path: Path, name: str, data: Any, good: list[str], bad: int) -> None:
-    errors: list[tpo.RecordError] = []
-    moments = read_moments(name, write(tmp_path / "data", data), errors.append)
-    assert [moment.id for moment in moments] == good
-    assert len(errors) == bad
+def test_what_is_wrong_is_left_out_and_counted(
+    tmp_path: Path, videos: Path, name: str, data: Any, good: list[str], bad: int
+) -> None:
+    records, text = outcome(name, data, tmp_path, videos)
+    assert [record["id"] for record in records] == [f"{name}:{id}" for id in good]
+    assert f"{len(good)} records written, {bad} left out" in text
 
 
-def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(tpo.TPOError, match="format is 'tacos'; expected one of 'charades-sta', 'qvhighlights'"):
-        read_moments("tacos", tmp_path / "x")
-    assert set(FORMATS) == {"charades-sta", "qvhighlights", "activitynet-captions", "didemo"}
+def test_a_record_of_qvhighlights(tmp_path: Path, videos: Path) -> None:
+    ((record,), _) = outcome("qvhighlights", QV, tmp_path, videos)
+    assert record["conversations"][0]["value"].removeprefix("<video>\n") in [
+        question.format(query="A dog jumps") for question in QUESTIONS
+    ]
+    assert record["tasks"] == [
+        {
+            "head": "temporal",
+            "spans": [[2.0, 6.0], [10.0, 12.0]],
+            "query": "A dog jumps.",
+            "duration": 20.0,
+            "saliency": [0, 6, 12, 0, 0, 1, 0, 0, 0, 0],
+            "clip_s": 2.0,
+        }
+    ]
+    without = {key: value for key, value in QV.items() if key not in ("saliency_scores", "relevant_clip_ids")}
+    ((record,), _) = outcome("qvhighlights", without, tmp_path, videos)
+    assert set(record["tasks"][0]) == {"head", "spans", "query", "duration"}
+
+
+def test_every_wording_is_used() -> None:
+    assert {worded(QUESTIONS, f"charades-sta:{i}", query="x") for i in range(50)} == {
+        question.format(query="x") for question in QUESTIONS
+    }
+
+
+def test_the_test_file_of_qvhighlights_gives_prompts(tmp_path: Path, videos: Path) -> None:
+    row = {key: QV[key] for key in ("qid", "query", "duration", "vid")}
+    source, output = tmp_path / "test.jsonl", tmp_path / "prompts.jsonl"
+    source.write_text(json.dumps(row))
+    assert convert(QVHighlights(source=source, videos=videos), output).written == 1
+    with pytest.raises(tpo.RecordError, match="ends with a 'human' turn"):
+        Records(output, RecordFormat.of_heads(["temporal"]))
+    (record,) = Records(output, RecordFormat.of_heads(["temporal"]), open_ended=True)
+    assert record.id == "qvhighlights:7"
+    assert [turn.role for turn in record.turns] == ["user"]
+    assert "A dog jumps" in record.turns[0].text
+    source.write_text(f"{json.dumps(row)}\n{json.dumps(QV | {'qid': 8})}")  # not as a whole without windows
+    report = convert(QVHighlights(source=source, videos=videos), output)
+    assert "data" not in str(report)
+    assert "test.jsonl:1: relevant_windows: is missing" in str(report)
+
+
+def test_all_of_the_public_validation_set(shared: Path, tmp_path: Path) -> None:
+    source = shared / "golden/qvhighlights/highlight_val_release.jsonl"
+    moments = list(QVHighlights(source=source, videos=tmp_path).moments(report := Report()))
+    assert (len(moments), report.num_left_out) == (1550, 0)
+    assert all(moment.saliency is not None and len(moment.saliency) == int(moment.duration_s / 2) for moment in moments)
+    assert max(max(moment.saliency) for moment in moments) == 12
+    assert all(0 <= start < end <= moment.duration_s for moment in moments for start, end in moment.spans_s)
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_queryd(tmp_path: Path, videos: Path, protocol: int) -> None:
+    names = [tmp_path / name for name in ("raw.pkl", "times.pkl", "train_list.txt")]
+    captions = {"video-A": [["a", "dog"], "jumps"], "video-B": [["x"]], "video-v": [["x"], ["y"]]}
+    times = {"video-A": [[1, 2.5], (3, 4)], "video-B": [[2, 1]], "video-v": [[1, 2]]}
+    for path, values in zip(names, (captions, times), strict=False):
+        path.write_bytes(pickle.dumps(values, protocol=protocol))
+    names[2].write_text("video-A\nvideo-B\nvideo-none\nvideo-v\n")
+    output = tmp_path / "records.jsonl"
+    make = formats()["queryd"].format_class()
+    report = convert(make(source=names[0], times=names[1], only=names[2], videos=videos), output)
+    found = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [(r["id"], r["tasks"][0]["spans"], r["tasks"][0]["query"]) for r in found] == [
+        ("queryd:video-A_0", [[1, 2.5]], "a dog"),
+        ("queryd:video-A_1", [[3, 4]], "jumps"),
+    ]
+    for message in (
+        "times.pkl: video-B[0]: is [2, 1]; expected",
+        "raw.pkl: video-none: is missing; expected a list",
+        "times.pkl: video-v: is 'of length 1'; expected one span for each of the 2 captions",
+    ):
+        assert message in str(report)
+    names[1].write_bytes(pickle.dumps({"video-A": Path("x")}, protocol=protocol))
+    with pytest.raises(
+        tpo.RecordError, match=r"times.pkl: cannot be read as a pickle of plain values: it names .*Path"
+    ):
+        convert(make(source=names[0], times=names[1], videos=videos), output)
+
+
+CHAT = {
+    "video": "A.mp4",
+    "QA": [{"i": "Watch.", "q": "What happens?", "a": "A dog jumps."}, {"q": "Why?", "a": "Joy."}],
+}
+HOUND = {"id": "h1", "prompt": "<video>\nWhat?", "chosen": "A dog.", "rejected": "A cat.", "video": "clips/1"}
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "turns", "wrong"),
+    [
+        (
+            "videochat2-it",
+            CHAT,
+            ["<video>\nWatch.\nWhat happens?", "A dog jumps.", "Why?", "Joy."],
+            [
+                ({"QA": []}, "QA: is []; expected at least one question"),
+                ({"start": 1}, "start, end: is [1, None]; expected start and end, both or none"),
+                ({"start": 1, "end": 2}, "start, end: is [1, 2]; expected a whole video; cut this part out"),
+                ({"QA": [{"i": "", "q": "", "a": "x"}]}, "QA[0].q: is ''; expected text"),
+                ({"video": "none.mp4"}, "video: is 'none.mp4'; expected a file in"),
+            ],
+        ),
+        (
+            "llava-hound-dpo",
+            HOUND,
+            ["<video>\nWhat?", "A dog."],
+            [
+                ({"rejected": "A dog."}, "rejected: is 'A dog.'; expected another answer than the chosen one"),
+                ({"rejected": None}, "rejected: is missing; expected text"),
+                ({"video": "clips/2"}, "video: is 'clips/2'; expected a folder of frames, or a video, in"),
+            ],
+        ),
+    ],
+)
+def test_conversations(tmp_path: Path, videos: Path, name: str, row: Any, turns: list[str], wrong: Any) -> None:
+    from PIL import Image
+
+    media = tmp_path / "media"
+    (media / "clips/1").mkdir(parents=True)
+    os.link(videos / "A.mp4", media / "A.mp4")
+    Image.new("RGB", (8, 8)).save(media / "clips/1/c01_0001.jpeg")
+    source, output = tmp_path / "data.json", tmp_path / "records.jsonl"
+    source.write_text(json.dumps([row, *(row | changes for changes, _ in wrong)]))
+    report = convert(formats()[name].format_class()(source=source, media=media), output)
+    (record,) = (json.loads(line) for line in output.read_text().splitlines())
+    assert [turn["value"] for turn in record["conversations"]] == turns
+    assert Records(output, RecordFormat({}, {}))[0].videos[0].is_file()
+    for index, (_, message) in enumerate(wrong, start=1):
+        assert f"data.json: [{index}].{message}" in str(report), str(report)

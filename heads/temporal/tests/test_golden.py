@@ -48,6 +48,7 @@ class Case:
 
 @dataclass
 class Run:
+    config: TemporalConfig
     """What our network and losses gave on a case."""
 
     network: CGDETR
@@ -103,23 +104,24 @@ def run(case: Case, *, reference_masks: bool, dtype: torch.dtype = torch.float32
     targets = targets_of(case)
     negatives = network.negatives(outputs, targets.real)
     aligned = network.alignment(outputs, (targets.saliency > 0).float())
-    losses = criterion(outputs, negatives, aligned, targets, **options(case))
-    weights = case.metadata["weight_dict"]
+    losses = criterion(outputs, negatives, aligned, targets, **options(config))
+    weights = config.loss_weights()
     total = torch.stack([weights[name] * value for name, value in losses.items() if name in weights]).sum()
-    return Run(network, word, outputs, negatives, aligned, targets, losses, total)
+    return Run(config, network, word, outputs, negatives, aligned, targets, losses, total)
 
 
-def options(case: Case) -> dict[str, Any]:
-    config = case.metadata["config"]
-    costs = {
-        "span": config.get("set_cost_span", 10),
-        "giou_": config.get("set_cost_giou", 1),
-        "label": config.get("set_cost_class", 4),
-    }
+def test_weights_are_those_of_the_options(golden):
+    case, _, made = golden
+    theirs = case.metadata["weight_dict"]
+    assert made.config.loss_weights() == {name: theirs[name] for name in made.config.loss_weights()}
+
+
+def options(config: TemporalConfig) -> dict[str, Any]:
     return {
-        "margin": config.get("saliency_margin", 0.2),
-        "background": config.get("eos_coef", 0.1),
-        "costs": costs,
+        "margin": config.margin,
+        "background": config.background_weight,
+        "attention_weight": config.attention_weight,
+        "costs": config.matcher_costs(),
         "reference": True,
     }
 
@@ -223,7 +225,7 @@ def test_parts_of_the_losses(golden):
     expected = case.part("parts.")
     if prefix or not expected:
         pytest.skip("the file has no parts for this case")
-    terms = saliency_terms(made.outputs, made.negatives, made.targets, margin=options(case)["margin"], reference=True)
+    terms = saliency_terms(made.outputs, made.negatives, made.targets, margin=made.config.margin, reference=True)
     moments = (made.targets.saliency > 0).float()
     ours = {f"saliency.{name}": value for name, value in terms.items()}
     if not made.targets.real.any():  # the files call it real where no row has a real negative
@@ -237,6 +239,15 @@ def test_parts_of_the_losses(golden):
     assert set(expected) <= set(ours)
     for name, value in expected.items():
         torch.testing.assert_close(ours[name], value, **CLOSE, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_the_attention_counts_by_its_own_weight(golden):
+    _, _, made = golden
+    given = options(made.config) | {"attention_weight": 0.25}
+    losses = criterion(made.outputs, made.negatives, made.aligned, made.targets, **given)
+    terms = saliency_terms(made.outputs, made.negatives, made.targets, margin=given["margin"], reference=True)
+    score, attention = (sum(v for name, v in terms.items() if name.startswith(kind)) for kind in ("score.", "attn."))
+    torch.testing.assert_close(losses["loss_saliency"], score + attention / 4)
 
 
 def test_matching(golden):
@@ -253,7 +264,7 @@ def test_matching(golden):
             made.outputs["spans_cw"][:, i],
             targets.spans_cw,
             targets.span_mask,
-            **options(case)["costs"],
+            **made.config.matcher_costs(),
         )
         theirs = zip(expected[f"{name}.pred"].split(counts), expected[f"{name}.tgt"].split(counts), strict=True)
         for row, (predicted, true) in zip(query, theirs, strict=True):

@@ -61,6 +61,36 @@ def build(fields: dict[str, Any], **options: Any) -> TemporalHead:
     return TemporalHead(config, hidden_size=24)
 
 
+def test_the_options_of_a_run_are_carried_over(golden, tmp_path):
+    """What the public code trained with, in its own names, is what the printed configuration goes on with."""
+    options = OPTIONS | {
+        "span_loss_coef": 7,
+        "giou_loss_coef": 2,
+        "label_loss_coef": 3,
+        "lw_saliency": 4,
+        "lw_wattn": 0.5,
+        "lw_ms_align": 0.25,
+        "lw_distill": 2,
+        "set_cost_span": 9,
+        "set_cost_giou": 5,
+        "set_cost_class": 6,
+        "eos_coef": 0.2,
+        "saliency_margin": 0.3,
+        "dropout": 0.2,
+        "nms_thd": 0.7,
+    }
+    torch.save({"model": reference_names(golden), "opt": argparse.Namespace(**options)}, tmp_path / "best.ckpt")
+    imported = tmp_path / "cg.safetensors"
+    result = CliRunner().invoke(app, ["import", "cg-detr", str(tmp_path / "best.ckpt"), "-o", str(imported)])
+    config = build(json.loads(result.output[result.output.index("{") :])).config
+    assert config.matcher_costs() == {"span": 9, "giou_": 5, "label": 6}
+    weights = config.loss_weights()
+    assert [weights[f"loss_{name}"] for name in ("span", "giou", "label", "saliency", "ms_align")] == [7, 2, 3, 4, 0.25]
+    assert weights["loss_distill"] == weights["loss_orthogonal_dummy"] == 2  # one option there
+    others = (config.attention_weight, config.background_weight, config.margin, config.dropout, config.nms)
+    assert others == (0.5, 0.2, 0.3, 0.2, 0.7)
+
+
 def test_another_network_is_refused(golden, tmp_path):
     torch.save(reference_names(golden), tmp_path / "bare.pt")
     imported = tmp_path / "cg.safetensors"

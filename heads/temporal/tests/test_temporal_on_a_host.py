@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -101,6 +102,50 @@ def test_the_loss_reaches_the_host(model):
     missing = [n for n, p in model.tpo.heads.named_parameters() if p.grad is None]
     assert not missing
     model.zero_grad()
+
+
+class OtherHead(tpo.TaskHead):
+    """Any other head."""
+
+    def __init__(self, config: tpo.HeadConfig, hidden_size: int) -> None:
+        super().__init__()
+        self.proj = tpo.Linear(hidden_size, 1)
+
+    def forward(self, e_ND):
+        return {"value": self.proj(e_ND)}
+
+    def loss(self, outputs, targets, num_targets):
+        return {"loss_other": outputs["value"].square().sum() / num_targets}
+
+
+@pytest.fixture
+def other():
+    plugin = ModuleType("other_plugin")
+    plugin.register_heads = tpo.hookimpl(
+        lambda register: register("other", head=OtherHead, trigger="<other_begin>", task_token="<other_task>"),
+        specname="register_heads",
+    )
+    tpo.register_plugin(plugin, "other")
+    yield "other"
+    tpo.unregister_plugin("other")
+
+
+@pytest.mark.parametrize(("given", "weight"), [({}, 0.05), ({"temporal": 0.5}, 0.5)])
+def test_the_published_weight_beside_another_head(other, given, weight):
+    torch.manual_seed(0)
+    host = LlavaOnevisionForConditionalGeneration.from_pretrained(HOST)
+    config = tpo.TPOConfig(loss_weights=given, heads={"temporal": SMALL})
+    model = tpo.apply_tpo(host, AutoProcessor.from_pretrained(HOST), heads=["temporal", other], config=config)
+    out = model(**TPOCollator(model.tpo)([sample(model, "a", [1, 2], EVEN, 4.0)]))
+    losses = out.tpo.losses
+    assert losses["temporal"] > 10
+    expected = losses["mllm"] + losses["assign"] + losses["other"] + weight * losses["temporal"]
+    torch.testing.assert_close(out.loss, expected)
+
+
+def test_alone_its_weight_is_one(model):
+    out = model(**TPOCollator(model.tpo)([sample(model, "a", [1, 2], EVEN, 4.0)]))
+    torch.testing.assert_close(out.loss, sum(out.tpo.losses.values()))
 
 
 def test_generation_gives_spans_inside_the_video(model, tmp_path):

@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tpo_plugin.errors import TPOError
+from tpo_plugin.training.folder import held
 from tpo_shapes.baselines import baseline_record, best_constant_box, best_constant_span
 from tpo_shapes.dataset import make_dataset, write_records
 from tpo_shapes.evaluate import (
@@ -56,20 +57,27 @@ from tpo_shapes.recipe import (
 from tpo_shapes.report import BASELINE, CONSTANT, HOST, TPO, mask_table, table, write_report
 from tpo_shapes.stopwatch import Stopwatch
 
+LOCK_FILE = "demo.lock"
 HOST_DIRECTORY = Path(__file__).resolve().parents[2] / "host"
 
 
 def run_demo(directory: Path, size: Size, seed: int = 0, host: Path = HOST_DIRECTORY) -> dict[str, Any]:
     """Runs the whole demo and returns what stands in results.json.
 
-    Raises `TPOError` where the host is not there, and where the folder has a run of other settings.
+    Raises `TPOError` where the host is not there, where the folder has a run of other settings or cannot be written,
+    and where another call runs the demo in it.
     """
-    console = Console()
     if not (host / "config.json").is_file():
         raise TPOError(
             f"no host in {host}; it lies in the repository's examples/shapes/host, so install from there: "
             "pip install -e examples/shapes"
         )
+    with held(directory, LOCK_FILE):
+        return _run(directory, size, seed, host)
+
+
+def _run(directory: Path, size: Size, seed: int, host: Path) -> dict[str, Any]:
+    console = Console()
     settings = {"seed": seed, "size": json.loads(json.dumps(dataclasses.asdict(size)))}
     _open(directory, settings)
     quick = size == QUICK
@@ -273,9 +281,8 @@ def _open(directory: Path, settings: dict[str, Any]) -> None:
         if there != settings:
             raise TPOError(f"{directory} has a demo with other settings ({there}); give another --output")
         return
-    if directory.is_dir() and any(directory.iterdir()):
+    if any(found.name != LOCK_FILE for found in directory.iterdir()):
         raise TPOError(f"{directory} is not empty, and no demo; give another --output")
-    directory.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(settings) + "\n", encoding="utf-8")
 
 

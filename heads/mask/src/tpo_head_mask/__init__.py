@@ -21,7 +21,15 @@ def register_heads(register: Callable[..., None]) -> None:
 
 @tpo.hookimpl
 def register_commands(app: Any) -> None:
-    """Adds `tpo convert-masks` and `tpo score-masks`."""
+    """Adds `tpo score-masks`."""
     from tpo_head_mask.commands import add_commands
 
     add_commands(app)
+
+
+@tpo.hookimpl
+def register_formats(register: Callable[..., None]) -> None:
+    from tpo_head_mask.formats import FORMATS
+
+    for name, target in FORMATS.items():
+        register(name, f"tpo_head_mask.formats.{target}")

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tpo_head_mask.backends.base import Backend, Features
-from tpo_plugin.files import replace_file
+from tpo_plugin.atomic import replace_file
 
 MAPS = ("fine", "middle", "coarse")
 

@@ -38,7 +38,7 @@ class MaskCodec(tpo.TaskCodec):
         return architecture_of(self.config).image_size
 
     def check_task(self, task: dict[str, Any]) -> None:
-        masks.check_task(task)
+        masks.check_task(task, self.config.max_mask_pixels)
         if "boxes" in task and "prompt" not in self.config.losses:
             raise ValueError(
                 f"boxes is given, which losses {self.config.losses} cannot learn from; add 'prompt', or give masks"
@@ -47,13 +47,16 @@ class MaskCodec(tpo.TaskCodec):
     def resolve(self, task: dict[str, Any], folder: Path) -> dict[str, Any]:
         return masks.resolve(task, folder)
 
+    def named_files(self, task: dict[str, Any]) -> list[str]:
+        return masks.named_files(task)
+
     def collate_targets(self, tasks: list[dict[str, Any]]) -> dict[str, Any]:
         """`masks`: for each target its T bool masks [H, W]; `boxes_xyxy` [N, 4] of its first frame, float32."""
         import torch
 
         from tpo_head_mask.inputs import target_box, target_masks
 
-        read = [target_masks(task, self.config.clip_frames) for task in tasks]
+        read = [target_masks(task, self.config.clip_frames, self.config.max_mask_pixels) for task in tasks]
         boxes = [target_box(task, own[0] if own else None) for task, own in zip(tasks, read, strict=True)]
         return {"masks": read, "boxes_xyxy": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)}
 

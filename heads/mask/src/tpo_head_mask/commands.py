@@ -1,4 +1,4 @@
-"""The commands `tpo convert-masks` and `tpo score-masks`. No torch in here."""
+"""The command `tpo score-masks`. No torch in here."""
 
 from __future__ import annotations
 
@@ -6,29 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-
-
-def convert_masks(
-    format: Annotated[
-        str,
-        typer.Argument(
-            help="davis, ref-davis, ref-youtube-vos, mevis, sa-v, lasot, got-10k or folder (images, masks)."
-        ),
-    ],
-    root: Annotated[Path, typer.Argument(help="Folder of the dataset, as it is published.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="JSON Lines file to write.")],
-    split: Annotated[
-        str | None, typer.Option(help='Part of the dataset; by default "train" where the format has parts.')
-    ] = None,
-) -> None:
-    """Make records for the mask head from a dataset of masks or tracks.
-
-    Samples that cannot be used (masks of another size than their image, unknown object ids, missing files) are left
-    out, counted and listed.
-    """
-    from tpo_head_mask.convert import convert
-
-    typer.echo(convert(format, root, output, split).report())
 
 
 def score_masks(
@@ -50,6 +27,5 @@ def score_masks(
 
 
 def add_commands(app: Any) -> None:
-    """Adds both to `tpo`."""
-    app.command("convert-masks")(convert_masks)
+    """Adds it to `tpo`."""
     app.command("score-masks")(score_masks)

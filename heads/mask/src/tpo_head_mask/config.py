@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, MinLen, MultipleOf
 
 import tpo_plugin as tpo
+from tpo_head_mask.rle import MAX_PIXELS
 
 Backend = Literal["auto", "sam2", "transformers"]
 Size = Literal["micro", "tiny", "small", "base_plus", "large"]
@@ -50,6 +51,9 @@ class MaskConfig(tpo.HeadConfig):
     cache_dir: str | None = None
     """Folder for image embeddings, so that the frozen image encoder runs once for each frame (8 MB a frame at 1024
     pixels). None keeps none."""
+
+    max_mask_pixels: Annotated[int, Ge(1)] = MAX_PIXELS
+    """Pixels that a mask of a record may have; one with more is refused before it takes memory."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

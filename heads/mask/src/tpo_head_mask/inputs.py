@@ -18,6 +18,7 @@ import tpo_plugin as tpo
 from tpo_head_mask import masks
 from tpo_head_mask.backends.base import Features
 from tpo_head_mask.cache import EmbeddingCache, concatenated, frame_key
+from tpo_head_mask.rle import MAX_PIXELS
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,15 @@ def chosen_entries(task: dict[str, Any], clip_frames: int) -> slice:
     return slice(first, first + clip_frames)
 
 
-def target_masks(task: dict[str, Any], clip_frames: int) -> list[Tensor]:
-    """The chosen masks, each bool [H, W]; a frame without the object is empty. None for a task of boxes."""
+def target_masks(task: dict[str, Any], clip_frames: int, max_pixels: int = MAX_PIXELS) -> list[Tensor]:
+    """The chosen masks, each bool [H, W]; a frame without the object is empty. None for a task of boxes.
+
+    `max_pixels` is what one mask may have.
+    """
     if "masks" not in task:
         return []
-    read = [None if m is None else masks.read_mask(m) for m in task["masks"][chosen_entries(task, clip_frames)]]
+    chosen = task["masks"][chosen_entries(task, clip_frames)]
+    read = [None if mask is None else masks.read_mask(mask, max_pixels=max_pixels) for mask in chosen]
     assert read[0] is not None
     for mask in read:
         if mask is not None:
@@ -159,8 +164,7 @@ class FrameLoader:
                 name, found = "a mask", tuple(entry["size"])
             else:
                 name = entry["png"] if isinstance(entry, dict) else entry
-                with Image.open(name) as image:
-                    found = (image.height, image.width)
+                found = masks.png_size(name)
             if found != size:
                 raise tpo.MediaError(
                     f"{sample.record.place}: {name} is {found[1]} x {found[0]} pixels, its "

@@ -231,4 +231,5 @@ def object_ids(labels: np.ndarray) -> list[int]:
     """The ids in a label map, ascending, without the background's 0."""
     if labels.dtype == np.uint8:  # much faster than sorting
         return (np.flatnonzero(np.bincount(labels.ravel(), minlength=256)[1:]) + 1).tolist()
-    return [int(value) for value in np.unique(labels) if value]
+    found = {value for row in labels for value in np.unique(row).tolist()}  # by rows: it copies what it sorts
+    return sorted(found - {0})

@@ -74,7 +74,7 @@ def pixel_losses(
 def _resized(mask: Any, side: int, like: Tensor) -> Tensor:
     """A mask [H, W] or RLE at side x side, 0 or 1."""
     if isinstance(mask, Mapping):
-        mask = torch.from_numpy(rle.decode(mask))
+        mask = torch.from_numpy(rle.decode(mask, None))
     pixels = torch.as_tensor(mask).to(like)[None, None]
     return (F.interpolate(pixels, (side, side), mode="bilinear", antialias=True)[0, 0] >= 0.5).to(like)
 

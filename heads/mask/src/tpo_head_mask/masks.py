@@ -11,7 +11,9 @@ of that value in a map of object ids. B is [x1, y1, x2, y2], 0 to 1 of the image
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,17 @@ import tpo_plugin as tpo
 from tpo_head_mask import rle
 from tpo_head_mask.jf import object_ids
 from tpo_plugin.checks import check_box, check_seconds, is_count, is_list
+from tpo_plugin.errors import shown
 
 Box = list[float]
 _TARGETS = ("masks", "boxes")
 
 
-def check_task(task: Mapping[str, Any]) -> None:
-    """Raises `ValueError` that begins with the field. Mask files are opened by `read_mask`, not here."""
+def check_task(task: Mapping[str, Any], max_pixels: int = rle.MAX_PIXELS) -> None:
+    """Raises `ValueError` that begins with the field. Mask files are opened by `read_mask`, not here.
+
+    `max_pixels` is what one mask may have.
+    """
     given = [name for name in (*_TARGETS, "box") if name in task]
     if len(given) != 1:
         raise ValueError(
@@ -43,10 +49,12 @@ def check_task(task: Mapping[str, Any]) -> None:
     (name,) = given
     items = task[name]
     if not is_list(items) or not items:
-        raise ValueError(f"{name} is {items!r:.80}; expected a list with one entry for each annotated frame")
+        raise ValueError(f"{name} is {shown(items)}; expected a list with one entry for each annotated frame")
     for index, item in enumerate(items):
-        if item is not None:
-            (check_mask if name == "masks" else check_box)(f"{name}[{index}]", item)
+        if item is not None and name == "masks":
+            check_mask(f"{name}[{index}]", item, max_pixels)
+        elif item is not None:
+            check_box(f"{name}[{index}]", item)
     if all(item is None for item in items):
         raise ValueError(f"{name} holds null alone; expected the object in at least one frame")
     if name == "masks":
@@ -80,18 +88,18 @@ def _check_times(times: Any, name: str, num: int) -> None:
             raise ValueError(f"times[{index}] is {time!r} after {times[index - 1]!r}; expected ascending seconds")
 
 
-def check_mask(where: str, mask: Any) -> None:
+def check_mask(where: str, mask: Any, max_pixels: int = rle.MAX_PIXELS) -> None:
     """Raises `ValueError` that begins with `where`. An RLE is checked wholly; a file is not opened."""
     if isinstance(mask, str) and mask:
         return
     if isinstance(mask, Mapping) and "png" in mask:
         if not isinstance(mask["png"], str) or not is_count(mask.get("id")):
-            raise ValueError(f'{where} is {dict(mask)!r:.80}; expected {{"png": path, "id": object id above 0}}')
+            raise ValueError(f'{where} is {shown(dict(mask))}; expected {{"png": path, "id": object id above 0}}')
         return
     if not isinstance(mask, Mapping):
-        raise ValueError(f"{where} is {mask!r:.80}; expected COCO RLE, the path of a PNG, or null")
+        raise ValueError(f"{where} is {shown(mask)}; expected COCO RLE, the path of a PNG, or null")
     try:
-        rle.check(mask)
+        rle.check(mask, max_pixels)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
 
@@ -112,17 +120,26 @@ def _resolve_mask(mask: Any, folder: Path) -> Any:
     return mask
 
 
-def read_mask(mask: Any, size: tuple[int, int] | None = None) -> np.ndarray:
+def named_files(task: Mapping[str, Any]) -> list[str]:
+    """The PNGs of a task, in their order."""
+    return [mask if isinstance(mask, str) else mask["png"] for mask in task.get("masks", []) if _is_png(mask)]
+
+
+def _is_png(mask: Any) -> bool:
+    return isinstance(mask, str) or (isinstance(mask, Mapping) and "png" in mask)
+
+
+def read_mask(mask: Any, size: tuple[int, int] | None = None, max_pixels: int = rle.MAX_PIXELS) -> np.ndarray:
     """A record's mask as bool [H, W]; `size` is the (height, width) that its image has, where it is known.
 
-    Raises `MediaError`: a PNG that cannot be read, holds several objects where none is chosen, or does not hold the
-    chosen one; a mask of another size than its image.
+    Raises `MediaError`: a PNG that cannot be read, has more than `max_pixels`, holds several objects where none is
+    chosen, or does not hold the chosen one; a mask of another size than its image.
     """
-    if isinstance(mask, Mapping) and "counts" in mask:
-        pixels, name = rle.decode(mask), "the mask"
+    if not _is_png(mask):
+        pixels, name = rle.decode(mask, max_pixels), "the mask"
     else:
         name = str(mask["png"] if isinstance(mask, Mapping) else mask)
-        ids = read_ids(name)
+        ids = read_ids(name, max_pixels)
         found = object_ids(ids)
         if isinstance(mask, Mapping):
             wanted = mask["id"]
@@ -149,28 +166,45 @@ def check_size(name: str, mask: np.ndarray, size: tuple[int, int] | None) -> Non
         )
 
 
-def read_ids(path: str | Path) -> np.ndarray:
-    """A PNG's values [H, W]: object ids of a palette or grey image. Raises `MediaError`."""
+def read_ids(path: str | Path, max_pixels: int = rle.MAX_PIXELS) -> np.ndarray:
+    """A PNG's values [H, W]: object ids of a palette or grey image. Raises `MediaError`, also for too many pixels."""
+    with _open(path, max_pixels) as image:
+        if image.mode not in ("1", "P", "L", "I", "I;16"):
+            raise tpo.MediaError(
+                f"{path}: is an image of mode {image.mode}, in colours; expected a palette or grey image whose values "
+                "are object ids"
+            )
+        return np.asarray(image.convert("L") if image.mode == "1" else image)
+
+
+def png_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) of a PNG, of which the header alone is read. Raises `MediaError`."""
+    with _open(path, None) as image:
+        return image.height, image.width
+
+
+@contextmanager
+def _open(path: str | Path, max_pixels: int | None) -> Iterator[Image.Image]:
+    """A PNG file; whatever Pillow raises is a `MediaError` with the file."""
+    if not Path(path).is_file():
+        raise tpo.MediaError(f"{path}: no such file")
     try:
-        with Image.open(path) as image:
-            if image.mode not in ("1", "P", "L", "I", "I;16"):
-                raise tpo.MediaError(
-                    f"{path}: is an image of mode {image.mode}, in colours; expected a palette or grey image whose "
-                    "values are object ids"
-                )
-            return np.asarray(image.convert("L") if image.mode == "1" else image)
-    except FileNotFoundError as error:
-        raise tpo.MediaError(f"{path}: no such file") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata, and on more pixels than it likes
+            with Image.open(path, formats=["PNG"]) as image:
+                rle.check_pixels("its size", image.height, image.width, max_pixels)
+                yield image
     except tpo.MediaError:
         raise
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged files
-        raise tpo.MediaError(f"{path}: cannot be read as a mask: {error}") from error
+    except Exception as error:  # Pillow, zlib and struct each have their own
+        reason = str(error) or type(error).__name__
+        raise tpo.MediaError(f"{path}: cannot be read as a mask: {reason}") from error
 
 
 def as_mask(mask: Any) -> np.ndarray:
     """A mask as bool [H, W]: an array, a tensor, or RLE."""
     if isinstance(mask, Mapping):
-        return rle.decode(mask)
+        return rle.decode(mask, None)
     return np.asarray(mask.detach().cpu() if hasattr(mask, "detach") else mask) > 0
 
 

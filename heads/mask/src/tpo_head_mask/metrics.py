@@ -103,7 +103,9 @@ class AnswerScores:
     MeViS, whose expressions may mean several objects, is evaluated.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_pixels: int = rle.MAX_PIXELS) -> None:
+        self.max_pixels = max_pixels
+        """What a true mask may have."""
         self._answers: list[tuple[float, float]] = []
 
     def add(self, values: Sequence[Mapping[str, Any]], tasks: Sequence[Mapping[str, Any]]) -> None:
@@ -116,8 +118,9 @@ class AnswerScores:
             raise tpo.TPOError("an answer's tasks are to have 'masks', and all of them the same 'times'")
         scores = []
         for index, time_s in enumerate(times[0]):
-            true = [read_mask(mask) for task in tasks if (mask := task["masks"][index]) is not None]
-            found = [rle.decode(mask) for value in values if (mask := mask_at(value, time_s)) is not None]
+            masks = [mask for task in tasks if (mask := task["masks"][index]) is not None]
+            true = [read_mask(mask, max_pixels=self.max_pixels) for mask in masks]
+            found = [rle.decode(mask, None) for value in values if (mask := mask_at(value, time_s)) is not None]
             if not true and not any(mask.any() for mask in found):
                 scores.append((1.0, 1.0))
                 continue

@@ -6,7 +6,8 @@ the one two before, is cut into groups of five bits, the lowest first, in two's 
 48 + bits, with 32 added where more groups follow.
 
 Unlike pycocotools, which fills what wrong `counts` leave open with whatever stands in memory, everything here refuses
-counts that do not cover the mask exactly.
+counts that do not cover the mask exactly, and a mask of more pixels than it is told to accept: sixty bytes can ask for
+any amount of memory.
 """
 
 from __future__ import annotations
@@ -16,7 +17,13 @@ from typing import Any
 
 import numpy as np
 
+import tpo_plugin as tpo
+from tpo_plugin.errors import shown
+
 RLE = dict[str, Any]
+
+MAX_PIXELS = 50_000_000
+"""Of a mask, unless the head's configuration says otherwise (`max_mask_pixels`); 8K video has 33 million."""
 
 _MOST_GROUPS = 7
 """35 bits: more than any run of a mask needs."""
@@ -34,31 +41,42 @@ def encode(mask: Any) -> RLE:
     return {"size": [int(n) for n in mask.shape], "counts": _compress(counts)}
 
 
-def decode(rle: Mapping[str, Any]) -> np.ndarray:
-    """The mask, bool [H, W]. Raises `ValueError` for what is no RLE."""
+def decode(rle: Mapping[str, Any], max_pixels: int | None = MAX_PIXELS) -> np.ndarray:
+    """The mask, bool [H, W]. Raises `TPOError` for what is no RLE, or of more than `max_pixels` (None: of any size)."""
     height, width = _size(rle)
+    check_pixels("size", height, width, max_pixels)
     counts = _checked_counts(rle)
     foreground = np.arange(len(counts)) % 2 == 1
     return np.repeat(foreground, counts).reshape(width, height).T
 
 
 def area(rle: Mapping[str, Any]) -> int:
-    """Number of foreground pixels. Raises `ValueError` for what is no RLE."""
+    """Number of foreground pixels. Raises `TPOError` for what is no RLE."""
     return int(_checked_counts(rle)[1::2].sum())
 
 
-def check(rle: Any) -> None:
-    """Raises `ValueError` that says what is wrong with an RLE."""
+def check(rle: Any, max_pixels: int = MAX_PIXELS) -> None:
+    """Raises `TPOError` that says what is wrong with an RLE, also where `decode` would."""
+    check_pixels("size", *_size(rle), max_pixels)
     _checked_counts(rle)
+
+
+def check_pixels(where: str, height: int, width: int, max_pixels: int | None) -> None:
+    """Raises `TPOError` that begins with `where` for a mask of more than `max_pixels`."""
+    if max_pixels is not None and height * width > max_pixels:
+        raise tpo.TPOError(
+            f"{where} is {shown([height, width])}, {shown(height * width)} pixels; expected at most "
+            f"max_mask_pixels={max_pixels}, which the mask head's configuration may raise"
+        )
 
 
 def _size(rle: Any) -> tuple[int, int]:
     if not isinstance(rle, Mapping) or not {"size", "counts"} <= set(rle):
-        raise ValueError(f'is {rle!r:.80}; expected COCO RLE {{"size": [height, width], "counts": ...}}')
+        raise tpo.TPOError(f'is {shown(rle)}; expected COCO RLE {{"size": [height, width], "counts": ...}}')
     size = rle["size"]
     valid = isinstance(size, (list, tuple)) and len(size) == 2
     if not valid or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in size):
-        raise ValueError(f"size is {size!r}; expected [height, width] in pixels")
+        raise tpo.TPOError(f"size is {shown(size)}; expected [height, width] in pixels")
     return size[0], size[1]
 
 
@@ -67,18 +85,21 @@ def _checked_counts(rle: Any) -> np.ndarray:
     height, width = _size(rle)
     counts = rle["counts"]
     if isinstance(counts, (str, bytes)):
-        runs = _decompress(counts if isinstance(counts, bytes) else counts.encode("utf-8"))
+        runs = _decompress(counts if isinstance(counts, bytes) else counts.encode("utf-8", "surrogatepass"))
         if runs is None:
-            raise ValueError(f"counts is {counts!r:.80}, which is no compressed RLE")
+            raise tpo.TPOError(f"counts is {shown(counts)}, which is no compressed RLE")
     elif isinstance(counts, (list, tuple)) and all(isinstance(n, int) and not isinstance(n, bool) for n in counts):
+        wrong = next((n for n in counts if abs(n) >> 5 * _MOST_GROUPS), None)
+        if wrong is not None:
+            raise tpo.TPOError(f"counts holds {shown(wrong)}, which is longer than any run of a mask")
         runs = np.array(counts, dtype=np.int64)
     else:
-        raise ValueError(f"counts is {counts!r:.80}; expected COCO's compressed string or a list of run lengths")
+        raise tpo.TPOError(f"counts is {shown(counts)}; expected COCO's compressed string or a list of run lengths")
     if (runs < 0).any():
-        raise ValueError("counts holds a negative run length")
-    total = int(runs.sum())
-    if total != height * width:
-        raise ValueError(f"counts covers {total} pixels, its size {[height, width]} has {height * width}")
+        raise tpo.TPOError("counts holds a negative run length")
+    total, most = int(runs.sum()), int(runs.max(initial=0))
+    if total != height * width or most > total:  # more than all: the sum ran over
+        raise tpo.TPOError(f"counts covers {total} pixels, its size {[height, width]} has {height * width}")
     return runs
 
 

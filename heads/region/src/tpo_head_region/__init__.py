@@ -16,3 +16,11 @@ def register_heads(register: Callable[..., None]) -> None:
         task_token="<boxes>",
         input_token="<region_box>",
     )
+
+
+@tpo.hookimpl
+def register_formats(register: Callable[..., None]) -> None:
+    from tpo_head_region.formats import FORMATS
+
+    for name, target in FORMATS.items():
+        register(name, f"tpo_head_region.formats.{target}")

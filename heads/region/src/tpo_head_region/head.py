@@ -12,6 +12,7 @@ import tpo_plugin as tpo
 from tpo_head_region.boxes import giou_loss, iou
 from tpo_head_region.codec import RegionCodec
 from tpo_head_region.config import RegionConfig
+from tpo_plugin.scores import overlap_metrics
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -39,13 +40,26 @@ class RegionHead(RegionCodec, tpo.TaskHead):
         self.config = config
         self.decoder = RegionMLP(hidden_size, hidden_size // 2, 4)
         self.encoder = RegionMLP(4, hidden_size // 2, hidden_size)
+        self.scorer: RegionMLP | None = RegionMLP(hidden_size + 4, hidden_size // 2, 1)
         with torch.no_grad():  # start near the centred box: an inverted box has an L1 loss but no overlap to learn from
             self.decoder.fc2.weight.mul_(0.1)
             self.decoder.fc2.bias.copy_(torch.tensor(CENTRED_BOX))
 
     def forward(self, e_ND: Tensor) -> dict[str, Tensor]:
-        """`boxes_xyxy` [N, 4], normalised to the image and not bounded (`postprocess` bounds it)."""
-        return {"boxes_xyxy": self.decoder(e_ND)}
+        """`boxes_xyxy` [N, 4], normalised to the image and not bounded (`postprocess` bounds it).
+
+        `quality` [N]: logits of the IoU that the box is expected to have. They are read off without a gradient into
+        embedding and box, which therefore train as without a score.
+        """
+        boxes = self.decoder(e_ND)
+        if self.scorer is None:
+            return {"boxes_xyxy": boxes}
+        return {"boxes_xyxy": boxes, "quality": self.scorer(torch.cat((e_ND, boxes), -1).detach())[:, 0]}
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if not any(key.startswith(f"{prefix}scorer.") for key in state_dict):
+            self.scorer = None  # saved before the head had scores
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def encode(self, inputs: dict[str, Any]) -> Tensor:
         """From `boxes_xyxy` [M, 4] to embeddings [M, D]."""
@@ -55,20 +69,31 @@ class RegionHead(RegionCodec, tpo.TaskHead):
         """`targets`: `boxes_xyxy` [N, 4] with x1 < x2 and y1 < y2. Each loss is weighted; their sum is the head's.
 
         "l1_giou": per box 2 x (mean of |difference| over its four numbers) + (1 - GIoU) / 5. "mse": per box the mean of
-        the squared differences.
+        the squared differences. With `quality` also the divergence of each score from the IoU that its box reached, as
+        probabilities: least, and 0 where the IoU is known, for the IoU to be expected.
         """
         predicted, true = outputs["boxes_xyxy"], targets["boxes_xyxy"]
         if self.config.loss == "mse":
-            return {"loss_region_mse": F.mse_loss(predicted, true, reduction="sum") / 4 / num_targets}
-        return {
-            "loss_region_l1": 2 * F.l1_loss(predicted, true, reduction="sum") / 4 / num_targets,
-            "loss_region_giou": giou_loss(predicted, true).sum() / 5 / num_targets,
-        }
+            losses = {"loss_region_mse": F.mse_loss(predicted, true, reduction="sum") / 4}
+        else:
+            losses = {
+                "loss_region_l1": 2 * F.l1_loss(predicted, true, reduction="sum") / 4,
+                "loss_region_giou": giou_loss(predicted, true).sum() / 5,
+            }
+        if "quality" in outputs:
+            reached = iou(self.postprocess(outputs), true).detach()
+            cross_entropy = F.binary_cross_entropy_with_logits(outputs["quality"], reached, reduction="sum")
+            losses["loss_region_quality"] = cross_entropy - F.binary_cross_entropy(reached, reached, reduction="sum")
+        return {name: loss / num_targets for name, loss in losses.items()}
 
     def postprocess(self, outputs: dict[str, Tensor]) -> Tensor:
         """[N, 4] inside the image; an inverted side gets length 0 at its first corner."""
         first, second = outputs["boxes_xyxy"].clamp(0, 1).split(2, dim=-1)
         return torch.cat((first, torch.maximum(first, second)), -1)
+
+    def score(self, outputs: dict[str, Tensor]) -> Tensor | None:
+        """The IoU that each box is expected to have, [N] in 0 to 1; None of weights saved before there were scores."""
+        return outputs["quality"].sigmoid() if "quality" in outputs else None
 
     def to_units(self, value: Any, *, width: int | None, height: int | None, duration: float | None) -> Tensor:
         """The box [4] in pixels of a `width` x `height` image."""
@@ -99,10 +124,28 @@ class RegionHead(RegionCodec, tpo.TaskHead):
 
 
 class RegionMetrics(tpo.HeadMetrics):
-    """`acc@0.5`, the share of boxes with an IoU of at least 0.5, and `mean_iou`; each box as `postprocess` gives it."""
+    """`acc@0.5`, the share of boxes with an IoU of at least 0.5, and `mean_iou`; each box as `postprocess` gives it.
 
+    Of boxes with scores also `ap@0.5`, `ap` (over IoUs of 0.5 to 0.95) and `calibration_error` of the score as an
+    expected IoU; see `tpo_plugin.scores`. Each box counts for its own question.
+    """
+
+    def __init__(self, head: tpo.TaskHead) -> None:
+        super().__init__(head)
+        self._overlaps: list[Tensor] = []
+        self._scores: list[Tensor] = []
+
+    @torch.no_grad()
     def update(self, outputs: dict[str, Tensor], targets: dict[str, Any]) -> None:
-        overlap = iou(self.head.postprocess(outputs), targets["boxes_xyxy"])
-        for name, value in (("acc@0.5", (overlap >= 0.5).sum()), ("mean_iou", overlap.sum())):
-            self.sums[name] = self.sums.get(name, 0.0) + value.item()
-        self.num_targets += len(overlap)
+        self._overlaps.append(iou(self.head.postprocess(outputs), targets["boxes_xyxy"]).cpu())
+        scores = self.head.score(outputs)
+        if scores is not None:
+            self._scores.append(scores.cpu())
+
+    def compute(self) -> dict[str, float]:
+        overlaps = torch.cat([torch.zeros(0), *self._overlaps])
+        if not len(overlaps):
+            return {}
+        found = {"acc@0.5": float((overlaps >= 0.5).double().mean()), "mean_iou": float(overlaps.double().mean())}
+        scores = torch.cat([torch.zeros(0), *self._scores])
+        return found | (overlap_metrics(scores, overlaps, len(overlaps)) if len(scores) == len(overlaps) else {})

@@ -20,9 +20,17 @@ def register_heads(register: Callable[..., None]) -> None:
 
 @tpo.hookimpl
 def register_commands(app: Any) -> None:
-    """Adds `tpo import cg-detr`, `tpo cache-features`, `tpo convert-moments` and `tpo evaluate-moments`."""
+    """Adds `tpo import cg-detr`, `tpo cache-features` and `tpo evaluate-moments`."""
     from tpo_head_temporal import importing
     from tpo_head_temporal.commands import register
 
     importing.register(app)
     register(app)
+
+
+@tpo.hookimpl
+def register_formats(register: Callable[..., None]) -> None:
+    from tpo_head_temporal.formats import FORMATS
+
+    for name, target in FORMATS.items():
+        register(name, f"tpo_head_temporal.formats.{target}")

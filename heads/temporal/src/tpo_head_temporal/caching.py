@@ -6,7 +6,6 @@ FOLDER/text/<record's id>.safetensors
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +18,11 @@ from torch.utils.data import DataLoader, Dataset
 
 import tpo_plugin as tpo
 from tpo_head_temporal.encoder import FrozenEncoder
-from tpo_head_temporal.features import save_features
+from tpo_head_temporal.features import read_about, save_features
 from tpo_head_temporal.jsonlines import read_jsonl
 from tpo_head_temporal.media_files import is_video
+from tpo_plugin.data.confine import check_video
+from tpo_plugin.errors import shown
 
 FORMAT = 1
 _ALL_CLIPS = 1_000_000
@@ -54,6 +55,7 @@ def cache_features(
     folder: str | Path,
     *,
     media_root: str | Path | None = None,
+    confine: bool = False,
     clip_s: float = 2.0,
     num_workers: int = 2,
     batch_size: int = 64,
@@ -63,8 +65,8 @@ def cache_features(
 
     A clip of `clip_s` seconds gives one frame: that nearest to its middle by the file's own time stamps. What is there
     already is kept, so that the same call goes on after an interruption; a video that cannot be read is counted and
-    named in the report. Raises `TPOError` where the folder holds features of another model or of other clips, and
-    where no video can be read.
+    named in the report. `confine` is that of `tpo_plugin.data.Records`. Raises `TPOError` where the folder holds
+    features of another model or of other clips, and where no video can be read.
     """
     if not clip_s > 0:
         raise tpo.TPOError(f"clip_s is {clip_s}; expected seconds above 0")
@@ -73,7 +75,7 @@ def cache_features(
     if source.is_dir():
         videos = sorted(path for path in source.rglob("*") if is_video(path))
     else:
-        videos, queries = _records(source, Path(media_root or source.parent), report)
+        videos, queries = _records(source, Path(media_root or source.parent), report, confine)
     if not videos:
         raise tpo.TPOError(f"{source}: has no video; expected records with 'video', or a folder of videos")
     targets = {path: folder / "video" / f"{stem}.safetensors" for stem, path in _by_stem(videos).items()}
@@ -165,8 +167,8 @@ def _is_there(path: Path, wanted: dict[str, Any]) -> bool:
         return False
     try:
         with safe_open(path, framework="np") as file:
-            held = json.loads((file.metadata() or {}).get("tpo", "{}"))
-    except SafetensorError:
+            held = read_about(file) or {}
+    except (SafetensorError, ValueError):  # half a file
         return False
     for name in ("encoder", "clip_s"):
         if name in wanted and held.get(name) != wanted[name]:
@@ -175,19 +177,24 @@ def _is_there(path: Path, wanted: dict[str, Any]) -> bool:
     return all(held.get(name) == value for name, value in wanted.items())
 
 
-def _records(path: Path, media_root: Path, report: CacheReport) -> tuple[list[Path], dict[str, str]]:
+def _records(path: Path, media_root: Path, report: CacheReport, confine: bool) -> tuple[list[Path], dict[str, str]]:
     """The videos of a file of records, and the query of each record's temporal task."""
     videos: dict[Path, None] = {}
     queries: dict[str, str] = {}
     without = 0
     for line, record in read_jsonl(path):
         given = record.get("video") or []
-        for name in [given] if isinstance(given, str) else given:
+        for name in given if isinstance(given, list) else [given]:
             if not isinstance(name, str):
-                raise tpo.RecordError(f"is {name!r}, expected a path", file=str(path), line=line, field="video")
+                raise tpo.RecordError(f"is {shown(name)}, expected a path", file=str(path), line=line, field="video")
+            if confine:
+                _check_inside(media_root / name, media_root, path, line)
             videos[media_root / name] = None
+        given = record.get("tasks") or []
         tasks = [
-            task for task in record.get("tasks") or [] if isinstance(task, dict) and task.get("head") == "temporal"
+            task
+            for task in (given if isinstance(given, list) else [])
+            if isinstance(task, dict) and task.get("head") == "temporal"
         ]
         query = tasks[0].get("query") if len(tasks) == 1 else None
         if not isinstance(query, str):
@@ -203,6 +210,13 @@ def _records(path: Path, media_root: Path, report: CacheReport) -> tuple[list[Pa
     if without:
         report.notes.append(f"  no text features of {without} records, which have not exactly one task with a 'query'")
     return list(videos), queries
+
+
+def _check_inside(video: Path, media_root: Path, path: Path, line: int) -> None:
+    try:
+        check_video(video, media_root)
+    except tpo.MediaError as error:
+        raise tpo.RecordError(str(error), file=str(path), line=line, field="video") from error
 
 
 def _by_stem(videos: list[Path]) -> dict[str, Path]:

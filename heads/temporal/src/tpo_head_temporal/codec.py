@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class TemporalCodec(tpo.TaskCodec):
     """`spans`: [[start, end], ...] in seconds; optional `saliency`, 0 to 12 for each clip, and `clip_s`.
 
-    `tpo convert-moments` also writes what its data set says: `query`, the question in its words, which
+    `tpo convert` also writes what a data set says: `query`, the question in its words, which
     `tpo cache-features` reads, and `duration`, the seconds of the video. The head reads neither.
     """
 

@@ -1,4 +1,4 @@
-"""The commands `tpo evaluate-moments`, `tpo convert-moments` and `tpo cache-features`. No torch in here."""
+"""The commands `tpo evaluate-moments` and `tpo cache-features`. No torch in here."""
 
 from __future__ import annotations
 
@@ -35,21 +35,6 @@ def evaluate_moments(
         typer.echo(f"{name:24}{value:6.2f}")
 
 
-def convert_moments(
-    format: Annotated[str, typer.Argument(help="charades-sta, qvhighlights, activitynet-captions or didemo.")],
-    file: Annotated[Path, typer.Argument(help="Annotations in that format.")],
-    videos: Annotated[Path, typer.Option(help="Folder of the videos.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Records to write, JSON Lines.")],
-) -> None:
-    """Write the records of a moment retrieval data set.
-
-    Queries that break the format, or whose video is not there or cannot be read, are left out, counted and named.
-    """
-    from tpo_head_temporal.convert import convert
-
-    typer.echo(str(convert(format, file, videos, output)))
-
-
 def cache_features(
     source: Annotated[Path, typer.Argument(help="Records (JSON Lines), or a folder of videos.")],
     model: Annotated[str, typer.Option(help="CLIP, SigLIP or vision tower: a folder or hub name.")],
@@ -57,6 +42,10 @@ def cache_features(
     media_root: Annotated[
         Path | None, typer.Option(help="Where the records' videos are; by default beside them.")
     ] = None,
+    confine: Annotated[
+        bool,
+        typer.Option("--confine", help="For records of others: refuse those that name files outside of their folder."),
+    ] = False,
     clip_s: Annotated[float, typer.Option(help="Seconds of a clip; each gives one frame.")] = 2.0,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode videos.")] = 2,
     batch_size: Annotated[int, typer.Option(min=1, help="Frames that the model sees at once.")] = 64,
@@ -73,6 +62,7 @@ def cache_features(
         model,
         output,
         media_root=media_root,
+        confine=confine,
         clip_s=clip_s,
         num_workers=workers,
         batch_size=batch_size,
@@ -83,5 +73,5 @@ def cache_features(
 
 def register(app: Any) -> None:
     """Adds the commands to the typer `app`."""
-    for command in (evaluate_moments, convert_moments, cache_features):
+    for command in (evaluate_moments, cache_features):
         app.command(command.__name__.replace("_", "-"))(command)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Interval
 
@@ -17,6 +17,9 @@ Weight = Annotated[float, Ge(0)]
 @dataclass(kw_only=True)
 class TemporalConfig(tpo.HeadConfig):
     """Defaults are those published for QVHighlights (CG-DETR, arXiv 2311.08835)."""
+
+    weight_beside_others: ClassVar[float] = 0.05
+    """As TPO's authors weight the sum of the losses, which is about 40 at the start (arXiv 2412.19326)."""
 
     features: Literal["host", "clip", "files"] = "host"
     """Where the clips' and the words' features come from: "host", its own vision tower and `text`; "clip", a
@@ -35,6 +38,8 @@ class TemporalConfig(tpo.HeadConfig):
     host's `text`."""
     clip_s: Annotated[float, Gt(0)] | None = None
     """For features "files" that do not store their video's length: seconds of a clip, to check the length by."""
+    max_feature_numbers: Count = 32_000_000
+    """For features "files": so many numbers may a file hold; one with more is refused before it takes memory."""
     video_size: Count | None = None
     """Width of the clips' features; None takes that of the vision tower or CLIP. Needed for features "files"."""
     text_size: Count | None = None
@@ -76,7 +81,14 @@ class TemporalConfig(tpo.HeadConfig):
     align_weight: Weight = 1.0
     distill_weight: Weight = 1.0
     orthogonal_weight: Weight = 1.0
-    """Weights of the losses. Those of span, GIoU and label are the matcher's costs too, as published."""
+    """Weights of the losses."""
+    attention_weight: Weight = 1.0
+    """Weight, inside the saliency loss, of its terms on the attention to words (`lw_wattn` of the public code)."""
+    span_cost: Weight | None = None
+    giou_cost: Weight | None = None
+    label_cost: Weight | None = None
+    """What the matcher weighs a pair's distance, GIoU and foreground probability by. None takes the weight of that
+    loss, as published."""
     background_weight: Weight = 0.1
     """Weight of a query without a moment in the label loss."""
     margin: Weight = 0.2
@@ -100,6 +112,18 @@ class TemporalConfig(tpo.HeadConfig):
             raise tpo.TPOError(f"hidden: is {self.hidden}; expected a multiple of num_heads and of 8")
         if self.num_prompts > self.total_prompts:
             raise tpo.TPOError(f"num_prompts: is {self.num_prompts}; expected at most {self.total_prompts}")
+
+    def matcher_costs(self) -> dict[str, float]:
+        """Costs of a pair of a query and a moment, as `matcher.match` takes them."""
+
+        def cost(own: float | None, weight: float) -> float:
+            return weight if own is None else own
+
+        return {
+            "span": cost(self.span_cost, self.span_weight),
+            "giou_": cost(self.giou_cost, self.giou_weight),
+            "label": cost(self.label_cost, self.label_weight),
+        }
 
     def loss_weights(self) -> dict[str, float]:
         """Weight of each named loss, those of earlier decoder layers included."""

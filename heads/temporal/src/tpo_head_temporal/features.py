@@ -7,19 +7,27 @@ name); files of `tpo cache-features` also hold `times_s` [L], when each frame is
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 import tpo_plugin as tpo
+from tpo_plugin.checks import is_number
+from tpo_plugin.errors import shown
+from tpo_plugin.json_file import parse_json
 
 SUFFIXES = (".safetensors", ".npz")
 KEYS = ("features", "last_hidden_state")
+MAX_NUMBERS = 32_000_000
+"""Of a file's features, unless the head's configuration says otherwise (`max_feature_numbers`): six hours of video in
+clips of two seconds, each 2816 wide."""
 SLACK_CLIPS = 2
 """Kinds of features, and a video, may differ by so many clips: extractors cut the last, unfilled clip or keep it."""
 _SLACK_S = 0.5
@@ -43,17 +51,18 @@ def load_features(
     duration_s: float | None = None,
     clip_s: float | None = None,
     normalise: bool = True,
+    max_numbers: int = MAX_NUMBERS,
 ) -> Tensor:
     """Features [L, C] of a video or text, float32: one file for each kind of feature, side by side.
 
     Each kind is divided by its length, x / (|x| + 1e-5), and all are cut to the shortest. With the video's
     `duration_s` the number of clips is checked: against the length stored in the file, else, with `clip_s`, against
-    duration_s / clip_s. Raises `MediaError` for a file that is missing or cannot be read, or whose length disagrees
-    with the others' or with the video's by more than two clips.
+    duration_s / clip_s. Raises `MediaError` for a file that is missing, cannot be read or holds more than
+    `max_numbers`, or whose length disagrees with the others' or with the video's by more than two clips.
     """
     kinds = []
     for path in paths:
-        found = read_features(path)
+        found = read_features(path, max_numbers)
         _check_length(path, found, duration_s, clip_s)
         features = found.features
         if normalise:
@@ -66,15 +75,17 @@ def load_features(
     return torch.from_numpy(np.concatenate([kind[: min(lengths)] for kind in kinds], axis=-1))
 
 
-def load_times(path: str | Path) -> Tensor | None:
+def load_times(path: str | Path, max_numbers: int = MAX_NUMBERS) -> Tensor | None:
     """When the frames of a file of `tpo cache-features` are shown, float64 [L]; None for files that do not say."""
-    times_s = read_features(path).times_s
+    times_s = read_features(path, max_numbers).times_s
     return None if times_s is None else torch.from_numpy(times_s)
 
 
 def find_features(folder: str | Path, *names: str) -> Path:
     """The file of the first of some names that is in a folder. Raises `MediaError` that names what was looked for."""
     for name in names:
+        if Path(name).name != name:
+            raise tpo.MediaError(f"{shown(name)} is no file's name; expected one, by which its features are found")
         for suffix in SUFFIXES:
             path = Path(folder) / (name + suffix)
             if path.is_file():
@@ -84,30 +95,48 @@ def find_features(folder: str | Path, *names: str) -> Path:
     raise tpo.MediaError(f"{folder}: {reason} features {looked_for}; compute them with `tpo cache-features`")
 
 
-def read_features(path: str | Path) -> FeatureFile:
-    """One file. Raises `MediaError` where it cannot be read or holds something else than finite numbers [L, C]."""
+def read_features(path: str | Path, max_numbers: int = MAX_NUMBERS) -> FeatureFile:
+    """One file, of which only the arrays that are needed are read.
+
+    Raises `MediaError` where it cannot be read, holds something else than finite numbers [L, C] or times that do not
+    fit them, or more than `max_numbers`.
+    """
     path = Path(path)
     if not path.is_file():
         raise tpo.MediaError(f"{path}: no such file of features; compute it with `tpo cache-features`")
-    about = None
     try:
         if path.suffix == ".safetensors":
-            arrays, about = _read_safetensors(path)
-        elif path.suffix == ".npz":
+            with safe_open(path, framework="pt") as file:  # numpy has no bfloat16
+                about = read_about(file)
+                return _checked(file.keys(), lambda name: _tensor(file, name, max_numbers), about)
+        if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-        else:
-            raise ValueError(f"its name should end in {' or '.join(SUFFIXES)}")
+                return _checked(file.files, lambda name: _array(file, name, max_numbers), None)
+        raise ValueError(f"its name should end in {' or '.join(SUFFIXES)}")
+    except tpo.MediaError as error:
+        raise tpo.MediaError(f"{path}: {error}") from error.__cause__
     except Exception as error:  # whatever zipfile, numpy or safetensors raise
-        raise tpo.MediaError(f"{path}: cannot be read as features: {error or type(error).__name__}") from error
-    return FeatureFile(_features(path, arrays), arrays.get("times_s"), about)
+        reason = str(error) or type(error).__name__
+        raise tpo.MediaError(f"{path}: cannot be read as features: {reason}") from error
+
+
+def read_about(file: Any) -> dict[str, Any] | None:
+    """What `save_features` was told, of an open safetensors file. Raises `ValueError` where it cannot be read."""
+    text = (file.metadata() or {}).get("tpo")
+    if text is None:
+        return None
+    about = parse_json(text, finite=True)
+    duration_s = about.get("duration_s", 0) if isinstance(about, dict) else None
+    if not is_number(duration_s):
+        raise ValueError(f"its metadata 'tpo' is {shown(text)}; expected an object, its duration_s in seconds")
+    return about
 
 
 def save_features(path: Path, features: Tensor, times_s: np.ndarray | None, about: dict[str, Any]) -> None:
     """Writes a safetensors file under a temporary name first, so that no half file is ever found."""
     from safetensors.numpy import save_file
 
-    from tpo_plugin.files import replace_file
+    from tpo_plugin.atomic import replace_file
 
     arrays = {"features": features.numpy().astype(np.float32)}
     if times_s is not None:
@@ -116,28 +145,48 @@ def save_features(path: Path, features: Tensor, times_s: np.ndarray | None, abou
     replace_file(path, lambda temporary: save_file(arrays, temporary, metadata={"tpo": json.dumps(about)}))
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:  # numpy has no bfloat16
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        about = (file.metadata() or {}).get("tpo")
-    arrays = {name: (t.float() if t.dtype == torch.bfloat16 else t).numpy() for name, t in tensors.items()}
-    return arrays, None if about is None else json.loads(about)
-
-
-def _features(path: Path, arrays: dict[str, np.ndarray]) -> np.ndarray:
-    key = next((key for key in KEYS if key in arrays), None) or (next(iter(arrays)) if len(arrays) == 1 else None)
+def _checked(names: Collection[str], read: Callable[[str], np.ndarray], about: dict[str, Any] | None) -> FeatureFile:
+    """The features and, where they are there, their times. Raises `MediaError`."""
+    key = next((key for key in KEYS if key in names), None) or (next(iter(names)) if len(names) == 1 else None)
     if key is None:
-        held = ", ".join(map(repr, arrays)) or "nothing"
-        raise tpo.MediaError(f"{path}: holds {held}, expected {' or '.join(map(repr, KEYS))}")
-    array = arrays[key]
+        held = ", ".join(map(repr, names))[:200] or "nothing"
+        raise tpo.MediaError(f"holds {held}, expected {' or '.join(map(repr, KEYS))}")
+    array = read(key)
     if array.ndim != 2 or not array.size or array.dtype.kind not in "fiu":
-        raise tpo.MediaError(f"{path}: {key!r} is {array.dtype} {list(array.shape)}, expected numbers [clips, width]")
-    array = array.astype(np.float32)
+        raise tpo.MediaError(f"{key!r} is {array.dtype} {list(array.shape)}, expected numbers [clips, width]")
+    with np.errstate(over="ignore"):  # a float64 that no float32 holds
+        array = array.astype(np.float32)
     if not np.isfinite(array).all():
-        raise tpo.MediaError(f"{path}: {key!r} holds numbers that are not finite")
-    return array
+        raise tpo.MediaError(f"{key!r} holds numbers that are not finite")
+    if "times_s" not in names:
+        return FeatureFile(array, None, about)
+    times_s = read("times_s")
+    if times_s.dtype.kind != "f" or times_s.shape != (len(array),) or not (np.diff(times_s, prepend=0) >= 0).all():
+        raise tpo.MediaError(
+            f"'times_s' is {times_s.dtype} {list(times_s.shape)}, expected {len(array)} ascending seconds"
+        )
+    return FeatureFile(array, times_s.astype(np.float64), about)
+
+
+def _tensor(file: Any, name: str, max_numbers: int) -> np.ndarray:
+    _check_size(name, math.prod(file.get_slice(name).get_shape()), max_numbers)
+    tensor = file.get_tensor(name)
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def _array(file: Any, name: str, max_numbers: int) -> np.ndarray:
+    """An array of an npz; its size is what the archive says, beyond which nothing is unpacked."""
+    member = file.zip.getinfo(name if name in file.zip.namelist() else f"{name}.npy")
+    _check_size(name, member.file_size // 8, max_numbers)  # the widest numbers have 8 bytes
+    return file[name]
+
+
+def _check_size(name: str, num: int, max_numbers: int) -> None:
+    if num > max_numbers:
+        raise tpo.MediaError(
+            f"{name!r} holds {num} numbers; expected at most max_feature_numbers={max_numbers}, which the temporal "
+            "head's configuration may raise"
+        )
 
 
 def _check_length(path: str | Path, found: FeatureFile, duration_s: float | None, clip_s: float | None) -> None:

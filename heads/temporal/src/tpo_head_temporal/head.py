@@ -183,7 +183,8 @@ class TemporalHead(TemporalCodec, tpo.TaskHead):
             truth,
             margin=config.margin,
             background=config.background_weight,
-            costs={"span": config.span_weight, "giou_": config.giou_weight, "label": config.label_weight},
+            attention_weight=config.attention_weight,
+            costs=config.matcher_costs(),
             reference=config.reference_losses,
         )
         return {name: weight * losses[name] * num / num_targets for name, weight in weights.items()}

@@ -161,13 +161,23 @@ def _files_row(config: TemporalConfig, sample: tpo.Sample) -> tuple[dict[str, Te
 
     stem, duration_s = Path(sample.record.videos[0]).stem, sample.videos[0].duration_s
     paths = [find_features(folder, stem) for folder in config.video_features]
-    video = load_features(paths, duration_s=duration_s, clip_s=config.clip_s, normalise=config.normalise)
+    video = load_features(
+        paths,
+        duration_s=duration_s,
+        clip_s=config.clip_s,
+        normalise=config.normalise,
+        max_numbers=config.max_feature_numbers,
+    )
     row = {"video": _checked(video, config.video_size, paths)}
-    stored = load_times(paths[0])
+    stored = load_times(paths[0], config.max_feature_numbers)
     times_s = even_times(len(video), duration_s) if stored is None else stored.numpy()[: len(video)]
     if config.text_features is not None:
         path = find_features(config.text_features, sample.record.id, f"qid{sample.record.id}")
-        row["words"] = _checked(load_features([path], normalise=config.normalise), config.text_size, [path])
+        row["words"] = _checked(
+            load_features([path], normalise=config.normalise, max_numbers=config.max_feature_numbers),
+            config.text_size,
+            [path],
+        )
         row["num_words"] = torch.tensor(float(len(row["words"])))
     return row, times_s
 

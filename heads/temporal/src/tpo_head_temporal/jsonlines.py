@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import gzip
-import json
+import zlib
 from pathlib import Path
 from typing import Any
 
 import tpo_plugin as tpo
+from tpo_plugin.json_file import parse_json as parse
+
+MAX_BYTES = 1 << 28
+"""What a .gz file may unpack to."""
 
 
 def read_jsonl(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
@@ -27,14 +31,21 @@ def read_jsonl(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
 def read_text(path: str | Path) -> str:
     """A UTF-8 text file, unpacked where its name ends in .gz."""
     try:
-        data = Path(path).read_bytes()
-        return (gzip.decompress(data) if str(path).endswith(".gz") else data).decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+        return (_unpacked(path) if str(path).endswith(".gz") else Path(path).read_bytes()).decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error, ValueError) as error:
         raise tpo.RecordError(f"cannot be read: {getattr(error, 'strerror', None) or error}", file=str(path)) from error
+
+
+def _unpacked(path: str | Path) -> bytes:
+    with gzip.open(path) as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"it unpacks to more than {MAX_BYTES} bytes; unpack it yourself")
+    return data
 
 
 def parse_json(text: str, path: str | Path, line: int | None = None) -> Any:
     try:
-        return json.loads(text)
+        return parse(text)
     except ValueError as error:
         raise tpo.RecordError(f"is not valid JSON: {error}", file=str(path), line=line) from error

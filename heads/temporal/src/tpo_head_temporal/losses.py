@@ -190,11 +190,13 @@ def criterion(
     costs: dict[str, float],
     background: float,
     margin: float,
+    attention_weight: float,
     reference: bool,
 ) -> dict[str, Tensor]:
     """Every loss by the public code's name, unweighted, each a mean over the batch; and `class_error`, in per cent.
 
-    `outputs`, `negatives` and `aligned` are what the network's methods give, `costs` the matcher's.
+    `outputs`, `negatives` and `aligned` are what the network's methods give, `costs` the matcher's. The terms "attn."
+    of the saliency loss count `attention_weight` times.
     """
     valid = outputs["frame_mask"]
     moment_mask = (targets.saliency > 0).to(valid.dtype)
@@ -210,7 +212,9 @@ def criterion(
             background=background,
             reference=reference,
         ),
-        "loss_saliency": torch.stack([*saliency.values()]).sum(),
+        "loss_saliency": torch.stack(
+            [attention_weight * term if name.startswith("attn.") else term for name, term in saliency.items()]
+        ).sum(),
         "loss_ms_align": torch.stack([*align.values()]).sum(),
         "loss_distill": distill_loss(aligned["similarity"], outputs["attention"], moment_mask, reference=reference),
         "loss_orthogonal_dummy": orthogonal.mean(),

@@ -104,13 +104,39 @@ _VECTORS = tuple(f"alignment.{side}.{part}.weight" for side in ("moment", "sente
 """Stored as [d] there and as [1, d] here."""
 
 
+OPTIONS = {
+    "nheads": "num_heads",
+    "num_prompts": "num_prompts",
+    "dropout": "dropout",
+    "input_dropout": "input_dropout",
+    "span_loss_coef": "span_weight",
+    "giou_loss_coef": "giou_weight",
+    "label_loss_coef": "label_weight",
+    "lw_saliency": "saliency_weight",
+    "lw_wattn": "attention_weight",
+    "lw_ms_align": "align_weight",
+    "lw_distill": "distill_weight",
+    "set_cost_span": "span_cost",
+    "set_cost_giou": "giou_cost",
+    "set_cost_class": "label_cost",
+    "eos_coef": "background_weight",
+    "saliency_margin": "margin",
+}
+"""Our field by the public code's option, of those that go over as they are."""
+
+
 def config_of(weights: Mapping[str, Tensor], options: Mapping[str, Any], *, dropout: bool = True) -> TemporalConfig:
     """The configuration of the head whose weights these are, after their shapes.
 
-    `options` are the public code's, for what no shape tells: `nheads`, `num_prompts` and the dropouts (0 without
-    `dropout`); by default those published.
+    `options` are the public code's, for what no shape tells (`OPTIONS`, by default those published); without `dropout`
+    both dropouts are 0.
     """
     ours = from_reference(weights)
+    given: dict[str, Any] = {field: options[name] for name, field in OPTIONS.items() if name in options}
+    if "lw_distill" in options:
+        given["orthogonal_weight"] = options["lw_distill"]  # there one option weighs both losses
+    if options.get("nms_thd", -1) >= 0:
+        given["nms"] = options["nms_thd"]  # negative: off
 
     def layers(prefix: str) -> int:
         return len({match[1] for name in ours if (match := re.match(rf"{re.escape(prefix)}\.(\d+)\.", name))})
@@ -120,7 +146,6 @@ def config_of(weights: Mapping[str, Tensor], options: Mapping[str, Any], *, drop
         video_size=ours["project_video.norms.0.weight"].shape[0] - 2,  # without the endpoint columns
         text_size=ours["project_text.norms.0.weight"].shape[0],
         hidden=ours["types.weight"].shape[1],
-        num_heads=options.get("nheads", 8),
         feed_forward=ours["trunk.encoder.layers.0.feed_forward.fc1.weight"].shape[0],
         input_layers=layers("project_video.linears"),
         cross_layers=layers("trunk.text_to_video.layers"),
@@ -132,7 +157,5 @@ def config_of(weights: Mapping[str, Tensor], options: Mapping[str, Any], *, drop
         num_dummies=ours["dummies.tokens.weight"].shape[0],
         num_queries=ours["decoder.anchors.weight"].shape[0],
         total_prompts=ours["trunk.token.prompts.weight"].shape[0],
-        num_prompts=options.get("num_prompts", 1),
-        dropout=options.get("dropout", 0.1) if dropout else 0.0,
-        input_dropout=options.get("input_dropout", 0.5) if dropout else 0.0,
+        **given | ({} if dropout else {"dropout": 0.0, "input_dropout": 0.0}),
     )

@@ -158,7 +158,7 @@ def test_a_training_script_as_it_is(tower, tmp_path):
     assert all(torch.isfinite(p).all() for p in model.tpo.parameters())
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_deepspeed_on_two_ranks(tower, tmp_path):
     """The example's DeepSpeed files with accumulation give what one process gives of whole batches."""
 

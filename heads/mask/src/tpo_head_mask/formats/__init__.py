@@ -1,24 +1,18 @@
-"""Readers of published formats, by name."""
+"""Masks and tracks, as they are published: one class a layout, each a command `tpo convert NAME`. No torch in here."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator
-from pathlib import Path
-
-from tpo_head_mask.formats.common import Found, FrameList, Sample, Skipped
-from tpo_head_mask.formats.folder import image_folder
-from tpo_head_mask.formats.tracks import got10k, lasot
-from tpo_head_mask.formats.vos import davis, mevis, ref_davis, ref_youtube_vos, sa_v
-
-FORMATS: dict[str, Callable[[Path, str | None], Iterator[Sample]]] = {
-    "davis": davis,
-    "ref-davis": ref_davis,
-    "ref-youtube-vos": ref_youtube_vos,
-    "mevis": mevis,
-    "sa-v": sa_v,
-    "lasot": lasot,
-    "got-10k": got10k,
-    "folder": image_folder,
+FORMATS = {
+    "davis": "vos:DAVIS",
+    "folder": "folder:Folder",
+    "got-10k": "tracks:GOT10k",
+    "grand-f": "pictures:GranDf",
+    "lasot": "tracks:LaSOT",
+    "mevis": "vos:MeViS",
+    "reason-seg": "pictures:ReasonSeg",
+    "ref-davis": "vos:RefDAVIS",
+    "ref-sav": "sav:RefSAV",
+    "ref-youtube-vos": "vos:RefYouTubeVOS",
+    "sa-v": "sav:SAV",
+    "semantic": "pictures:Semantic",
+    "youtube-vos": "vos:YouTubeVOS",
 }
-
-__all__ = ["FORMATS", "Found", "FrameList", "Sample", "Skipped"]
+"""Module and class in here, by the name of the format."""

@@ -1,88 +1,103 @@
-"""What readers of published formats make and share. A sample that cannot be used becomes a `Skipped` with its reason; a
-dataset that is not laid out as it should be is an error."""
+"""What formats of masks and tracks share: how entries are asked, and values and files of a source.
+
+What makes an entry unusable is a `MediaError` (masks of another size than their image, a file that is not there) or a
+`Fault` that names the field.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from PIL import Image
 
 import tpo_plugin as tpo
 from tpo_head_mask import rle
 from tpo_head_mask.jf import object_ids
-from tpo_head_mask.masks import Box, box_of, check_size, check_task, read_ids
+from tpo_head_mask.masks import Box, box_of, check_mask, check_size, read_ids
+from tpo_plugin.convert import MISSING, Entry, Format, FrameList, Place, worded
+from tpo_plugin.json_file import parse_json
 
 HEAD = "mask"
+VOID = 255
+"""In the maps of DAVIS and YouTube-VOS: pixels that are left out of scoring."""
 Size = tuple[int, int]
 """(height, width) in pixels."""
+Frames = list[rle.RLE | None]
+
+PICTURE_QUESTIONS = (
+    "Segment {phrase}.",
+    "Mark every pixel of {phrase}.",
+    "Outline {phrase} in the picture.",
+    "Give a mask of {phrase}.",
+    "Which pixels belong to {phrase}?",
+)
+VIDEO_QUESTIONS = (
+    "Segment {phrase} in the video.",
+    "Follow {phrase} through the video.",
+    "Show the way that {phrase} takes.",
+    "Mark {phrase} in every frame.",
+    "Give the track of {phrase}.",
+)
+TRACKING_QUESTIONS = (
+    "Track the object in <mask>.",
+    "Follow what <mask> shows through the video.",
+    "Where does the object in <mask> go?",
+    "Mark the object of <mask> in every frame.",
+    "The box <mask> shows an object; keep track of it.",
+)
+ANSWERS = ("Here it is: <mask>.", "This is it: <mask>.", "It is marked here: <mask>.")
+ANSWERS_FOR_MANY = ("Here they are: {masks}.", "These are they: {masks}.", "They are marked here: {masks}.")
 
 
-@dataclass(frozen=True)
-class FrameList:
-    """A video whose frames are image files."""
+@dataclass(kw_only=True)
+class Masks(Format):
+    """A layout of masks or tracks in a folder."""
 
-    name: str
-    files: tuple[Path, ...]
-    times_s: tuple[float, ...]
-    """When each frame is first shown, ascending from 0."""
-    end_s: float
+    heads = (HEAD,)
 
-    @classmethod
-    def at_rate(cls, name: str, files: Sequence[Path], fps: float) -> FrameList:
-        """Frames at a constant rate."""
-        times_s = [round(index / fps, 6) for index in range(len(files) + 1)]
-        return cls(name, tuple(files), tuple(times_s[:-1]), times_s[-1])
+    root: Annotated[Path, typer.Argument(help="Folder of the data set, as it is published.")]
+
+    def __post_init__(self) -> None:
+        folder(self.root, "the data set")
 
 
-@dataclass(frozen=True)
-class Found:
-    """One record to be."""
-
-    id: str
-    medium: Path | FrameList
-    question: str
-    answer: str
-    tasks: tuple[dict[str, Any], ...]
-    """In the order of the placeholders `<mask>` in question and answer."""
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A sample that cannot be used."""
-
-    id: str
-    reason: str
-
-
-Sample = Found | Skipped
-
-
-def guarded(name: str, make: Callable[[], Iterable[Sample]]) -> Iterator[Sample]:
-    """The samples that `make` gives; where it raises `MediaError`, what is left of them is skipped as one."""
-    try:
-        yield from make()
-    except tpo.MediaError as error:
-        yield Skipped(name, str(error))
-
-
-def referring(id: str, medium: Path | FrameList, phrase: str, targets: Sequence[dict[str, Any]]) -> Sample:
+def referring(id: str, medium: Path | FrameList, phrase: str, targets: Sequence[dict[str, Any]]) -> Entry:
     """A question by words; one mask in the answer for each object."""
-    phrase = phrase.strip().rstrip(".")
-    return _checked(Found(id, medium, f"Segment {phrase}.", _answer(len(targets)), tuple(targets)))
+    is_picture = isinstance(medium, Path) and "times" not in targets[0]
+    wordings = PICTURE_QUESTIONS if is_picture else VIDEO_QUESTIONS
+    return asked(id, medium, worded(wordings, id, phrase=phrase.strip().rstrip(".")), targets)
 
 
-def tracking(id: str, medium: Path | FrameList, target: dict[str, Any]) -> Sample:
-    """A question by the box of the first frame that shows the object."""
+def asked(id: str, medium: Path | FrameList, question: str, targets: Sequence[dict[str, Any]]) -> Entry:
+    """A question in words of its own; one mask in the answer for each object."""
+    kind = "images" if isinstance(medium, Path) and "times" not in targets[0] else "videos"
+    return Entry(id, [question, _answer(id, len(targets))], list(targets), **{kind: [medium]})  # type: ignore[arg-type]
+
+
+def tracking(id: str, medium: Path | FrameList, target: dict[str, Any]) -> Entry:
+    """A question by the box of the first frame that shows the object. Raises `MediaError` where none does."""
     for index, item in enumerate(target.get("masks") or target["boxes"]):
         if item is not None:
             box = box_of(rle.decode(item)) if "masks" in target else item
-            given = {"head": HEAD, "box": box, "time": target["times"][index]}
-            return _checked(Found(id, medium, "Track the object in <mask>.", _answer(1), (given, target)))
-    return Skipped(id, "the object is in no annotated frame")
+            return tracked(id, medium, given_box(box, target["times"][index]), target)
+    raise tpo.MediaError(f"{id}: the object is in no annotated frame")
+
+
+def tracked(id: str, medium: Path | FrameList, given: dict[str, Any], target: dict[str, Any] | None) -> Entry:
+    """A question by a box; without a target a prompt."""
+    turns, tasks = [worded(TRACKING_QUESTIONS, id)], [given]
+    if target is not None:
+        turns, tasks = [*turns, _answer(id, 1)], [given, target]
+    return Entry(id, turns, tasks, videos=[medium])
+
+
+def given_box(box: Box | None, time_s: float) -> dict[str, Any]:
+    """The task of a box in a question."""
+    return {"head": HEAD, "box": box, "time": time_s}
 
 
 def mask_target(masks: Sequence[rle.RLE | None], times_s: Sequence[float] | None = None) -> dict[str, Any]:
@@ -98,39 +113,57 @@ def box_target(boxes: Sequence[Box | None], times_s: Sequence[float]) -> dict[st
     return {"head": HEAD, "boxes": list(boxes), "times": list(times_s)}
 
 
-def _answer(num: int) -> str:
-    return "Here it is: <mask>." if num == 1 else f"Here they are: {', '.join(['<mask>'] * num)}."
+def _answer(id: str, num: int) -> str:
+    if num == 1:
+        return worded(ANSWERS, id)
+    return worded(ANSWERS_FOR_MANY, id, masks=", ".join(["<mask>"] * num))
 
 
-def _checked(found: Found) -> Sample:
-    try:
-        for task in found.tasks:
-            check_task(task)
-    except ValueError as error:
-        return Skipped(found.id, str(error))
-    return found
+# -- files and values --------------------------------------------------------------------------------------------------
 
 
-def label_masks(maps: Sequence[Path], images: Sequence[Path]) -> dict[int, list[rle.RLE | None]]:
+def label_masks(maps: Sequence[Path], images: Sequence[Path], ignored: Collection[int] = ()) -> dict[int, Frames]:
     """From maps of object ids, one for each image, to each object's masks. Raises `MediaError`."""
-    found: dict[int, list[rle.RLE | None]] = {}
+    found: dict[int, Frames] = {}
     for index, (path, image) in enumerate(zip(maps, images, strict=True)):
         labels = read_ids(path)
         check_size(str(path), labels, image_size(image))
         for name in object_ids(labels):
-            found.setdefault(name, [None] * len(maps))[index] = rle.encode(labels == name)
+            if name not in ignored:
+                found.setdefault(name, [None] * len(maps))[index] = rle.encode(labels == name)
     return found
+
+
+def check_masks(frames: Any, num: int, size: Size, place: Place) -> Frames:
+    """A list of RLE or null, one for each of `num` frames of that size. Raises `Fault`, or `MediaError` for sizes."""
+    if not isinstance(frames, (list, tuple)) or len(frames) != num:
+        given = f"{len(frames)} entries" if isinstance(frames, (list, tuple)) else shown(frames)
+        raise place.fault(given, f"a list of RLE or null for each of the {num} frames")
+    for index, mask in enumerate(frames):
+        if mask is not None:
+            check_rle(mask, size, place.at(index))
+    return list(frames)
+
+
+def check_rle(mask: Any, size: Size, place: Place) -> None:
+    """Raises `Fault` for what is no RLE, `MediaError` where it is of another size than its image."""
+    try:
+        check_mask("it", mask)
+    except ValueError as error:
+        raise place.fault(mask, f"COCO RLE; {error}") from error
+    if tuple(mask["size"]) != size:
+        raise tpo.MediaError(f"{place}: is of size {list(mask['size'])}, its image of {list(size)}")
 
 
 def image_size(path: Path) -> Size:
     """Of an image file, of which the header alone is read. Raises `MediaError`."""
+    if not path.is_file():
+        raise tpo.MediaError(f"{path}: no such file")
     try:
         with Image.open(path) as image:
             return image.height, image.width
-    except FileNotFoundError as error:
-        raise tpo.MediaError(f"{path}: no such file") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise tpo.MediaError(f"{path}: cannot be read as an image: {error}") from error
+    except Exception as error:  # Pillow, zlib and struct each have their own
+        raise tpo.MediaError(f"{path}: cannot be read as an image: {str(error) or type(error).__name__}") from error
 
 
 def folder(path: Path, what: str) -> Path:
@@ -147,33 +180,44 @@ def files(path: Path, *suffixes: str) -> list[Path]:
     return sorted(file for file in path.iterdir() if file.suffix.lower() in suffixes and not file.name.startswith("."))
 
 
-def read_text(path: Path, what: str) -> str:
-    """A text file's content. Raises `RecordError`."""
+def frames_of(path: Path) -> list[Path]:
+    """The pictures of a video in a folder, by name; at least one. Raises `MediaError`."""
+    found = files(path, ".jpg", ".jpeg", ".png")
+    if not found:
+        raise tpo.MediaError(f"{path}: holds no frame")
+    return found
+
+
+def read_text(path: Path, what: str, fallback: str = "latin-1") -> str:
+    """A text file's content, UTF-8 or else in the `fallback` encoding. Raises `RecordError`."""
     try:
-        return path.read_text(encoding="utf-8", errors="strict")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        return path.read_text(encoding="latin-1")  # Ref-DAVIS's expressions are
+        return path.read_text(encoding=fallback)  # some of Ref-DAVIS and ReasonSeg
     except OSError as error:
         raise tpo.RecordError(f"cannot be read ({error.strerror}); expected {what}", file=str(path)) from error
 
 
-def read_json(path: Path, what: str) -> Any:
+def read_document(path: Path, what: str, fallback: str = "latin-1") -> Any:
     """A JSON file's content. Raises `RecordError`."""
     try:
-        return json.loads(read_text(path, what))
+        return parse_json(read_text(path, what, fallback))
+    except tpo.TPOError:
+        raise
     except ValueError as error:
-        if isinstance(error, tpo.TPOError):
-            raise
         raise tpo.RecordError(f"is not valid JSON: {error}", file=str(path)) from error
 
 
-def field(data: Any, name: str, kind: type | tuple[type, ...], file: Path, where: str = "") -> Any:
-    """`data[name]`, which must be of that kind. Raises `RecordError` with file and field."""
+def field(data: Any, name: str, kind: type | tuple[type, ...], place: Place) -> Any:
+    """`data[name]`, which must be of that kind. Raises `Fault`."""
     value = data.get(name) if isinstance(data, dict) else None
-    if not isinstance(value, kind):
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         kinds = kind if isinstance(kind, tuple) else (kind,)
         words = {dict: "an object", list: "a list", str: "a text", int: "a whole number", float: "a number"}
-        expected = " or ".join(words[k] for k in kinds)
-        given = "missing" if value is None else f"{value!r:.60}"
-        raise tpo.RecordError(f"is {given}; expected {expected}", file=str(file), field=f"{where}.{name}".lstrip("."))
+        raise place.at(name).fault(shown(value), " or ".join(words[k] for k in kinds))
     return value
+
+
+def shown(value: Any) -> Any:
+    """A value in a fault."""
+    return MISSING if value is None else value

@@ -1,0 +1,149 @@
+"""Every format of boxes: a small download of its layout becomes these records, which `tpo check` accepts; what is wrong
+in one is refused, by its place and field. The downloads are in layouts.yaml and dialogues.yaml."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+from tpo_head_region.formats import FORMATS
+from typer.testing import CliRunner
+
+import tpo_plugin.cli
+from tpo_plugin import TPOError
+
+HERE = Path(__file__).parent
+LAYOUTS = yaml.safe_load((HERE / "layouts.yaml").read_text(encoding="utf-8"))
+DIALOGUES = yaml.safe_load((HERE / "dialogues.yaml").read_text(encoding="utf-8"))
+
+
+def tpo(*arguments: str) -> str:
+    """What the command says, also when it is refused."""
+    result = CliRunner().invoke(tpo_plugin.cli.app, arguments)
+    if isinstance(result.exception, TPOError):
+        return str(result.exception)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def write(name: str, text: str) -> None:
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".p":
+        path.write_bytes(pickle.dumps(json.loads(text), protocol=2))
+    elif path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        rows = json.loads(text)
+        for row in rows:
+            for image in row.get("images", ()):
+                image["bytes"] = png(640, 480)
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    else:
+        path.write_text(text, encoding="utf-8")
+
+
+def png(width: int, height: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("L", (width, height)).save(file, "PNG")
+    return file.getvalue()
+
+
+def unpack(layout: dict[str, Any], file: str = "", old: str = "", new: str = "") -> None:
+    for name, size in layout["pictures"].items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", size).save(name)
+    for name, text in layout["files"].items():
+        if name == file:
+            assert old in text, f"{old!r} is not in {name}"
+            text = text.replace(old, new, 1)
+        write(name, text)
+
+
+def convert(layout: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
+    said = tpo("convert", *layout["command"].split(), "-o", "records.jsonl")
+    path = Path("records.jsonl")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return said, [json.loads(line) for line in lines]
+
+
+def boxes(record: dict[str, Any]) -> list[Any]:
+    return [task["boxes"] for task in record.get("tasks", ())]
+
+
+def name(layout: dict[str, Any]) -> str:
+    return "-".join(layout["command"].split()[:1])
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def dialogue(example: dict[str, Any]) -> dict[str, Any]:
+    """It as a layout: an answer about one picture, or a row of its own."""
+    turns = [("user", "Where?"), ("assistant", example.get("answer"))]
+    row = {"messages": [{"role": role, "content": text} for role, text in turns], "images": ["a.png"]}
+    text = json.dumps(example.get("row", row))
+    file = example["command"].split()[1]
+    return example | {
+        "pictures": {"a.png": [640, 480]},
+        "files": {file: f"[{text}]" if file.endswith(".parquet") else text + "\n"},
+    }
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=name)
+def test_a_download_becomes_records(layout: dict[str, Any]) -> None:
+    unpack(layout)
+    said, records = convert(layout)
+    assert {record["id"] for record in records} == set(layout["records"]), said
+    assert len(records) == len(layout["records"])
+    for record in records:
+        expected = layout["records"][record["id"]]
+        assert boxes(record) == ([expected] if expected else [])
+        asked, answer = (turn["value"] for turn in record["conversations"])
+        assert asked.startswith("<image>\n")
+        assert answer.count("<region>") == bool(expected)
+    assert layout.get("says", "") in said
+    assert "none wrong" in tpo("check", "records.jsonl", "--heads", "region", "--media", "--workers", "1")
+
+
+@pytest.mark.parametrize("example", DIALOGUES, ids=name)
+def test_a_conversation_becomes_a_record(example: dict[str, Any]) -> None:
+    layout = dialogue(example)
+    unpack(layout)
+    said, records = convert(layout)
+    assert len(records) == 1, said
+    assert [turn["value"] for turn in records[0]["conversations"]] == example["turns"]
+    assert boxes(records[0]) == example.get("boxes", [])
+    assert "none wrong" in tpo("check", "records.jsonl", "--heads", "region", "--media", "--workers", "1")
+
+
+WRONG = [
+    pytest.param(layout, wrong, id=f"{name(layout)}-{wrong[2]}")
+    for layout in LAYOUTS
+    for wrong in layout.get("wrong", ())
+] + [
+    pytest.param(layout, [*layout["files"], *wrong], id=f"{name(layout)}-{wrong[1]}")
+    for layout in map(dialogue, DIALOGUES)
+    for wrong in layout.get("wrong", ())
+]
+
+
+@pytest.mark.parametrize(("layout", "wrong"), WRONG)
+def test_what_is_wrong_is_refused_by_its_field(layout: dict[str, Any], wrong: list[str]) -> None:
+    *swap, message = wrong
+    unpack(layout, *swap)
+    said, records = convert(layout)
+    assert message in said
+    assert len(records) < len(layout.get("records", [0])), "the wrong entry was written"
+
+
+def test_every_format_has_a_layout() -> None:
+    assert {name(layout) for layout in [*LAYOUTS, *DIALOGUES]} == set(FORMATS)

@@ -1,0 +1,104 @@
+"""Files that the mask head reads: records with RLE and PNGs, and data sets as they are published."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fuzzing import files, fuzz, texts, values
+from PIL import Image
+
+from tpo_plugin.data import RecordFormat, Records
+
+pytest.importorskip("tpo_head_mask")
+
+from tpo_head_mask import rle
+from tpo_head_mask.convert import convert
+from tpo_head_mask.masks import read_mask
+
+MASK = np.zeros((6, 8), dtype=bool)
+MASK[2:4, 1:5] = True
+LISTED = {"size": [6, 8], "counts": [8, 2, 4, 2, 4, 2, 4, 2, 20]}
+RECORD = {
+    "id": "1",
+    "video": "a.mp4",
+    "conversations": [
+        {"from": "human", "value": "<video>\nFollow <mask>."},
+        {"from": "gpt", "value": "Here: <mask>."},
+    ],
+    "tasks": [
+        {"head": "mask", "box": [0.1, 0.2, 0.5, 0.6], "time": 0.5},
+        {
+            "head": "mask",
+            "masks": [rle.encode(MASK), None, LISTED, {"png": "a.png", "id": 3}],
+            "times": [0, 0.5, 1, 2.0],
+        },
+    ],
+}
+
+
+def test_records(tmp_path: Path) -> None:
+    format = RecordFormat.of_heads(["mask"])
+
+    def read(path: Path) -> None:
+        for record in Records(path, format):
+            for task in record.turns[-1].tasks:
+                format.codecs["mask"].collate_targets([task])
+
+    fuzz(files(RECORD), tmp_path / "a.jsonl", read, tries=150)
+
+
+@pytest.mark.parametrize("good", [rle.encode(MASK), LISTED], ids=["compressed", "listed"])
+def test_rle(tmp_path: Path, good: rle.RLE) -> None:
+    fuzz(
+        values({"mask": good}).map(lambda value: json.dumps(value).encode("utf-8", "surrogatepass")),
+        tmp_path / "rle.json",
+        lambda path: rle.decode(json.loads(path.read_bytes()).get("mask", {})),
+        tries=150,
+    )
+
+
+def _png(mode: str) -> bytes:
+    file = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 2, (24, 32), dtype=np.uint8) * 3
+    image = Image.fromarray(pixels.astype(np.uint16)) if mode == "I;16" else Image.fromarray(pixels).convert(mode)
+    image.save(file, "png")
+    return file.getvalue()
+
+
+def test_pngs(tmp_path: Path) -> None:
+    good = texts(*map(_png, ("P", "L", "1", "I;16")))
+    fuzz(good, tmp_path / "a.png", lambda path: read_mask({"png": str(path), "id": 3}), tries=200)
+
+
+@pytest.fixture
+def mevis(tmp_path: Path) -> Path:
+    """A data set of one video of two frames, in folder `train`."""
+    folder = tmp_path / "train"
+    (folder / "JPEGImages" / "v").mkdir(parents=True)
+    for name in ("0", "1"):
+        Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(folder / "JPEGImages" / "v" / f"{name}.jpg")
+    expressions = {"videos": {"v": {"frames": ["0", "1"], "expressions": {"0": {"exp": "it", "anno_id": [7]}}}}}
+    (folder / "meta_expressions.json").write_text(json.dumps(expressions))
+    (folder / "mask_dict.json").write_text(json.dumps({"7": [rle.encode(MASK), None]}))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["meta_expressions.json", "mask_dict.json"])
+def test_mevis(mevis: Path, name: str) -> None:
+    good = json.loads((mevis / name).read_text())
+    fuzz(files(good), mevis / name, lambda path: convert("mevis", mevis.parent, mevis / "out.jsonl"), tries=60)
+
+
+def test_words_of_a_folder(tmp_path: Path) -> None:
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(tmp_path / "images" / "a.jpg")
+    Image.fromarray(MASK.astype(np.uint8)).save(tmp_path / "masks" / "a.png")
+    good = {"1": "the dog", "2": None}
+    fuzz(
+        files(good), tmp_path / "objects.json", lambda path: convert("folder", tmp_path, tmp_path / "o.jsonl"), tries=60
+    )

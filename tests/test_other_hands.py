@@ -1,0 +1,120 @@
+"""A model with TPO in the hands of others: caches, device maps, export, and TRL's trainers on ordinary chat."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import tpo_plugin as tpo
+from tpo_plugin.tiny import tiny_host
+
+IDS = torch.tensor([[1, 4, 5, 6, 7], [1, 5, 6, 7, 8]])
+TEMPLATE = (
+    "{% for m in messages %}<s> {{ m.content }} </s>{% endfor %}{% if add_generation_prompt %}<s> {% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("host")
+    model, tokenizer = tiny_host()
+    tokenizer.chat_template = TEMPLATE
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def loaded(folder: Any, head: str | None, **options: Any) -> tuple[Any, Any]:
+    torch.manual_seed(0)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder, **options).eval(), AutoTokenizer.from_pretrained(folder)
+    return (model if head is None else tpo.apply_tpo(model, tokenizer, heads=[head])), tokenizer
+
+
+def asked(model: Any, **options: Any) -> Any:
+    return model.tpo.generate(input_ids=IDS, max_new_tokens=6, do_sample=False, route="echo", **options)
+
+
+def assert_same(result: Any, expected: Any) -> None:
+    assert torch.equal(result.sequences, expected.sequences)
+    for ours, theirs in zip(result.predictions, expected.predictions, strict=True):
+        torch.testing.assert_close(ours[0].value, theirs[0].value)
+
+
+def test_a_static_cache(folder, echo):
+    model, _ = loaded(folder, echo)
+    assert_same(asked(model, cache_implementation="static"), asked(model))
+
+
+@pytest.mark.parametrize("where", ["cpu", "auto", "disk"])
+def test_a_device_map(folder, echo, where, tmp_path):
+    parts = dict.fromkeys(["model.embed_tokens", "model.layers.0", "model.norm", "model.rotary_emb", "lm_head"], "cpu")
+    device_map = parts | {"model.layers.1": "disk"} if where == "disk" else where
+    model, _ = loaded(folder, echo, device_map=device_map, offload_folder=str(tmp_path))
+    assert_same(asked(model), asked(loaded(folder, echo)[0]))
+
+
+@pytest.mark.skipif(not hasattr(torch.compiler, "is_exporting"), reason="this torch does not say that it exports")
+def test_export_says_what_to_do(folder, echo):
+    model, _ = loaded(folder, echo)
+    with pytest.raises(tpo.TPOError, match=r"exports the host alone, after remove_tpo\(model\)"):
+        torch.export.export(model, (), {"input_ids": IDS, "use_cache": False}, strict=False)
+    tpo.remove_tpo(model)
+    exported = torch.export.export(model, (), {"input_ids": IDS, "use_cache": False}, strict=False).module()
+    torch.testing.assert_close(exported(input_ids=IDS, use_cache=False).logits, model(input_ids=IDS).logits)
+
+
+def said(text: str, role: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": text}]
+
+
+QUESTION, GOOD, BAD = said("where is it", "user"), said("it stands here", "assistant"), said("the red", "assistant")
+ROWS = {
+    "DPO": {"prompt": QUESTION, "chosen": GOOD, "rejected": BAD},
+    "GRPO": {"prompt": QUESTION},
+    "RLOO": {"prompt": QUESTION},
+    "SFT": {"messages": QUESTION + GOOD},
+}
+
+
+@pytest.mark.parametrize("kind", list(ROWS))
+@pytest.mark.filterwarnings("ignore")
+def test_trl_trains_ordinary_chat_as_the_bare_host(folder, echo, tmp_path, kind):
+    """Unwrapped, on a host with rows to spare."""
+    trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
+    trainer_class, config_class = getattr(trl, f"{kind}Trainer"), getattr(trl, f"{kind}Config")
+    options: dict[str, Any] = {
+        "max_steps": 2, "use_cpu": True, "bf16": False, "report_to": [], "per_device_train_batch_size": 2,
+        "logging_steps": 1, "save_strategy": "no", "disable_tqdm": True, "gradient_checkpointing": False,
+        "learning_rate": 1e-3,
+    }  # fmt: skip
+    given: dict[str, Any] = {}
+    if kind in ("GRPO", "RLOO"):
+        options |= {"num_generations": 2, "max_completion_length": 6}
+        given["reward_funcs"] = lambda completions, **_: [float(len(str(c))) for c in completions]
+    known = {field.name for field in dataclasses.fields(config_class)}
+    losses = []
+    for head in (None, echo):
+        model, tokenizer = loaded(folder, head)
+        trainer = trainer_class(
+            model,
+            args=config_class(str(tmp_path), **{k: v for k, v in options.items() if k in known}),
+            processing_class=tokenizer,
+            train_dataset=datasets.Dataset.from_list([ROWS[kind]] * 8),
+            **given,
+        )
+        trainer.train()
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert losses[1] == losses[0]
+    assert len(losses[0]) == 2
+
+
+def test_a_trainer_with_another_loss_is_named(folder):
+    trl = pytest.importorskip("trl")
+    with pytest.raises(tpo.TPOError, match=r"use it as it is, DPOTrainer\(model, ...\)"):
+        tpo.wrap_trainer(trl.DPOTrainer)
+    assert issubclass(tpo.wrap_trainer(transformers.Trainer), transformers.Trainer)
