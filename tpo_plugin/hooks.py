@@ -18,16 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from tpo_plugin.errors import TPOError
-from tpo_plugin.host.base import Host, decoder_ids, tables
+from tpo_plugin.host.base import Host, tables
 from tpo_plugin.host.follow import can_look_again, check_untouched, followed, looked_again, moved
-from tpo_plugin.host.splice import SplicingHost
 from tpo_plugin.host.towers import last_layer
-from tpo_plugin.losses import TPOOutput, host_loss
+from tpo_plugin.losses import TPOOutput
 from tpo_plugin.seen import Seen, tower_grid
 from tpo_plugin.session import Session
-from tpo_plugin.step import FORWARD_ARGUMENTS, Step, TaskArguments
-from tpo_plugin.supervised import SupervisedLogits
+from tpo_plugin.step import FORWARD_ARGUMENTS, Step, TaskArguments, step_of_batch
 from tpo_plugin.tasks import Tasks
+from tpo_plugin.trial import SupervisedLogits
 
 _is_exporting = getattr(torch.compiler, "is_exporting", bool)
 """Whether `torch.export` is tracing; older releases do not say it."""
@@ -89,7 +88,7 @@ class Hooks:
         self.host = host
         """Its hook points; others after PEFT has wrapped one of them."""
         self.now = InProgress()
-        self.supervised = SupervisedLogits()
+        self._supervised = SupervisedLogits()
         self._handles: list[Any] = []
         self._warned: set[str] = set()
 
@@ -245,41 +244,16 @@ class Hooks:
         input_ids = self.host.ids_of(self.model, kwargs, self.tasks.tokens)
         if input_ids is not None and not len(input_ids):
             raise TPOError(f"the batch is empty: its ids have the shape {list(input_ids.shape)}; expected rows")
-        step = Step.of_batch(self.tasks, self.host, given, input_ids, labels)
+        step = step_of_batch(self.tasks, self.host, given, input_ids, labels)
         if labels is not None:
             kwargs["labels"] = step.host_labels()
             self._normalise(kwargs, given, labels.device)
-            if self._supervises(inner, step, kwargs):
-                kwargs = self._narrowed(step, kwargs)
+            kwargs = self._supervised.arguments(self.model, step, kwargs, functools.partial(self._run, inner))
         return step, kwargs
 
-    def _supervises(self, inner: Callable[..., Any], step: Step, kwargs: dict[str, Any]) -> bool:
-        """Whether the output embedding is to run at labelled positions alone in this forward."""
-        wanted = self.tasks.config.supervised_logits
-        if wanted is None and step.given.task_counts is not None:
-            wanted = "auto"
-        if not wanted or not step.learns or self.host.media_first or kwargs.get("shift_labels") is not None:
-            return False
-
-        def loss_of(narrowed: bool) -> Tensor:
-            trial = Step(self.tasks, self.host, step.given, labels=step.labels, positions=step.positions)
-            given = self._narrowed(trial, kwargs) if narrowed else kwargs
-            with self.now.running(trial):
-                return host_loss(inner(**given))
-
-        names = frozenset(name for name, value in kwargs.items() if value is not None)
-        return self.supervised.serves(wanted, names, loss_of)
-
-    def _narrowed(self, step: Step, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of a forward whose output embedding is to run at labelled positions alone."""
-        step.supervises = True
-        if isinstance(self.host, SplicingHost):
-            return kwargs  # it packs the labels when it splices
-        ids = {}
-        if self.host.decodes and kwargs.get(self.host.ids) is kwargs.get("decoder_inputs_embeds") is None:
-            assert step.labels is not None
-            ids = {self.host.ids: decoder_ids(self.model, step.labels, self.tasks.tokens)}  # not of packed labels
-        return kwargs | ids | {"labels": step.host_labels()}
+    def _run(self, inner: Callable[..., Any], step: Step, kwargs: dict[str, Any]) -> Any:
+        with self.now.running(step):
+            return inner(**kwargs)
 
     def _normalise(self, kwargs: dict[str, Any], given: TaskArguments, device: torch.device) -> None:
         """Has the host divide its loss by the labels that are left for it."""

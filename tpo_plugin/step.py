@@ -105,17 +105,6 @@ class Step:
         self.result: TPOOutput | None = None
         """What came of it, where a head ran."""
 
-    @classmethod
-    def of_batch(
-        cls, tasks: Tasks, host: Host, given: TaskArguments, input_ids: Tensor | None, labels: Tensor | None
-    ) -> Step:
-        """The step of a forward on a batch, with its positions found where the caller does not give them."""
-        positions = given.task_positions
-        if positions is None and input_ids is not None:
-            positions = token_positions(input_ids, labels, tasks.tokens, host.label_shift)
-        seen = seen_of(tasks, input_ids, labels, given)
-        return cls(tasks, host, given, labels=labels, positions=positions, seen=seen)
-
     def host_labels(self) -> Tensor:
         """The labels that the host scores: without triggers, and packed where its output embedding is narrowed."""
         assert self.labels is not None
@@ -199,15 +188,10 @@ class Step:
             )
         rows = self._rows
         result = self.result = TPOOutput(_heads=self.tasks.heads)
+        inputs, size = self._task_inputs(), self.host.vision_size
         for name in self.tasks.heads:
-            result.outputs[name] = self.tasks.run(
-                name,
-                rows[name],
-                positions.task[name],
-                self.given.task_inputs or {},
-                seen=self.seen,
-                vision_size=self.host.vision_size,
-            )
+            places = positions.task[name]
+            result.outputs[name] = self.tasks.run(name, rows[name], places, inputs, seen=self.seen, vision_size=size)
         if self.labels is not None or targets is not None:
             losses.add_losses(
                 result,
@@ -280,6 +264,17 @@ class Step:
         if self.seen is not None:
             self.seen.keep_text(states_BTD)
         self._rows = dict(zip(groups, rows.split([len(places) for places in groups.values()]), strict=True))
+
+
+def step_of_batch(
+    tasks: Tasks, host: Host, given: TaskArguments, input_ids: Tensor | None, labels: Tensor | None
+) -> Step:
+    """The step of a forward on a batch, with its positions found where the caller does not give them."""
+    positions = given.task_positions
+    if positions is None and input_ids is not None:
+        positions = token_positions(input_ids, labels, tasks.tokens, host.label_shift)
+    seen = seen_of(tasks, input_ids, labels, given)
+    return Step(tasks, host, given, labels=labels, positions=positions, seen=seen)
 
 
 def seen_of(tasks: Tasks, input_ids: Tensor | None, labels: Tensor | None, given: TaskArguments) -> Seen | None:

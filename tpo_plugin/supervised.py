@@ -9,10 +9,7 @@ Suffixes: B batch, T sequence, D hidden size, K labelled positions, V vocabulary
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,8 +17,6 @@ from torch.nn import functional as F
 
 from tpo_plugin.errors import HostError
 from tpo_plugin.positions import IGNORE_INDEX
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,47 +56,3 @@ class SupervisedRows:
         """Which of the K rows have a trigger for a label, `number` of them; nothing is read off the device."""
         found = torch.isin(self.labels_K, trigger_ids.to(self.labels.device))
         return found.to(torch.int8).argsort(descending=True, stable=True)[:number]
-
-
-class SupervisedLogits:
-    """Whether one host may be trained so, found by its first batch with each set of arguments: its loss both ways."""
-
-    def __init__(self) -> None:
-        self._reasons: dict[frozenset[str], str] = {}
-        """By the names of a forward's arguments why not, "" where it may."""
-
-    def serves(self, wanted: Literal["auto", True], names: frozenset[str], loss_of: Callable[[bool], Tensor]) -> bool:
-        """Whether a forward with arguments of these `names` is to run so.
-
-        `loss_of` gives the host's own loss on the batch, without gradient: of all positions, or (True) of the labelled
-        ones alone. Raises `HostError` with the reason where it may not and `wanted` is True.
-        """
-        if names not in self._reasons:
-            reason = _difference(loss_of)
-            if reason is None:
-                return False
-            self._reasons[names] = reason
-            if reason and wanted == "auto":
-                logger.warning("supervised_logits: all logits are computed, for %s", reason)
-        reason = self._reasons[names]
-        if reason and wanted is True:
-            raise HostError(f"supervised_logits is true, and {reason}; set it to auto or false")
-        return not reason
-
-
-def _difference(loss_of: Callable[[bool], Tensor]) -> str | None:
-    """Why the two losses differ, "" where they do not, None where the batch does not tell."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.no_grad(), torch.random.fork_rng(devices):
-        whole = loss_of(False)
-    if not torch.isfinite(whole):
-        return None  # a batch without a label of the host
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices):
-            narrow = loss_of(True)
-    except Exception as error:
-        return f"the host cannot be scored at labelled positions alone ({type(error).__name__}: {error})"
-    tolerance = 1e-5 if narrow.dtype == whole.dtype == torch.float32 else 1e-3
-    if torch.isclose(narrow.float(), whole.float(), rtol=tolerance, atol=tolerance):
-        return ""
-    return f"the host's loss at labelled positions alone is {narrow.item():.6g}, and {whole.item():.6g} of all"
