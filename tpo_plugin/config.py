@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Interval, Predicate, doc
 
@@ -89,6 +89,11 @@ class TPOConfig(Config):
         default_factory=dict
     )
     """Configuration of a head by its name: a `HeadConfig` or a plain dict of its fields."""
+
+    supervised_logits: Literal["auto"] | bool | None = None
+    """Whether the host's output embedding runs at labelled positions alone in training, which saves memory and time;
+    `out.logits` is None then. "auto": where its loss on a first batch is the same both ways; true: raise where not.
+    None: as "auto" under `wrap_trainer`, which reads no logits, and not in a forward that you call yourself."""
 
     def weight(self, name: str) -> float:
         """The weight of loss `name`, in a model with the heads of `heads`."""

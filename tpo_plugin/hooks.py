@@ -22,11 +22,11 @@ from tpo_plugin.host.base import Host, tables
 from tpo_plugin.host.follow import can_look_again, check_untouched, followed, looked_again, moved
 from tpo_plugin.host.towers import last_layer
 from tpo_plugin.losses import TPOOutput
-from tpo_plugin.positions import split_labels
 from tpo_plugin.seen import Seen, tower_grid
 from tpo_plugin.session import Session
-from tpo_plugin.step import FORWARD_ARGUMENTS, Step, TaskArguments
+from tpo_plugin.step import FORWARD_ARGUMENTS, Step, TaskArguments, step_of_batch
 from tpo_plugin.tasks import Tasks
+from tpo_plugin.trial import SupervisedLogits
 
 _is_exporting = getattr(torch.compiler, "is_exporting", bool)
 """Whether `torch.export` is tracing; older releases do not say it."""
@@ -88,6 +88,7 @@ class Hooks:
         self.host = host
         """Its hook points; others after PEFT has wrapped one of them."""
         self.now = InProgress()
+        self._supervised = SupervisedLogits()
         self._handles: list[Any] = []
         self._warned: set[str] = set()
 
@@ -134,8 +135,9 @@ class Hooks:
         self._step.hidden(output)
 
     @torch.compiler.disable
-    def _entering_head(self, module: nn.Module, args: tuple) -> None:
-        self._step.entering_head(args[0])
+    def _entering_head(self, module: nn.Module, args: tuple) -> tuple | None:
+        narrowed = self._step.entering_head(args[0])
+        return None if narrowed is None else (narrowed, *args[1:])
 
     @torch.compiler.disable
     def _logits(self, module: nn.Module, args: tuple, logits: Tensor) -> None:
@@ -242,11 +244,16 @@ class Hooks:
         input_ids = self.host.ids_of(self.model, kwargs, self.tasks.tokens)
         if input_ids is not None and not len(input_ids):
             raise TPOError(f"the batch is empty: its ids have the shape {list(input_ids.shape)}; expected rows")
-        step = Step.of_batch(self.tasks, self.host, given, input_ids, labels)
+        step = step_of_batch(self.tasks, self.host, given, input_ids, labels)
         if labels is not None:
-            kwargs["labels"] = split_labels(labels, self.tasks.tokens)
+            kwargs["labels"] = step.host_labels()
             self._normalise(kwargs, given, labels.device)
+            kwargs = self._supervised.arguments(self.model, step, kwargs, functools.partial(self._run, inner))
         return step, kwargs
+
+    def _run(self, inner: Callable[..., Any], step: Step, kwargs: dict[str, Any]) -> Any:
+        with self.now.running(step):
+            return inner(**kwargs)
 
     def _normalise(self, kwargs: dict[str, Any], given: TaskArguments, device: torch.device) -> None:
         """Has the host divide its loss by the labels that are left for it."""

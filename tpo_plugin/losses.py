@@ -18,6 +18,7 @@ from tpo_plugin.config import TPOConfig
 from tpo_plugin.errors import HostError, TPOError
 from tpo_plugin.host.base import Host
 from tpo_plugin.positions import IGNORE_INDEX, Counts, Place, Positions, count_ordinary, flat_index
+from tpo_plugin.supervised import SupervisedRows
 from tpo_plugin.tasks import Tasks, float32
 from tpo_plugin.tokens import HeadTokens
 
@@ -89,6 +90,8 @@ class Made:
     """The host's."""
     head_ran: bool
     """Whether its output embedding ran."""
+    supervised: SupervisedRows | None
+    """Of which rows its logits are; None of all."""
 
 
 def add_losses(result: TPOOutput, made: Made) -> None:
@@ -114,13 +117,17 @@ def add_losses(result: TPOOutput, made: Made) -> None:
     result.add_up(tasks.config, next(tasks.parameters()).device)
 
 
-def _mllm_loss(made: Made, labels: Tensor) -> Tensor:
-    output = made.output
-    host_loss = output[0] if isinstance(output, tuple) else getattr(output, "loss", None)
-    if host_loss is None:
+def host_loss(output: Any) -> Tensor:
+    """The host's own loss in its output. Raises `HostError` where there is none."""
+    loss: Tensor | None = output[0] if isinstance(output, tuple) else getattr(output, "loss", None)
+    if loss is None:
         raise HostError("the host got labels and returned no loss; it cannot be trained with TPO")
+    return loss
+
+
+def _mllm_loss(made: Made, labels: Tensor) -> Tensor:
     return mllm_loss(
-        host_loss,
+        host_loss(made.output),
         labels,
         made.tasks.tokens,
         made.counts,
@@ -136,15 +143,20 @@ def _assign_loss(result: TPOOutput, made: Made, labels: Tensor) -> Tensor:
             "so the trigger tokens have no trained logits; switch the fused loss off"
         )
     host, places, counts, output = made.host, made.positions.labels, made.counts, made.output
-    flat = flat_index(places, labels.shape[1], labels.device)
     all_logits = output[1] if isinstance(output, tuple) else getattr(output, "logits", None)
-    if host.head_gives_logits:
+    if made.supervised is not None:
+        index = targets_at = made.supervised.triggers(made.tasks.trigger_logits.triggers, len(places))
+        labels, flat_labels = made.supervised.labels, made.supervised.labels_K
+    else:
+        targets_at, flat_labels = flat_index(places, labels.shape[1], labels.device), labels.flatten()
+        index = targets_at - host.label_shift
+    if made.supervised is None and host.head_gives_logits:
         logits_NV = host.head(made.rows["assign"])
     elif all_logits is None:
         raise HostError("the host returned no logits, which the assignment loss is computed from")
     else:
-        logits_NV = all_logits.flatten(0, 1).index_select(0, (flat - host.label_shift).to(all_logits.device))
-    targets_N = labels.flatten().index_select(0, flat).to(logits_NV.device)
+        logits_NV = all_logits.flatten(0, 1).index_select(0, index.to(all_logits.device))
+    targets_N = flat_labels.index_select(0, targets_at).to(logits_NV.device)
     with torch.no_grad():
         result.statistics["assign_correct"] = (logits_NV.argmax(-1) == targets_N).sum()
         result.statistics["assign_total"] = torch.full_like(result.statistics["assign_correct"], len(places))
@@ -153,6 +165,14 @@ def _assign_loss(result: TPOOutput, made: Made, labels: Tensor) -> Tensor:
             result.statistics |= false_triggers(all_logits, there, made.tasks.tokens, host.label_shift)
     num = len(places) if counts is None else counts.assign
     return assignment_loss(logits_NV, targets_N, max(num, 1))
+
+
+def without_logits(output: Any) -> Any:
+    """The host's output without its logits, which are of labelled positions alone."""
+    if isinstance(output, tuple):
+        return (*output[:1], None, *output[2:])
+    output["logits"] = None
+    return output
 
 
 def mllm_loss(

@@ -18,9 +18,10 @@ from tpo_plugin import losses
 from tpo_plugin.errors import HostError, TPOError, did_you_mean
 from tpo_plugin.host.base import Host
 from tpo_plugin.host.splice import spliced_groups, spliced_positions, spliced_values
-from tpo_plugin.losses import TPOOutput
-from tpo_plugin.positions import Counts, Positions, flat_index, text_groups, token_positions
+from tpo_plugin.losses import TPOOutput, without_logits
+from tpo_plugin.positions import Counts, Positions, flat_index, split_labels, text_groups, token_positions
 from tpo_plugin.seen import Seen
+from tpo_plugin.supervised import SupervisedRows
 from tpo_plugin.tasks import Tasks
 
 
@@ -92,6 +93,9 @@ class Step:
         """Of the tokens that reach the output embedding; None where nobody knows them."""
         self.seen = seen
         """What is kept for heads that look at it; None where none does."""
+        self.supervises = False
+        """Whether the output embedding is to run at labelled positions alone."""
+        self._supervised: SupervisedRows | None = None
         self._states: Tensor | None = None
         """The last hidden state of this forward [B, T, D], once it was there."""
         self._rows: dict[str, Tensor] | None = None
@@ -101,16 +105,13 @@ class Step:
         self.result: TPOOutput | None = None
         """What came of it, where a head ran."""
 
-    @classmethod
-    def of_batch(
-        cls, tasks: Tasks, host: Host, given: TaskArguments, input_ids: Tensor | None, labels: Tensor | None
-    ) -> Step:
-        """The step of a forward on a batch, with its positions found where the caller does not give them."""
-        positions = given.task_positions
-        if positions is None and input_ids is not None:
-            positions = token_positions(input_ids, labels, tasks.tokens, host.label_shift)
-        seen = seen_of(tasks, input_ids, labels, given)
-        return cls(tasks, host, given, labels=labels, positions=positions, seen=seen)
+    def host_labels(self) -> Tensor:
+        """The labels that the host scores: without triggers, and packed where its output embedding is narrowed."""
+        assert self.labels is not None
+        if not self.supervises:
+            return split_labels(self.labels, self.tasks.tokens)
+        self._supervised = SupervisedRows.of(self.labels, self.host.label_shift)
+        return split_labels(self._supervised.labels, self.tasks.tokens)
 
     # -- events --------------------------------------------------------------------------------------------------------
 
@@ -148,18 +149,24 @@ class Step:
             self.seen.keep_words(embeds_BSE)
         with_rows = self._insert(embeds_BSE, moved)
         spliced_labels = None if labels_BT is None else spliced_values(labels_BT, source_BS)
+        if self.supervises and self.positions is not None:
+            spliced_labels = self.host_labels()
         return embeds_BSE if with_rows is None else with_rows, spliced_labels
 
     def hidden(self, states: Tensor) -> None:
         """The module that makes the last hidden state gave `states`, which may run in a checkpoint: only remembered."""
         self._states = self._own(states)
 
-    def entering_head(self, states: Tensor) -> None:
-        """The output embedding gets `states`: the last hidden state, or what the host kept of it."""
-        states = self._own(states)
-        if self._states is None or self._fits(states):
-            self._states = states
+    def entering_head(self, states: Tensor) -> Tensor | None:
+        """The output embedding gets `states`: the last hidden state, or what the host kept of it.
+
+        Returns what it is to get in their place, if anything.
+        """
+        own = self._own(states)
+        if self._states is None or self._fits(own):
+            self._states = own
             self._take_rows()
+        return None if self._supervised is None else self._supervised.narrowed(states)
 
     def logits(self, inputs: Tensor, logits: Tensor) -> None:
         """The output embedding gave `logits` for `inputs`; adds the triggers' trained part, in place."""
@@ -181,15 +188,10 @@ class Step:
             )
         rows = self._rows
         result = self.result = TPOOutput(_heads=self.tasks.heads)
+        inputs, size = self._task_inputs(), self.host.vision_size
         for name in self.tasks.heads:
-            result.outputs[name] = self.tasks.run(
-                name,
-                rows[name],
-                positions.task[name],
-                self.given.task_inputs or {},
-                seen=self.seen,
-                vision_size=self.host.vision_size,
-            )
+            places = positions.task[name]
+            result.outputs[name] = self.tasks.run(name, rows[name], places, inputs, seen=self.seen, vision_size=size)
         if self.labels is not None or targets is not None:
             losses.add_losses(
                 result,
@@ -203,8 +205,11 @@ class Step:
                     counts=self.given.task_counts,
                     output=output,
                     head_ran="logits" in self._happened,
+                    supervised=self._supervised,
                 ),
             )
+        if self._supervised is not None:
+            output = without_logits(output)
         return result.put_into(output, self.given.task_counts.scale if self.given.task_counts else 1)
 
     # -- what differs in a generation ----------------------------------------------------------------------------------
@@ -229,14 +234,14 @@ class Step:
         return 1
 
     @property
-    def _learns(self) -> bool:
+    def learns(self) -> bool:
         return torch.is_grad_enabled() and self.tasks.training
 
     # -- states --------------------------------------------------------------------------------------------------------
 
     def _insert(self, embeds: Tensor, positions: Positions) -> Tensor | None:
         inputs, here = self._task_inputs(), not self.host.decodes
-        return self.tasks.insert(embeds, positions, inputs, learns=self._learns, given_here=here)
+        return self.tasks.insert(embeds, positions, inputs, learns=self.learns, given_here=here)
 
     def _own(self, states: Tensor) -> Tensor:
         if states.dim() == 4:  # several streams, of which the first predicts the next token
@@ -252,13 +257,24 @@ class Step:
         if self._rows is not None or states_BTD is None or positions is None or not self._fits(states_BTD):
             return
         groups = {name: positions.task[name] for name in self.tasks.heads}
-        if self.labels is not None:
+        if self.labels is not None and self._supervised is None:
             groups["assign"] = [(row, column - self.host.label_shift) for row, column in positions.labels]
         index = flat_index(list(chain.from_iterable(groups.values())), states_BTD.shape[1], states_BTD.device)
         rows = states_BTD.flatten(0, 1).index_select(0, index)
         if self.seen is not None:
             self.seen.keep_text(states_BTD)
         self._rows = dict(zip(groups, rows.split([len(places) for places in groups.values()]), strict=True))
+
+
+def step_of_batch(
+    tasks: Tasks, host: Host, given: TaskArguments, input_ids: Tensor | None, labels: Tensor | None
+) -> Step:
+    """The step of a forward on a batch, with its positions found where the caller does not give them."""
+    positions = given.task_positions
+    if positions is None and input_ids is not None:
+        positions = token_positions(input_ids, labels, tasks.tokens, host.label_shift)
+    seen = seen_of(tasks, input_ids, labels, given)
+    return Step(tasks, host, given, labels=labels, positions=positions, seen=seen)
 
 
 def seen_of(tasks: Tasks, input_ids: Tensor | None, labels: Tensor | None, given: TaskArguments) -> Seen | None:
