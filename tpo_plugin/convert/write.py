@@ -78,6 +78,7 @@ def read_excluded(path: Path) -> set[str]:
 
 
 def _excluded(line: str) -> Iterator[str]:
+    """The names in a line of such a file."""
     if not line.startswith("{"):
         yield from _file_names(line)
         return
