@@ -115,13 +115,15 @@ def test_a_box_that_does_not_fit_is_refused(order: Any, full: Any, values: list[
     ("order", "full", "boxes", "doubt"),
     [
         ("xyxy", None, [[9, 9, 5, 5]] * 3 + [[1, 1, 9, 9]], "3 of 4 boxes are not [x1, y1, x2, y2] in pixels, as was "
-         "declared, but inverted: they look like [x, y, width, height]"),
-        ("xywh", None, [[300, 200, 400, 300]] * 3, "outside of their pictures: they look like [x1, y1, x2, y2]"),
-        ("xyxy", None, [[0, 0, 900, 900]] * 3, "outside of their pictures: they may be of resized copies"),
-        ("xyxy", 1, [[1, 1, 300, 300]] * 3, "over 1: they look like 0 to 1000, or pixels"),
-        ("xyxy", 1000, [[1, 1, 1300, 300]] * 3, "over 1000: they look like pixels"),
+         "declared: 3 look like [x, y, width, height]"),
+        ("xywh", None, [[300, 200, 400, 300]] * 3, "as was declared: 3 look like [x1, y1, x2, y2]"),
+        ("xyxy", None, [[0, 0, 900, 900]] * 3, "3 may be of resized pictures, or 0 to 1000"),
+        ("xyxy", 1, [[1, 1, 300, 300]] * 3, "3 look like 0 to 1000, or pixels"),
+        ("xyxy", 1000, [[1, 1, 1300, 300]] * 3, "3 look like pixels"),
         ("xyxy", None, [[0.1, 0.1, 0.5, 1.0]], "the largest number of all 1 boxes is 1: they look like shares of the"),
         ("xyxy", 1000, [[0.1, 0.1, 0.5, 1.0]], "not [x1, y1, x2, y2] in 0 to 1000, as was declared"),
+        ("xyxy", 1000, [[1, 1, 630, 470]] * 20, "20 boxes look like pixels, since none goes beyond the pixels of"),
+        ("xyxy", 1000, [[1, 1, 630, 470]] * 20 + [[1, 1, 700, 470]], None),
         ("xyxy", None, [[9, 9, 5, 5]] * 2 + [[1, 1, 9, 9]], None),  # two faults are no pattern
         ("xyxy", None, [[9, 9, 5, 5]] * 3 + [[1, 1, 9, 9]] * 200, None),  # nor are three of many
     ],
@@ -135,6 +137,20 @@ def test_a_convention_is_verified_over_the_whole(order: Any, full: Any, boxes: l
     doubts = [text for check in report.checks for text in check()]
     assert len(doubts) == (doubt is not None)
     assert doubt is None or doubt in doubts[0]
+
+
+def test_small_boxes_in_large_pictures_look_like_thousandths() -> None:
+    for boxes, expected in (([[1, 1, 990, 990]] * 20, 1), ([[1, 1, 990, 990]] * 20 + [[1, 1, 2000, 990]], 0)):
+        reader = Boxes(report := Report(), "xyxy", None)
+        for box in boxes:
+            reader.read(box, (4000, 3000), PLACE)
+        doubts = [text for check in report.checks for text in check()]
+        assert len(doubts) == expected
+    reader = Boxes(report := Report(), "xyxy", None, one_based=True)
+    for _ in range(3):
+        reader.read([0, 5, 9, 9], SIZE, PLACE)
+    assert "3 of 3 boxes are not" in next(iter(report.checks[0]()))
+    assert "3 count from 0" in next(iter(report.checks[0]()))
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------------

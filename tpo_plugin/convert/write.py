@@ -91,8 +91,8 @@ def _excluded(line: str) -> Iterator[str]:
 
 
 def _picture_names(entry: Entry) -> set[str]:
-    files = [image for image in entry.images if isinstance(image, Path)]
-    names = {name for path in files for name in _file_names(path.as_posix())}
+    files = [image.as_posix() if isinstance(image, Path) else image.name for image in entry.images]
+    names = {name for file in files for name in _file_names(file)}
     return names | {str(name) for name in entry.picture_ids}
 
 
