@@ -68,8 +68,7 @@ def _command(spec: FormatSpec) -> Any:
     cls = spec.format_class()
 
     def run(output: Path, exclude_images: Path | None, keep_going: bool, **given: Any) -> None:
-        values = {name: value.value if isinstance(value, enum.Enum) else value for name, value in given.items()}
-        _run(cls(**values), output, exclude_images, keep_going)
+        _run(cls(**{name: _value(value) for name, value in given.items()}), output, exclude_images, keep_going)
 
     parameters = [*_parameters(cls), *_COMMON]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -140,15 +139,28 @@ def _parameters(cls: type[Format]) -> list[inspect.Parameter]:
     return found
 
 
-def _for_typer(hint: Any) -> Any:
-    """The annotation for typer: a path may be what `local` takes, and a `Literal` is an enumeration."""
-    if get_origin(hint) is Annotated:
-        from tpo_plugin.convert import local
+class _Source(str):
+    """A path as it was typed, which may be a URL."""
 
+
+def _value(given: Any) -> Any:
+    """What typer parsed, as the format takes it: sources are fetched and unpacked where need be."""
+    from tpo_plugin.convert import local
+
+    if isinstance(given, list):
+        return [_value(value) for value in given]
+    if isinstance(given, enum.Enum):
+        return given.value
+    return local(given) if isinstance(given, _Source) else given
+
+
+def _for_typer(hint: Any) -> Any:
+    """The annotation for typer: a path stays as it was typed, and a `Literal` is an enumeration."""
+    if get_origin(hint) is Annotated:
         kind, *notes = get_args(hint)
         if Path in (kind, *get_args(kind)):
             notes = [copy.copy(note) for note in notes]
-            notes[0].parser = local
+            notes[0].parser = _Source
         return Annotated[(_for_typer(kind), *notes)]
     if get_origin(hint) is Literal:
         return enum.Enum("Choice", [(str(value), str(value)) for value in get_args(hint)], type=str)

@@ -27,7 +27,10 @@ _SLACK_SQUARE = 0.01
 """The same of a padded square, whose boxes are written with two or three digits."""
 
 _DOUBT_COUNT, _DOUBT_SHARE = 3, 0.02
-"""From how many faults of one kind, and above which share of all boxes, a whole source contradicts its convention."""
+"""From how many boxes that speak against its convention, and above which share of all, a source contradicts it."""
+
+_TELLING = 20
+"""Boxes of which at least one should reach where only the declared unit reaches, in pictures in which that shows."""
 
 _ROUNDING = 1e-6
 """Of the picture: what sticks out by less is no news."""
@@ -51,6 +54,10 @@ class Boxes:
     largest: float = field(default=0.0, init=False)
     against: Counter[str] = field(default_factory=Counter, init=False)
     """How many boxes speak against the convention, by what they say."""
+    telling: int = field(default=0, init=False)
+    """Boxes in pictures so small or large that pixels, and 0 to 1000, reach into different parts of them."""
+    told: int = field(default=0, init=False)
+    """Those that reach where only the declared unit reaches."""
 
     def __post_init__(self) -> None:
         self.report.checks.append(self._doubts)
@@ -69,6 +76,9 @@ class Boxes:
         if whole is None or (self.square and size is None):
             raise place.fault(values, "a picture of known size, which these boxes count in")
         corners = self._corners(values)
+        self._look_at_unit(corners, size)
+        if self.one_based and min(corners[:2]) < 0:
+            self.against["count from 0"] += 1
         self._check_order(values, corners, whole, place)
         box = [value / whole[axis % 2] for axis, value in enumerate(corners)]
         slack = [_SLACK_PX / side if self.full is None else _SLACK if self.full == 1 else _ROUNDING for side in whole]
@@ -99,6 +109,17 @@ class Boxes:
             a, b, c, d = a - c / 2, b - d / 2, a + c / 2, b + d / 2
         return [a - 1, b - 1, c, d] if self.one_based else [a, b, c, d]
 
+    def _look_at_unit(self, corners: list[float], size: tuple[float, float] | None) -> None:
+        """Numbers that are pixels fit a grid of 0 to 1000 where pictures are smaller, and the other way round."""
+        if size is None or self.full == 1:
+            return
+        if self.full is None and min(size) > 1250:
+            self.telling += 1
+            self.told += max(corners) > 1000
+        if self.full is not None and max(size) < 0.9 * self.full:
+            self.telling += 1
+            self.told += corners[2] > size[0] or corners[3] > size[1]
+
     def _check_order(self, values: list[float], corners: list[float], whole: tuple[float, float], place: Place) -> None:
         if corners[0] < corners[2] and corners[1] < corners[3]:
             return
@@ -109,25 +130,26 @@ class Boxes:
         if self.order != "xxyy" and values[2] > 0 < values[3]:
             fits = first + values[2] <= whole[0] and second + values[3] <= whole[1]
             hint = "; as [x, y, width, height] it would fit" if fits else ""
-            self.against["inverted: they look like [x, y, width, height]" if fits else "inverted"] += 1
+            self.against["look like [x, y, width, height]" if fits else "are inverted"] += 1
         raise place.fault(values, f"{_WORDS[self.order]} with x1 < x2 and y1 < y2{hint}")
 
     def _refuse_outside(self, values: list[float], whole: tuple[float, float], place: Place) -> None:
         largest = max(values)
         if self.square and largest <= (self.full or largest):
-            self.against["outside of the picture: they look like boxes of the picture itself"] += 1
+            self.against["look like boxes of the picture itself"] += 1
             raise place.fault(values, f"a box inside the picture, in {self._unit}")
         if self.full is None:
             hint = ""
             if self.order == "xywh" and values[0] < values[2] <= whole[0] and values[1] < values[3] <= whole[1]:
                 hint = "; as [x1, y1, x2, y2] it would fit"
-                self.against["outside of their pictures: they look like [x1, y1, x2, y2]"] += 1
+                self.against["look like [x1, y1, x2, y2]"] += 1
             else:
-                self.against["outside of their pictures: they may be of resized copies"] += 1
+                grid = ", or 0 to 1000" if largest <= 1000 else ""
+                self.against[f"may be of resized pictures{grid}"] += 1
             raise place.fault(values, f"a box inside its picture of {whole[0]:g} x {whole[1]:g} pixels{hint}")
         if largest > self.full:
             unit = "0 to 1000, or pixels" if self.full <= 1 and largest <= 1000 else "pixels"
-            self.against[f"over {self.full:g}: they look like {unit}"] += 1
+            self.against[f"look like {unit}"] += 1
         raise place.fault(values, f"{_WORDS[self.order]} in 0 to {self.full:g} of the picture")
 
     @property
@@ -137,9 +159,13 @@ class Boxes:
 
     def _doubts(self) -> Iterable[str]:
         declared = f"{_WORDS[self.order]} in {self._unit}"
-        for what, count in self.against.items():
-            if count >= _DOUBT_COUNT and count > _DOUBT_SHARE * self.num:
-                yield f"{count} of {self.num} boxes are not {declared}, as was declared, but {what}"
+        wrong = self.against.total()
+        if wrong >= _DOUBT_COUNT and wrong > _DOUBT_SHARE * self.num:
+            said = ", ".join(f"{count} {what}" for what, count in self.against.most_common())
+            yield f"{wrong} of {self.num} boxes are not {declared}, as was declared: {said}"
+        if self.telling >= _TELLING and not self.told:
+            other, reason = ("0 to 1000", "1000") if self.full is None else ("pixels", "the pixels of its picture")
+            yield f"{self.telling} boxes look like {other}, since none goes beyond {reason}; {declared} was declared"
         if self.num and self.full != 1 and self.largest < 1.001:
             yield (
                 f"the largest number of all {self.num} boxes is {self.largest:g}: they look like shares of the "

@@ -79,6 +79,7 @@ def read_excluded(path: Path) -> set[str]:
 
 
 def _excluded(line: str) -> Iterator[str]:
+    """The names in a line of such a file."""
     if not line.startswith("{"):
         yield from _file_names(line)
         return
@@ -91,8 +92,8 @@ def _excluded(line: str) -> Iterator[str]:
 
 
 def _picture_names(entry: Entry) -> set[str]:
-    files = [image for image in entry.images if isinstance(image, Path)]
-    names = {name for path in files for name in _file_names(path.as_posix())}
+    files = [image.as_posix() if isinstance(image, Path) else image.name for image in entry.images]
+    names = {name for file in files for name in _file_names(file)}
     return names | {str(name) for name in entry.picture_ids}
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tpo_plugin.data.format import RecordFormat
 from tpo_plugin.data.records import Record, check_sample, read_record
 from tpo_plugin.data.sources import RecordFile
-from tpo_plugin.data.storage import media_folder
+from tpo_plugin.data.storage import local_path, media_folder
 from tpo_plugin.errors import MediaError, RecordError
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def check_files(
             unopened.count += 1
             unopened.first.append(str(error))  # each, whatever the limit: nothing is trained without it
             continue
-        work.files.append((data, Path(media_root) if media_root is not None else media_folder(path)))
+        work.files.append((data, local_path(media_root) if media_root is not None else media_folder(path)))
     size = _BLOCK if video is None else _MEDIA_BLOCK
     blocks = [
         (number, start, min(start + size, len(data)))

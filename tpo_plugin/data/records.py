@@ -23,7 +23,7 @@ from tpo_plugin.checks import check_inside, check_seconds
 from tpo_plugin.codec import Codec, check_files, check_task_fields
 from tpo_plugin.data.format import RecordFormat
 from tpo_plugin.data.sources import RecordFile
-from tpo_plugin.data.storage import is_url, media_folder
+from tpo_plugin.data.storage import is_url, local_path, media_folder
 from tpo_plugin.errors import RecordError, did_you_mean, shown
 
 logger = logging.getLogger(__name__)
@@ -75,9 +75,9 @@ class Records(Sequence[Record]):
     """The records of a JSON Lines file, of a JSON list, or of any sequence of dicts (an Arrow dataset too).
 
     `tpo` is `model.tpo`, or a `RecordFormat`: its codecs check the tasks. Relative media paths start at `media_root`,
-    by default the file's folder. `open_ended` allows conversations that end with a question: prompts. A file's records
-    are read when they are asked for, in the process that asks; a large file costs 16 bytes a record. Raises
-    `RecordError` with file, line (of a list: the index) and field.
+    which may be a tar, by default the file's folder. `open_ended` allows conversations that end with a question:
+    prompts. A file's records are read when they are asked for, in the process that asks; a large file costs 16 bytes a
+    record. Raises `RecordError` with file, line (of a list: the index) and field.
 
     With `confine`, for records that others wrote, a record that names a file outside of the media folder is refused:
     by "..", by a whole path, by a link, or by a list of frames or a playlist that names others.
@@ -96,7 +96,7 @@ class Records(Sequence[Record]):
         if isinstance(source, (str, Path)):
             self.path: Path | None = Path(source)
             self.name = str(source)
-            self.media_root = Path(media_root) if media_root is not None else media_folder(source)
+            self.media_root = local_path(media_root) if media_root is not None else media_folder(source)
             self._data: RecordFile | Sequence[dict[str, Any]] = RecordFile(source)
         else:
             self.path, self.name, self._data = None, "records", source

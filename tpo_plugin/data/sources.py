@@ -27,6 +27,12 @@ class RecordFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path, self.name = local_path(path), str(path)
+        if self.path.is_dir():
+            found = next((file.relative_to(self.path).as_posix() for file in sorted(self.path.rglob("*.jsonl"))), None)
+            example = f", as in {self.name}/{found}" if found else ""
+            raise RecordError(
+                f"is a tar or a folder; expected a file of records, which may stand in it{example}", file=self.name
+            )
         self._offsets, self._lines, self._ends = array("q"), array("q"), array("q")
         try:
             with self.path.open("rb") as file:

@@ -96,8 +96,8 @@ def _fetched(url: str) -> Path:
     except ImportError as error:  # its message says which package
         raise RecordError(f"cannot be fetched: {error} (or fetch it yourself, and name the file)", file=url) from error
     except Exception as error:  # whatever a file system raises
-        reason = str(error) or type(error).__name__
-        raise RecordError(f"cannot be fetched: {reason}", file=url) from error
+        reason = error.__cause__ or error  # of a FileNotFoundError, which says no more than the URL
+        raise RecordError(f"cannot be fetched: {reason or type(error).__name__}", file=url) from error
 
 
 def _unpacked(path: Path, name: str) -> Path:

@@ -57,9 +57,10 @@ class DataSource(Config):
     """One file of records and its share in a stage."""
 
     file: Text
-    """JSON Lines of records, or a LLaVA JSON file; relative to the working directory."""
+    """JSON Lines of records, or a LLaVA JSON file; relative to the working directory. It may be packed (.gz, .zst),
+    stand in a tar (`a.tar/records.jsonl`), or be a URL (`https://`, `s3://`, `hf://`)."""
     media: str | None = None
-    """Folder that the records' media paths are relative to; None takes the file's own folder."""
+    """Folder, or a tar, that the records' media paths are relative to; None takes the file's own folder."""
     weight: Positive = 1.0
     """Passes over this source in one epoch: 2 repeats every record, 0.5 takes another half of them each epoch."""
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import pytest
 import yaml
 from PIL import Image
 from tpo_head_region.formats import FORMATS
+from tpo_head_region.formats.spelled import Qwen25VL
 from typer.testing import CliRunner
 
 import tpo_plugin.cli
 from tpo_plugin import TPOError
+from tpo_plugin.convert import Picture
 
 HERE = Path(__file__).parent
 LAYOUTS = yaml.safe_load((HERE / "layouts.yaml").read_text(encoding="utf-8"))
@@ -38,8 +41,8 @@ def write(name: str, text: str) -> None:
     if path.suffix == ".p":
         path.write_bytes(pickle.dumps(json.loads(text), protocol=2))
     elif path.suffix == ".parquet":
-        import pyarrow.parquet
-
+        pyarrow = pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow.parquet")
         rows = json.loads(text)
         for row in rows:
             for image in row.get("images", ()):
@@ -145,5 +148,58 @@ def test_what_is_wrong_is_refused_by_its_field(layout: dict[str, Any], wrong: li
     assert len(records) < len(layout.get("records", [0])), "the wrong entry was written"
 
 
+README = (HERE.parent / "README.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^    tpo (.*)$", README, re.MULTILINE)
+
+
+def layout_of(format: str) -> dict[str, Any]:
+    return next(layout for layout in [*LAYOUTS, *map(dialogue, DIALOGUES)] if name(layout) == format)
+
+
+@pytest.mark.parametrize("format", ["refcoco", "coco", "swift"])
+def test_a_download_is_trained_on_in_three_commands(format: str) -> None:
+    """RefCOCO by the commands of README.md, the others by theirs, on the README's configuration, with a tiny host."""
+    hosts = pytest.importorskip("tpo_shapes.host")
+    layout, commands = layout_of(format), COMMANDS
+    if format != "refcoco":
+        commands = [f"convert {layout['command']} -o data/refcoco_train.jsonl", *COMMANDS[1:]]
+    unpack(layout)
+    Path("data").mkdir()
+    for source in ("refcoco", "train2014") if format == "refcoco" else ():
+        Path(source).rename(Path("data", source))
+    processor = hosts.build_processor()
+    hosts.build_model(processor.tokenizer, width=32, num_layers=2).save_pretrained("host")
+    processor.save_pretrained("host")
+    config = yaml.safe_load(re.search(r"```yaml\n(.*?)```", README, re.DOTALL)[1])  # type: ignore[index]
+    config["model"] = "host"
+    for stage in config["stages"].values():
+        stage |= {"steps": 1, "batch_size": 1, "micro_batch_size": 1, "logging_steps": 1}
+        stage["trainer"] = {"use_cpu": True, "disable_tqdm": True, "report_to": []}
+    Path("refcoco.yaml").write_text(yaml.safe_dump(config))
+    convert, check, train = commands
+    assert "records written, 0 left out" in tpo(*convert.split())
+    assert "none wrong" in tpo(*check.split(), "--workers", "1")
+    tpo(*train.split())
+    (state,) = Path("runs/refcoco/stage2").rglob("trainer_state.json")
+    losses = json.loads(state.read_text())["log_history"][0]
+    assert losses["loss_region"] > 0, losses
+    assert list(Path("runs/refcoco").rglob("tpo_model.safetensors"))
+
+
+@pytest.mark.parametrize("size", [(640, 480), (28, 28), (333, 1000), (4000, 3000), (61, 59), (1000, 21)])
+def test_qwen2_5_resizes_as_its_processor_does(size: tuple[int, int]) -> None:
+    processing = pytest.importorskip("transformers.models.qwen2_vl.image_processing_qwen2_vl")
+    limits = {"min_pixels": 56 * 56, "max_pixels": 1280 * 28 * 28}
+    seen = Qwen25VL(source=Path("x"), **limits).frame(Picture(Path("x"), *size))
+    assert (seen.height, seen.width) == processing.smart_resize(size[1], size[0], **limits)
+
+
 def test_every_format_has_a_layout() -> None:
     assert {name(layout) for layout in [*LAYOUTS, *DIALOGUES]} == set(FORMATS)
+
+
+def test_the_page_has_a_row_for_each_format() -> None:
+    page = (HERE.parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w.-]+)` \| .* \| (.*) \|.*\|$", page, re.MULTILINE)
+    assert sorted(name for name, _ in rows) == sorted(FORMATS)
+    assert all("seen" in known for _, known in rows), "every row says whether the layout was seen"

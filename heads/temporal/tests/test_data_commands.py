@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +120,31 @@ def test_convert_charades_sta(tmp_path: Path, videos: Path) -> None:
     assert records[0]["video"] == "videos/part/A.mp4"
     assert (output.parent / records[0]["video"]).is_file()
     assert records[1]["tasks"] == [{"head": "temporal", "spans": [[1.0, 6.0]], "query": "second", "duration": 6.0}]
+
+
+def test_a_source_that_is_packed_or_far_away(tmp_path: Path, videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TPO_CACHE", str(tmp_path / "cache"))
+    packed = gzip.compress(b"A 0.0 2.5##first\nA 1 2")
+    (tmp_path / "whole.txt.gz").write_bytes(packed)
+    (tmp_path / "cut.txt.gz").write_bytes(packed[:-12])
+    with tarfile.open(tmp_path / "videos.tar", "w") as archive:
+        archive.add(videos / "part", "part")
+
+    def run_on(source: str) -> Any:
+        command = ["convert", "charades-sta", source, "--videos", str(tmp_path / "videos.tar")]
+        return CliRunner().invoke(tpo_plugin.cli.app, [*command, "-o", str(tmp_path / "records.jsonl")])
+
+    result = run_on(str(tmp_path / "whole.txt.gz"))
+    assert "1 records written, 1 left out" in result.stdout, result.exception
+    assert "whole.txt:2: is 'A 1 2'; expected" in result.stdout
+    (record,) = (json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines())
+    assert (tmp_path / record["video"]).is_file()
+    for source, message in (
+        (str(tmp_path / "cut.txt.gz"), "cut.txt.gz: cannot be unpacked: .*; it is cut off or damaged"),
+        ("far://away/train.txt", "far://away/train.txt: cannot be fetched: Protocol not known"),
+    ):
+        with pytest.raises(tpo.RecordError, match=message):
+            raise run_on(source).exception
 
 
 def test_names_of_videos(tmp_path: Path, videos: Path) -> None:

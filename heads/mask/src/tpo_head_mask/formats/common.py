@@ -12,21 +12,22 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from PIL import Image
 
 import tpo_plugin as tpo
-from tpo_head_mask import rle
-from tpo_head_mask.jf import object_ids
-from tpo_head_mask.masks import Box, box_of, check_mask, check_size, read_ids
 from tpo_plugin.convert import MISSING, Entry, Format, FrameList, Place, worded
 from tpo_plugin.json_file import parse_json
+
+# What works on pixels (rle, masks, jf, PIL) is imported where it is used, so that listing the formats takes no time.
 
 HEAD = "mask"
 VOID = 255
 """In the maps of DAVIS and YouTube-VOS: pixels that are left out of scoring."""
 Size = tuple[int, int]
 """(height, width) in pixels."""
-Frames = list[rle.RLE | None]
+RLE = dict[str, Any]
+Frames = list[RLE | None]
+Box = list[float]
+"""[x1, y1, x2, y2], 0 to 1 of the image."""
 
 PICTURE_QUESTIONS = (
     "Segment {phrase}.",
@@ -80,6 +81,9 @@ def asked(id: str, medium: Path | FrameList, question: str, targets: Sequence[di
 
 def tracking(id: str, medium: Path | FrameList, target: dict[str, Any]) -> Entry:
     """A question by the box of the first frame that shows the object. Raises `MediaError` where none does."""
+    from tpo_head_mask import rle
+    from tpo_head_mask.masks import box_of
+
     for index, item in enumerate(target.get("masks") or target["boxes"]):
         if item is not None:
             box = box_of(rle.decode(item)) if "masks" in target else item
@@ -100,10 +104,12 @@ def given_box(box: Box | None, time_s: float) -> dict[str, Any]:
     return {"head": HEAD, "box": box, "time": time_s}
 
 
-def mask_target(masks: Sequence[rle.RLE | None], times_s: Sequence[float] | None = None) -> dict[str, Any]:
+def mask_target(masks: Sequence[RLE | None], times_s: Sequence[float] | None = None) -> dict[str, Any]:
     """A target task; an empty mask becomes null where the task has times (a video)."""
     if times_s is None:
         return {"head": HEAD, "masks": list(masks)}
+    from tpo_head_mask import rle
+
     present = [mask if mask is not None and rle.area(mask) else None for mask in masks]
     return {"head": HEAD, "masks": present, "times": list(times_s)}
 
@@ -124,6 +130,10 @@ def _answer(id: str, num: int) -> str:
 
 def label_masks(maps: Sequence[Path], images: Sequence[Path], ignored: Collection[int] = ()) -> dict[int, Frames]:
     """From maps of object ids, one for each image, to each object's masks. Raises `MediaError`."""
+    from tpo_head_mask import rle
+    from tpo_head_mask.jf import object_ids
+    from tpo_head_mask.masks import check_size, read_ids
+
     found: dict[int, Frames] = {}
     for index, (path, image) in enumerate(zip(maps, images, strict=True)):
         labels = read_ids(path)
@@ -147,6 +157,8 @@ def check_masks(frames: Any, num: int, size: Size, place: Place) -> Frames:
 
 def check_rle(mask: Any, size: Size, place: Place) -> None:
     """Raises `Fault` for what is no RLE, `MediaError` where it is of another size than its image."""
+    from tpo_head_mask.masks import check_mask
+
     try:
         check_mask("it", mask)
     except ValueError as error:
@@ -159,6 +171,8 @@ def image_size(path: Path) -> Size:
     """Of an image file, of which the header alone is read. Raises `MediaError`."""
     if not path.is_file():
         raise tpo.MediaError(f"{path}: no such file")
+    from PIL import Image
+
     try:
         with Image.open(path) as image:
             return image.height, image.width

@@ -8,14 +8,12 @@ from dataclasses import field as field_of
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import typer
-from PIL import Image, ImageDraw
 
 import tpo_plugin as tpo
-from tpo_head_mask import rle
 from tpo_head_mask.formats.common import (
     HEAD,
+    RLE,
     Masks,
     Size,
     asked,
@@ -65,7 +63,7 @@ class ReasonSeg(Masks):
                 if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
                     raise place.at("text").fault(texts, "at least one text")
                 mask = _painted(field(data, "shapes", list, place), image_size(image), place.at("shapes"), report)
-                target = mask_target([rle.encode(mask)])
+                target = mask_target([mask])
                 for k, text in enumerate(texts if self.texts == "all" else texts[:1]):
                     id = f"reason-seg:{image.stem}/{k}"
                     if data.get("is_sentence"):
@@ -74,8 +72,13 @@ class ReasonSeg(Masks):
                         yield referring(id, image, text, [target])
 
 
-def _painted(shapes: list[Any], size: Size, place: Place, report: Report) -> np.ndarray:
+def _painted(shapes: list[Any], size: Size, place: Place, report: Report) -> RLE:
     """The target's pixels, outlines too; polygons are painted largest first, so that a small one within wins."""
+    import numpy as np
+    from PIL import Image, ImageDraw
+
+    from tpo_head_mask import rle
+
     polygons = []
     for k, shape in enumerate(shapes):
         at = place.at(k)
@@ -97,7 +100,7 @@ def _painted(shapes: list[Any], size: Size, place: Place, report: Report) -> np.
     mask = np.asarray(canvas) > 0
     if not mask.any():
         raise place.fault(f"{len(shapes)} shapes", f"a target within its picture of {size[1]} x {size[0]} pixels")
-    return mask
+    return rle.encode(mask)
 
 
 @dataclass(kw_only=True)

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import typer
 
 import tpo_plugin as tpo
-from tpo_head_mask import rle
 from tpo_head_mask.formats.common import (
     HEAD,
+    RLE,
     Frames,
     Masks,
     check_rle,
@@ -138,7 +138,7 @@ class Masklets:
 
     def column(self, column: int) -> Frames:
         """The masks of one object. Raises `Fault`, or `MediaError` for another size than the video's."""
-        masks: list[rle.RLE | None] = [items[column] for items in self.frames]
+        masks: list[RLE | None] = [items[column] for items in self.frames]
         for index, mask in enumerate(masks):
             if mask is not None:
                 check_rle(mask, self.size, self.place.at("masklet", index, column))

@@ -13,6 +13,7 @@ import typer
 
 import tpo_plugin as tpo
 from tpo_head_mask.formats.common import (
+    Box,
     Masks,
     Size,
     box_target,
@@ -24,7 +25,6 @@ from tpo_head_mask.formats.common import (
     tracked,
     tracking,
 )
-from tpo_head_mask.masks import Box
 from tpo_plugin.convert import Entry, FrameList, Place, Report
 
 LASOT_FPS = 30.0

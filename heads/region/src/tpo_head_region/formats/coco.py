@@ -50,14 +50,14 @@ class Coco(SceneFormat):
 
     set_name = "coco"
 
-    annotations: Annotated[Path, typer.Argument(help="The annotations, instances_train2017.json.")]
+    source: Annotated[Path, typer.Argument(help="The annotations, instances_train2017.json.")]
 
     def boxes(self, report: Report) -> Boxes:
         return Boxes(report, "xywh", None)
 
     def scenes(self, report: Report) -> Iterator[Scene]:
-        root = Place(str(self.annotations))
-        document = Document.read(read_json(self.annotations), root)
+        root = Place(str(self.source))
+        document = Document.read(read_json(self.source), root)
         names = {row.id: row.name for row in _rows(Category, document.categories, root, "categories")}
         images: dict[int, tuple[Image, Place]] = {}
         for index, value in enumerate(document.images):

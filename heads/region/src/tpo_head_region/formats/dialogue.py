@@ -60,9 +60,8 @@ def read_dialogue(value: Any, place: Place, id: str, root: Path) -> Dialogue:
             system = text
             continue
         if role != len(turns) % 2 + 1:
-            raise where.fault(
-                "a turn of the human" if role == 1 else "a turn of the model", "human and model to speak in turn"
-            )
+            speaker = ("a system turn", "a turn of the human", "a turn of the model")[role]
+            raise where.fault(speaker, "human and model to speak in turn")
         turns.append((where, text))
     if not turns or len(turns) % 2:
         raise place.fault("a conversation without an answer at its end", "one that ends with the model's turn")

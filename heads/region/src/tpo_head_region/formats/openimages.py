@@ -23,7 +23,7 @@ class OpenImages(SceneFormat):
 
     set_name = "openimages"
 
-    annotations: Annotated[Path, typer.Argument(help="The boxes, oidv6-train-annotations-bbox.csv.")]
+    source: Annotated[Path, typer.Argument(help="The boxes, oidv6-train-annotations-bbox.csv.")]
     names: Annotated[Path, typer.Option(help="Names of the labels, class-descriptions-boxable.csv.")]
 
     def boxes(self, report: Report) -> Boxes:
@@ -49,13 +49,13 @@ class OpenImages(SceneFormat):
                 yield Scene(id, self.find(f"{id}.jpg"), own[0][0], things)
 
     def _rows(self) -> Iterator[tuple[Place, dict[str, str]]]:
-        lines = read_text(self.annotations).splitlines()
+        lines = read_text(self.source).splitlines()
         reader = csv.DictReader(lines)
         missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
         if missing:
-            raise Place(str(self.annotations), 1).fault(reader.fieldnames, f"a head line with {', '.join(missing)}")
+            raise Place(str(self.source), 1).fault(reader.fieldnames, f"a head line with {', '.join(missing)}")
         for number, row in enumerate(reader, start=2):
-            yield Place(str(self.annotations), number), row
+            yield Place(str(self.source), number), row
 
 
 def _number(place: Place, row: dict[str, str], column: str) -> float:

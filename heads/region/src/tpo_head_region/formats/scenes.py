@@ -80,6 +80,8 @@ class SceneFormat(PictureFormat):
         by_name: dict[str, list[Thing]] = {}
         for thing in scene.things:
             by_name.setdefault(thing.name, []).append(thing)
+        if not by_name and not (self.negatives and scene.absent):
+            report.leave_out("a picture in which nothing is marked", scene.place)
         for name, things in by_name.items():
             place = f"{scene.place}: {name!r}"
             with report.faults():
@@ -89,6 +91,8 @@ class SceneFormat(PictureFormat):
                     continue
                 if self.ask != "all" and len(read) == 1 and name not in scene.partly:
                     yield _question(f"{self.set_name}:{things[0].id}", WHERE, f"the {name}", ONE, read, scene)
+                elif self.ask == "where":
+                    report.leave_out("not alone of its name, as --ask where needs it", place)
                 if self.ask != "where":
                     if name in scene.partly:
                         report.leave_out("not every thing of that name is marked", place)

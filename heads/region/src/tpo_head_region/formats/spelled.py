@@ -159,7 +159,7 @@ class PaliGemma(SpelledFormat):
 
     set_name = "paligemma"
     find = re.compile(r"((?:<loc\d+>)+)((?:<seg\d+>)*)")
-    leftover = re.compile(r"<(?:loc|seg)\d*")
+    leftover = re.compile(r"<(?:loc|seg)\d+>")
     order = "yxyx"
     full = 1023.0
 

@@ -39,6 +39,10 @@ class Yolo(SceneFormat):
         if not labels.is_dir():
             raise tpo.TPOError(f"{labels}: no such folder; expected the labels of the pictures in {self.pictures}")
         files = sorted(path for path in self.pictures.rglob("*") if path.suffix.lower() in SUFFIXES)
+        named = {path.relative_to(self.pictures).with_suffix("") for path in files}
+        for file in sorted(labels.rglob("*.txt")):
+            if file.relative_to(labels).with_suffix("") not in named:
+                report.leave_out("labels without a picture", file)
         for path in report.track(files):
             with report.faults():
                 name = path.relative_to(self.pictures).with_suffix("").as_posix()

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import typer
 
 from tpo_head_temporal.formats.moments import (
@@ -19,7 +18,6 @@ from tpo_head_temporal.formats.moments import (
     span_of,
     text_of,
 )
-from tpo_head_temporal.span_metrics import span_iou
 from tpo_plugin.checks import is_count
 from tpo_plugin.convert import Place, Report, read_json
 
@@ -108,6 +106,10 @@ class DiDeMo(Moments):
                 yield self._moment(index, about, root.at(index))
 
     def _moment(self, index: int, about: Any, place: Place) -> Moment:
+        import numpy as np
+
+        from tpo_head_temporal.span_metrics import span_iou
+
         about = object_of(about, place)
         num = about.get("num_segments", 6)
         if not is_count(num):
