@@ -177,7 +177,10 @@ def layout_of(format: str) -> dict[str, Any]:
     return next(layout for layout in [*LAYOUTS, *map(dialogue, DIALOGUES)] if name(layout) == format)
 
 
-@pytest.mark.parametrize("format", ["refcoco", "coco", "swift"])
+SLOW = [pytest.param(format, marks=pytest.mark.slow) for format in ("coco", "swift")]
+
+
+@pytest.mark.parametrize("format", ["refcoco", *SLOW])
 def test_a_download_is_trained_on_in_three_commands(format: str) -> None:
     """RefCOCO by the commands of README.md, the others by theirs, on the README's configuration, with a tiny host."""
     hosts = pytest.importorskip("tpo_shapes.host")
