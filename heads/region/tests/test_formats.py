@@ -148,6 +148,27 @@ def test_what_is_wrong_is_refused_by_its_field(layout: dict[str, Any], wrong: li
     assert len(records) < len(layout.get("records", [0])), "the wrong entry was written"
 
 
+def test_a_convention_is_verified_over_the_whole_source() -> None:
+    """lmms-lab's rows, with boxes xywh, read as jxu124's, with boxes xyxy, of which some fit by chance."""
+    boxes = [[9, 9, 5, 5], [50, 60, 9, 9], [3, 4, 50, 60], [70, 80, 2, 3], [10, 10, 20, 20]]
+    rows = [
+        {"ref_id": k, "sentences": [{"sent_id": 0, "sent": "it"}], "bbox": box, "image_path": "a.png"}
+        for k, box in enumerate(boxes)
+    ]
+    unpack({"pictures": {"a.png": [100, 100]}, "files": {"rows.jsonl": "\n".join(map(json.dumps, rows))}})
+    command = {"command": "refcoco-jxu124 rows.jsonl --pictures ."}
+    said, records = convert(command)
+    assert said.startswith(
+        "3 of 5 boxes are not [x1, y1, x2, y2] in pixels, as was declared: 3 look like [x, y, width, height]\n"
+        "Nothing was written; --keep-going writes the entries that fit."
+    )
+    assert "rows.jsonl:4: bbox: is [70, 80, 2, 3]" in said
+    assert not records
+    said, records = convert({"command": command["command"] + " --keep-going"})
+    assert "2 records written, 3 left out" in said
+    assert len(records) == 2
+
+
 README = (HERE.parent / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^    tpo (.*)$", README, re.MULTILINE)
 
@@ -156,7 +177,10 @@ def layout_of(format: str) -> dict[str, Any]:
     return next(layout for layout in [*LAYOUTS, *map(dialogue, DIALOGUES)] if name(layout) == format)
 
 
-@pytest.mark.parametrize("format", ["refcoco", "coco", "swift"])
+SLOW = [pytest.param(format, marks=pytest.mark.slow) for format in ("coco", "swift")]
+
+
+@pytest.mark.parametrize("format", ["refcoco", *SLOW])
 def test_a_download_is_trained_on_in_three_commands(format: str) -> None:
     """RefCOCO by the commands of README.md, the others by theirs, on the README's configuration, with a tiny host."""
     hosts = pytest.importorskip("tpo_shapes.host")

@@ -42,9 +42,10 @@ class Swift(BoxDialogueFormat):
         for tag, field, given in (("<ref-object>", "ref", refs), ("<bbox>", "bbox", boxes)):
             if text.count(tag) != len(given):
                 raise place.at(field).fault(f"of length {len(given)}", f"{text.count(tag)}, one for each {tag}")
-        numbers = objects.image_id or [0] * len(boxes)
-        if len(numbers) != len(boxes):
-            raise place.at("image_id").fault(numbers, f"a number for each of {len(boxes)} boxes")
+        numbers = objects.image_id or []
+        if len(numbers) > len(boxes):
+            raise place.at("image_id").fault(numbers, f"a number for each of {len(boxes)} boxes at most")
+        numbers = [*numbers, *[0] * (len(boxes) - len(numbers))]  # as swift does
         reader, tasks = self._readers[objects.bbox_type or "real"], []
         for k, (box, number) in enumerate(zip(boxes, numbers, strict=True)):
             if not 0 <= number < len(dialogue.images):

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+import tpo_plugin as tpo
 from tpo_head_region.formats.scenes import Scene, SceneFormat, Thing
 from tpo_plugin.convert import Boxes, Place, Report, read_text
 
@@ -49,13 +50,16 @@ class OpenImages(SceneFormat):
                 yield Scene(id, self.find(f"{id}.jpg"), own[0][0], things)
 
     def _rows(self) -> Iterator[tuple[Place, dict[str, str]]]:
-        lines = read_text(self.source).splitlines()
-        reader = csv.DictReader(lines)
-        missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
-        if missing:
-            raise Place(str(self.source), 1).fault(reader.fieldnames, f"a head line with {', '.join(missing)}")
-        for number, row in enumerate(reader, start=2):
-            yield Place(str(self.source), number), row
+        file = str(self.source)
+        try:
+            with self.source.open(encoding="utf-8-sig", newline="") as lines:  # gigabytes: never whole in memory
+                reader = csv.DictReader(lines)
+                if not set(COLUMNS) <= set(reader.fieldnames or ()):
+                    raise Place(file, 1).fault(reader.fieldnames, f"a head line with {', '.join(COLUMNS)}")
+                for row in reader:
+                    yield Place(file, reader.line_num), row
+        except (OSError, UnicodeDecodeError) as error:
+            raise tpo.RecordError(f"cannot be read: {getattr(error, 'strerror', None) or error}", file=file) from error
 
 
 def _number(place: Place, row: dict[str, str], column: str) -> float:
