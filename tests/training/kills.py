@@ -119,6 +119,7 @@ def in_a_child(work: Callable[[], None], log: Path) -> int:
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(output, 1)
         os.dup2(output, 2)
+        torch.set_num_threads(1)  # in the parent it would make a pool of threads, which no fork may have
         work()
     except BaseException:
         traceback.print_exc()
@@ -245,7 +246,6 @@ def main() -> None:
     parser.add_argument("--engine", choices=ENGINES, default="one")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    torch.set_num_threads(1)
     if given.engine.startswith("zero"):
         use_deepspeed()
     tiny_run.install_head()

@@ -33,6 +33,7 @@ from tpo_plugin.training.attention import attention
 from tpo_plugin.training.checkpoints import load_host_weights, save_host_weights
 from tpo_plugin.training.config import TrainConfig
 from tpo_plugin.training.parts import LORA, language_linears, set_trainable
+from tpo_plugin.training.ranks import ending_together
 from tpo_plugin.training.resume import check_settings
 from tpo_plugin.training.stages import check_stages, train_stage
 from tpo_plugin.training.whole import check_whole, written_whole
@@ -43,6 +44,7 @@ logger = logging.getLogger(__name__)
 RUN_FILE, STAGE_FILE, CONFIG_FILE, FINAL = "run.json", "stage.json", "config.yaml", "final"
 
 
+@ending_together()
 def train(config: TrainConfig | str | os.PathLike[str], *, resume: bool = True) -> Path:
     """Trains all stages and returns the run's folder.
 
