@@ -19,12 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-
-import tiny_run
-from harm import HARMS
-from kills import in_a_child
-
+from tests.harm import HARMS
+from tests.training import tiny_run
+from tests.training.kills import in_a_child
 from tpo_plugin.training.run import train
 
 
@@ -52,7 +49,7 @@ def weights(run: Path) -> list[bytes]:
 
 
 def outcome(straight: Path, stopped: Path, name: str, harm: Callable[[Path], Any], log: Path) -> str:
-    """What a run does after the damage: "goes on from the one before", "refused", "begins again", or what went wrong."""
+    """What a run does after the damage; in capitals what it must not do."""
     shutil.rmtree(straight / "run", ignore_errors=True)
     shutil.copytree(stopped, straight / "run")
     harm(straight / "run" / name)

@@ -76,7 +76,9 @@ def test_another_number_of_ranks_goes_on_from_the_checkpoint(tmp_path, caplog):
     assert statuses == [143, 143]
     train(configs["two_then_one"])
     assert [
-        line for line in caplog.messages if "was written by 2 rank(s), and would go on with 1, with the same 4" in line
+        line
+        for line in caplog.messages
+        if "was written by 2 rank(s), and here are 1: it goes on with the same 4" in line
     ]
 
     stopped = subprocess.run(

@@ -124,13 +124,14 @@ def test_killed_and_resumed_is_bitwise_the_same(finished, kill_at, tmp_path):
 def test_stopped_by_a_signal_and_resumed_is_bitwise_the_same(finished, stop_at, step, tmp_path, monkeypatch):
     config = tiny_run.write_world(tmp_path)
     monkeypatch.setattr(tiny_run.PointHead, "num_forwards", 0)
-    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
-        patch.setenv("AT", str(stop_at))
-        patch.setenv("SIGNAL_AT", str(int(signal.SIGTERM)))
+    monkeypatch.setenv("AT", str(stop_at))
+    monkeypatch.setenv("SIGNAL_AT", str(int(signal.SIGTERM)))
+    with pytest.raises(SystemExit) as stopped:
         train(config)
     assert stopped.value.code == 143
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert checkpoints.last_checkpoint(tmp_path / "run" / "stage2").endswith(f"checkpoint-{step}")
+    monkeypatch.delenv("AT")
     train(config)
     assert_bitwise(tmp_path / "run", finished)
 

@@ -26,15 +26,21 @@ class Args:
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGUSR1", 138)])
 def test_a_signal_saves_and_exits_after_the_step(name, status, caplog):
     stop, control, before = StopAtStepEnd(), Control(), [signal.getsignal(number) for number in SIGNALS]
-    with pytest.raises(SystemExit) as stopped, stop.listening():
+
+    def step():
         stop.on_step_end(Args(), State(), control)
         stop.on_save(Args(), State(), control)
+
+    def train():
+        step()
         assert not control.should_save, "nothing came yet"
         os.kill(os.getpid(), getattr(signal, name))
         assert all(signal.getsignal(number) == signal.SIG_DFL for number in SIGNALS), "the next one ends the process"
-        stop.on_step_end(Args(), State(), control)
-        assert control.should_save
-        stop.on_save(Args(), State(), control)
+        step()
+
+    with pytest.raises(SystemExit) as stopped, stop.listening():
+        train()
+    assert control.should_save
     assert stopped.value.code == status
     assert caplog.messages == [
         f"{name}: stopped after step 7, with a checkpoint in run/stage1; the same command goes on from it"
@@ -55,11 +61,16 @@ def test_a_launcher_may_pass_on_the_same_signal(monkeypatch):
     """A terminal signals torchrun and its ranks, and torchrun the ranks again."""
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     stop = StopAtStepEnd()
-    with pytest.raises(SystemExit), stop.listening():
+
+    def twice():
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.received == signal.SIGTERM
-        raise SystemExit
+        stop.on_step_end(Args(), State(), Control())
+        stop.on_save(Args(), State(), Control())
+
+    with pytest.raises(SystemExit), stop.listening():
+        twice()
 
 
 def test_outside_the_main_thread_no_signal_is_caught():

@@ -39,12 +39,25 @@ def test_a_folder_is_there_when_it_is_whole(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
 
 
+def test_an_empty_folder_replaces_nothing(tmp_path):
+    place = tmp_path / "checkpoint-1"
+    with written_whole(place, writer=True):
+        place.mkdir()
+        (place / "weights").write_text("by another way")
+    assert (place / "weights").read_text() == "by another way"
+    assert not (tmp_path / UNFINISHED).exists()
+
+
 def test_what_fails_half_way_leaves_what_was_there(tmp_path):
     place = tmp_path / "checkpoint-1"
     write(place, weights="old")
-    with pytest.raises(OSError, match="no space"), written_whole(place, writer=True) as folder:
+
+    def fill_the_disk(folder):
         (folder / "weights").write_text("ne")
         raise OSError("no space")
+
+    with pytest.raises(OSError, match="no space"), written_whole(place, writer=True) as folder:
+        fill_the_disk(folder)
     assert (place / "weights").read_text() == "old"
     assert damage(place) is None
     write(place, weights="new")
