@@ -18,7 +18,6 @@ from tpo_plugin.training.run import load_run, read_run, train
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:mtime may not be reliable"),  # checkpoints of one moment
 ]
 
 deepspeed = [

@@ -28,13 +28,11 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-
 import safetensors.torch
-import tiny_run
 import torch
-from ranks import free_port, use_deepspeed
 
+from tests.ranks import free_port, use_deepspeed
+from tests.training import tiny_run
 from tpo_plugin.training.run import read_run, train
 from tpo_plugin.training.whole import MANIFEST, UNFINISHED
 
@@ -99,9 +97,12 @@ def write_world(folder: Path, engine: str) -> Path:
     values = json.loads(path.read_text())
     trainer = {"use_cpu": True, "disable_tqdm": True, "report_to": [], "log_level": "error"}
     if engine.startswith("zero"):
-        from zero_run import settings
-
-        trainer |= {"use_cpu": False, "deepspeed": settings(int(engine[-1])) | {"zero_force_ds_cpu_optimizer": False}}
+        zero: dict[str, Any] = {"stage": int(engine[-1])}
+        if engine == "zero3":
+            zero |= {"stage3_param_persistence_threshold": 0, "stage3_gather_16bit_weights_on_model_save": True}
+        sizes = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+        settings = {"zero_optimization": zero, "gradient_clipping": "auto", **dict.fromkeys(sizes, "auto")}
+        trainer |= {"use_cpu": False, "deepspeed": settings | {"zero_force_ds_cpu_optimizer": False}}
     source = values["stages"]["stage2"]["data"][0]
     common = {"data": [source], "save_steps": 2, "logging_steps": 3, "trainer": trainer}
     values["stages"]["stage2"] |= common
@@ -119,6 +120,7 @@ def in_a_child(work: Callable[[], None], log: Path) -> int:
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(output, 1)
         os.dup2(output, 2)
+        torch.set_num_threads(1)  # in the parent it would make a pool of threads, which no fork may have
         work()
     except BaseException:
         traceback.print_exc()
@@ -245,7 +247,6 @@ def main() -> None:
     parser.add_argument("--engine", choices=ENGINES, default="one")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    torch.set_num_threads(1)
     if given.engine.startswith("zero"):
         use_deepspeed()
     tiny_run.install_head()

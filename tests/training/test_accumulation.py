@@ -85,7 +85,6 @@ def test_steps_across_epochs_on_old_transformers(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
-@pytest.mark.filterwarnings("ignore:mtime may not be reliable")
 @pytest.mark.slow
 def test_a_run_of_stages_on_two_ranks(tmp_path):
     from tpo_plugin.training.run import read_run
@@ -101,7 +100,4 @@ def test_a_run_of_stages_on_two_ranks(tmp_path):
     for stage in one:
         losses = [[entry["loss"] for entry in run[stage]["log"] if "loss" in entry] for run in (one, two)]
         assert losses[1] == pytest.approx(losses[0], rel=1e-3), stage
-    assert checkpoints.last_checkpoint(tmp_path / "two" / "run" / "stage2", 2) is not None
-    assert checkpoints.last_checkpoint(tmp_path / "two" / "run" / "stage2", 4) is None, (
-        "ranks' random states are missing"
-    )
+    assert checkpoints.num_ranks(checkpoints.last_checkpoint(tmp_path / "two" / "run" / "stage2")) == 2

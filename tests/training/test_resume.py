@@ -16,7 +16,6 @@ from tpo_plugin.training.run import load_run, read_run, train
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),
     pytest.mark.filterwarnings("ignore:Could not find a config file:UserWarning"),
-    pytest.mark.filterwarnings("ignore:mtime may not be reliable"),
 ]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import tiny_run
 import torch
+from harm import flipped, halved
 from safetensors.torch import load_file
 
 from tpo_plugin import TPOError, unregister_plugin
@@ -23,7 +24,6 @@ from tpo_plugin.training.run import load_run, read_run, train
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),
     pytest.mark.filterwarnings("ignore:Could not find a config file:UserWarning"),  # the tiny host comes from nowhere
-    pytest.mark.filterwarnings("ignore:mtime may not be reliable"),  # checkpoints of one moment
 ]
 
 WEIGHTS = ["adapter_model.safetensors", "tpo_model.safetensors", "tpo_host_weights.safetensors"]
@@ -39,10 +39,10 @@ def finished(tmp_path_factory):
 
 
 def logs_of(run):
-    """What was logged in every step and evaluation, without times."""
+    """Every line of the log, without times."""
     entries = [entry for stage in read_run(run)["stages"].values() for entry in stage["log"]]
-    timing = ("runtime", "per_second")
-    return [{k: v for k, v in e.items() if not k.endswith(timing)} for e in entries if "loss" in e or "eval_loss" in e]
+    timing = ("runtime", "per_second", "preparation_time")
+    return [{key: value for key, value in entry.items() if not key.endswith(timing)} for entry in entries]
 
 
 def assert_bitwise(run, expected):
@@ -101,12 +101,13 @@ def test_loaded_run_computes_what_was_trained(finished):
         assert model.tpo.last_output.predictions["point"].shape == (1, 2)
 
 
-# Stage 1 has 12 forwards, stage 2 24: in the second half of a step, before and after a checkpoint, and in stage 1.
-@pytest.mark.parametrize("kill_at", [8, 30])
+# Stage 1 has 12 forwards, stage 2 24: in the second half of a step, before and after a checkpoint, in stage 1, and in
+# the second step after the checkpoint of an epoch's end, where the first evaluation is.
+@pytest.mark.parametrize("kill_at", [8, 27, 30])
 def test_killed_and_resumed_is_bitwise_the_same(finished, kill_at, tmp_path):
     config = tiny_run.write_world(tmp_path)
     env = os.environ | {
-        "KILL_AT": str(kill_at), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])
+        "AT": str(kill_at), "SIGNAL_AT": "9", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])
     }  # fmt: skip
     killed = subprocess.run([sys.executable, tiny_run.__file__, "run", str(config)], env=env, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
@@ -117,6 +118,42 @@ def test_killed_and_resumed_is_bitwise_the_same(finished, kill_at, tmp_path):
         load_run(run)
     train(config)
     assert_bitwise(run, finished)
+
+
+@pytest.mark.parametrize(("stop_at", "step"), [(17, 3), (24, 6)])  # in the middle of an epoch, and in its last step
+def test_stopped_by_a_signal_and_resumed_is_bitwise_the_same(finished, stop_at, step, tmp_path, monkeypatch):
+    config = tiny_run.write_world(tmp_path)
+    monkeypatch.setattr(tiny_run.PointHead, "num_forwards", 0)
+    monkeypatch.setenv("AT", str(stop_at))
+    monkeypatch.setenv("SIGNAL_AT", str(int(signal.SIGTERM)))
+    with pytest.raises(SystemExit) as stopped:
+        train(config)
+    assert stopped.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert checkpoints.last_checkpoint(tmp_path / "run" / "stage2").endswith(f"checkpoint-{step}")
+    monkeypatch.delenv("AT")
+    train(config)
+    assert_bitwise(tmp_path / "run", finished)
+
+
+def test_goes_on_from_the_checkpoint_before_one_that_is_damaged(finished, tmp_path, caplog):
+    shutil.copytree(finished.parent, tmp_path / "world")
+    run = tmp_path / "world" / "run"
+    (run / "run.json").unlink()
+    shutil.rmtree(run / "stage3")
+    (run / "stage2" / "stage.json").unlink()
+    halved(run / "stage2" / "checkpoint-12" / "optimizer.pt")
+    config = TrainConfig.from_yaml(run / "config.yaml")
+    config.output_dir = str(run)
+    train(config)
+    assert [line for line in caplog.messages if "checkpoint-12 is passed over: optimizer.pt has" in line]
+    assert_bitwise(run, finished)
+
+
+def test_a_stage_whose_weights_are_damaged_is_refused_by_name(half_done):
+    flipped(half_done.parent / "run" / "stage2" / "final" / "tpo_model.safetensors")
+    with pytest.raises(TPOError, match=r"stage2/final is damaged: tpo_model.safetensors is not as it was written"):
+        train(half_done)
 
 
 def test_finished_run_is_not_repeated(finished):
@@ -222,17 +259,6 @@ def test_killed_at_the_end_of_a_stage(finished, tmp_path):
     config.output_dir = str(run)
     train(config)
     assert_bitwise(run, finished)
-
-
-def test_incomplete_checkpoints_are_passed_over(finished, tmp_path):
-    stage = tmp_path / "stage2"
-    shutil.copytree(finished / "stage2", stage)
-    assert checkpoints.last_checkpoint(stage).endswith("checkpoint-12")
-    state = stage / "checkpoint-12" / "trainer_state.json"
-    state.write_text(state.read_text()[:-20])
-    assert checkpoints.last_checkpoint(stage).endswith("checkpoint-10")
-    (stage / "checkpoint-10" / "tpo_config.json").unlink()
-    assert checkpoints.last_checkpoint(stage) is None
 
 
 def test_run_of_a_newer_version(finished, tmp_path):

@@ -17,7 +17,6 @@ Wrapped = wrap_trainer(transformers.Trainer)
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),
     pytest.mark.filterwarnings("ignore:Could not find a config file:UserWarning"),  # the tiny host comes from nowhere
-    pytest.mark.filterwarnings("ignore:mtime may not be reliable"),  # checkpoints of one moment
 ]
 
 

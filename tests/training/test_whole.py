@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from harm import HARMS, deleted, halved
 
 from tpo_plugin import TPOError
 from tpo_plugin.training.checkpoints import last_checkpoint, rotate
@@ -18,27 +19,6 @@ def write(place, **files):
             path = folder / name.replace("__", "/")
             path.parent.mkdir(exist_ok=True)
             path.write_text(text)
-
-
-def deleted(path):
-    path.unlink()
-
-
-def emptied(path):
-    path.write_bytes(b"")
-
-
-def halved(path):
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def flipped(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-DAMAGES = [deleted, emptied, halved, flipped]
 
 
 @pytest.fixture
@@ -59,12 +39,25 @@ def test_a_folder_is_there_when_it_is_whole(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
 
 
+def test_an_empty_folder_replaces_nothing(tmp_path):
+    place = tmp_path / "checkpoint-1"
+    with written_whole(place, writer=True):
+        place.mkdir()
+        (place / "weights").write_text("by another way")
+    assert (place / "weights").read_text() == "by another way"
+    assert not (tmp_path / UNFINISHED).exists()
+
+
 def test_what_fails_half_way_leaves_what_was_there(tmp_path):
     place = tmp_path / "checkpoint-1"
     write(place, weights="old")
-    with pytest.raises(OSError, match="no space"), written_whole(place, writer=True) as folder:
+
+    def fill_the_disk(folder):
         (folder / "weights").write_text("ne")
         raise OSError("no space")
+
+    with pytest.raises(OSError, match="no space"), written_whole(place, writer=True) as folder:
+        fill_the_disk(folder)
     assert (place / "weights").read_text() == "old"
     assert damage(place) is None
     write(place, weights="new")
@@ -72,7 +65,7 @@ def test_what_fails_half_way_leaves_what_was_there(tmp_path):
     assert not (tmp_path / UNFINISHED).exists(), "what was left behind is gone"
 
 
-@pytest.mark.parametrize("harm", DAMAGES)
+@pytest.mark.parametrize("harm", HARMS)
 @pytest.mark.parametrize("name", ["weights", "optimizer/part", "state", MANIFEST])
 def test_every_damage_is_found_and_the_one_before_is_taken(stage, name, harm, caplog):
     harm(stage / "checkpoint-10" / name)
@@ -107,7 +100,9 @@ def test_where_none_is_whole_each_is_named(stage):
     assert "checkpoint-2 is passed over: it has no manifest.json, which is written last" in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"files": []}', '{"files": {"weights": 3}}', '{"files": {"a\\u0000": {}}}', "[" * 9999])
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"files": []}', '{"files": {"weights": 3}}', '{"files": {"a\\u0000": {}}}', "[" * 9999]
+)
 def test_a_manifest_of_another_form(stage, text):
     (stage / "checkpoint-10" / MANIFEST).write_text(text)
     assert "manifest.json cannot be read" in damage(stage / "checkpoint-10")

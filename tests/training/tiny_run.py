@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +32,11 @@ from tpo_plugin.tiny import tiny_host
 
 
 class PointHead(TaskHead):
-    """One point per task token. Environment variable KILL_AT kills the process in that training forward."""
+    """One point per task token.
+
+    In the training forward that environment variable AT says, on the rank RANK_AT or on all, it sends its process the
+    signal SIGNAL_AT, or raises an error without one.
+    """
 
     num_forwards = 0
 
@@ -42,10 +45,13 @@ class PointHead(TaskHead):
         self.proj = Linear(hidden_size, 2)
 
     def forward(self, e_ND: Tensor) -> dict[str, Tensor]:
-        if self.training and "KILL_AT" in os.environ:
+        if self.training and "AT" in os.environ:
             PointHead.num_forwards += 1
-            if PointHead.num_forwards == int(os.environ["KILL_AT"]):
-                os.kill(os.getpid(), signal.SIGKILL)
+            here = os.environ.get("RANK_AT", os.environ.get("RANK")) == os.environ.get("RANK")
+            if here and PointHead.num_forwards == int(os.environ["AT"]):
+                if "SIGNAL_AT" not in os.environ:
+                    raise ValueError("the point head has had enough")
+                os.kill(os.getpid(), int(os.environ["SIGNAL_AT"]))
         return {"points_xy": self.proj(e_ND)}
 
     def loss(self, outputs: dict[str, Tensor], targets: dict[str, Any], num_targets: Tensor | int) -> dict[str, Tensor]:

@@ -41,7 +41,7 @@ from tpo_plugin.training.config import CONFIG_FILE, TrainConfig
 from tpo_plugin.training.folder import held_by_main, writing
 from tpo_plugin.training.inputs import Inputs, of_data, of_host
 from tpo_plugin.training.parts import LORA, language_linears, set_trainable
-from tpo_plugin.training.ranks import on_main
+from tpo_plugin.training.ranks import ending_together, on_main
 from tpo_plugin.training.resume import check_settings, moved_sources
 from tpo_plugin.training.stages import check_stages, train_stage
 from tpo_plugin.training.whole import check_whole, written_whole
@@ -64,6 +64,7 @@ class SavedRun:
     """What each stage logged."""
 
 
+@ending_together()
 def train(config: TrainConfig | str | os.PathLike[str], *, resume: bool = True, accept_changes: bool = False) -> Path:
     """Trains all stages and returns the run's folder.
 

@@ -69,9 +69,9 @@ class SavingMixin(_Trainer):
             self._writing_in = str(folder.parent)
             try:
                 super()._save_checkpoint(*args, **kwargs)
-                # a base that saves on its own
-                if self._saved_to != str(folder) and (self._is_split or any(folder.iterdir())):
-                    self._save_tpo(str(folder))
+                place = folder if self._is_split or any(folder.iterdir()) else directory / name
+                if self._saved_to != str(place) and (self._is_split or place.is_dir()):  # a base that saves on its own
+                    self._save_tpo(str(place))
             finally:
                 self._writing_in = None
             if self.state.best_model_checkpoint == str(folder):
@@ -127,10 +127,10 @@ class SavingMixin(_Trainer):
         self._start_sums()
         self._total_loss, self._total_steps = 0.0, 0
         if resume_from_checkpoint:
-            self.restore_log(str(resume_from_checkpoint))
+            self.take_up(str(resume_from_checkpoint))
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
-    def restore_log(self, checkpoint: str) -> None:
+    def take_up(self, checkpoint: str) -> None:
         """Goes on with what was measured since the last log line; on another number of ranks, if that can be.
 
         Raises `TPOError` where the batch of a step, or an optimizer that is split among the ranks, would be another.
@@ -144,18 +144,18 @@ class SavingMixin(_Trainer):
                 f"{checkpoint} has no optimizer, as save_only_model leaves it; a run cannot go on from it"
             ) from error
         if before != here:
-            there = f"{checkpoint} was written by {before} rank(s), and would go on with {here}"
+            there = f"{checkpoint} was written by {before} rank(s), and here are {here}"
             if self.is_deepspeed_enabled:
                 raise TPOError(f"{there}: DeepSpeed's optimizer is split among {before}; start as many ranks")
             if saved[0]["batch_size"] != self._batch_size:
                 raise TPOError(
-                    f"{there} and {self._batch_size} samples in a step in place of {saved[0]['batch_size']}; set "
+                    f"{there}: a step would have {self._batch_size} samples in place of {saved[0]['batch_size']}; set "
                     "gradient_accumulation_steps or per_device_train_batch_size so that ranks x both are the same"
                 )
             if self.is_world_process_zero():
                 logger.warning(
-                    "%s, with the same %d samples in a step; random states, such as dropout's, are derived anew from "
-                    "seed, step and rank", there, self._batch_size
+                    "%s: it goes on with the same %d samples in a step, and with random states, such as dropout's, "
+                    "derived anew from seed, step and rank", there, self._batch_size
                 )  # fmt: skip
         self._restore_sums(saved)
 
@@ -189,8 +189,8 @@ class SaveAfterEpoch(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The base's callback has said by now what is due."""
         ends = control.should_training_stop or control.should_epoch_stop or float(state.epoch).is_integer()
-        self.due = control.should_save and ends
-        control.should_save = control.should_save and not ends
+        self.due = control.should_save and ends and not control.should_evaluate
+        control.should_save = control.should_save and not self.due
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Here the base evaluates before it saves."""

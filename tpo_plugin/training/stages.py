@@ -106,7 +106,7 @@ def train_stage(
     if checkpoint is not None and reached.global_step >= reached.max_steps:
         trainer._load_from_checkpoint(checkpoint)  # the Trainer would do one step more
         trainer.state = reached
-        trainer.restore_log(checkpoint)
+        trainer.take_up(checkpoint)
         trainer.log({"total_flos": reached.total_flos, "train_loss": trainer.mean_loss()})
     else:
         with stop.listening():

@@ -26,7 +26,7 @@ MANIFEST, UNFINISHED = "manifest.json", ".unfinished"
 def written_whole(place: Path, *, writer: bool) -> Iterator[Path]:
     """The folder to write in; at the end of the block, if nothing was raised, it is whole and stands at `place`.
 
-    What stood there before is replaced. Every rank must enter, and may write.
+    What stood there before is replaced, unless nothing is written. Every rank must enter, and may write.
 
     Args:
         writer: Whether this rank makes and moves the folder: the first one, or the first of each machine that has
@@ -44,7 +44,7 @@ def written_whole(place: Path, *, writer: bool) -> Iterator[Path]:
         for path in _files(folder):
             flush(path)
     state.wait_for_everyone()
-    if writer:
+    if writer and any(folder.iterdir()):
         _write_manifest(folder)
         for path in sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True):
             flush(path)
@@ -53,6 +53,7 @@ def written_whole(place: Path, *, writer: bool) -> Iterator[Path]:
             place.rename(unfinished / "replaced")
         folder.rename(place)
         flush(place.parent)
+    if writer:
         shutil.rmtree(unfinished)
     state.wait_for_everyone()
 
