@@ -90,17 +90,33 @@ def test_the_assignment_loss(tmp_path, monkeypatch):
     assert all(value.isfinite().all() for value in trainer.model.state_dict().values())
 
 
-@pytest.mark.parametrize("max_grad_norm", [1.0, 0.0])
+@pytest.mark.parametrize("changes", [{}, {"max_grad_norm": 0.0}, {"bf16": True}], ids=str)
 @pytest.mark.parametrize("parameter", GRADIENTS)
-def test_a_gradient_is_named_by_its_part(tmp_path, parameter, max_grad_norm):
+def test_a_gradient_is_named_by_its_part(tmp_path, parameter, changes):
     fault = partial(nonfinite_run.gradient, name=parameter)
-    trainer = trainer_of(tmp_path, fault, max_grad_norm=max_grad_norm)
+    trainer = trainer_of(tmp_path, fault, **changes)
     with pytest.raises(
         TPOError, match=f"^step {STEP}: the gradient of '{GRADIENTS[parameter]}' is NaN or inf"
     ) as found:
         trainer.train()
     assert len(lines(str(found.value))) == 8, "of the whole step"
     assert same(trainer.seen.weights[-1], dict(trainer.model.named_parameters()))
+
+
+def test_a_host_of_half_precision(tmp_path):
+    """Its gradients are bfloat16, those of the heads float32."""
+
+    def fault(model, now):
+        model.model.to(torch.bfloat16)
+        model.lm_head.to(torch.bfloat16)
+        nonfinite_run.gradient(model, now, "model.layers.0.mlp.up_proj.weight")
+
+    trainer = trainer_of(tmp_path, fault)
+    with pytest.raises(TPOError, match=f"^step {STEP}: the gradient of 'language' is NaN or infinite"):
+        trainer.train()
+    weights = dict(trainer.model.named_parameters())
+    assert {weight.dtype for weight in weights.values()} == {torch.bfloat16, torch.float32}
+    assert same(trainer.seen.weights[-1], weights)
 
 
 @pytest.mark.parametrize("fault", [*FAULTS, "tpo.heads.point.proj.weight"])
@@ -144,7 +160,7 @@ def test_what_never_trains_any_more_stops(tmp_path):
     trainer = trainer_of(
         tmp_path, nonfinite_run.loss_of_head, steps=tuple(range(3, 99)), on_nonfinite="skip", max_steps=20
     )
-    with pytest.raises(TPOError, match="^step 12: .* in 10 steps in a row, so that nothing trains any more"):
+    with pytest.raises(TPOError, match="^step 12: .*, as in the 9 steps before it: nothing trains any more"):
         trainer.train()
 
 

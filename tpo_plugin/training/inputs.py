@@ -126,12 +126,13 @@ class Inputs:
 def of_host(config: TrainConfig, known: Iterable[str] = ()) -> dict[str, Marks]:
     """Of the host's folder, or its revision; and of the files that heads are configured with, or were (`known`)."""
     folder = Path(config.model)
+    found: dict[str, Marks] = {}
     if folder.is_dir():
         files = (f for f in sorted(folder.iterdir()) if f.is_file() and f.name[0] != "." and f.suffix != ".md")
-        found: dict[str, Marks] = {"model": {file.name: _mark(file) for file in files}}
+        found["model"] = {file.name: _mark(file) for file in files}
     else:
-        revision = getattr(AutoConfig.from_pretrained(config.model), "_commit_hash", None)
-        found = {"model": {"revision": revision}}
+        with suppress(OSError, ValueError):  # what it is that cannot be loaded, `load_host` says
+            found = {"model": {"revision": getattr(AutoConfig.from_pretrained(config.model), "_commit_hash", None)}}
     found |= {setting: {"file": None} for setting in known if setting.startswith("tpo.heads.")}
     for path, value in _texts(config.to_dict()["tpo"]["heads"], ("tpo", "heads")):
         if os.path.isfile(value):

@@ -2,8 +2,10 @@
 
 A loss that is not finite makes its gradient NaN, on the device and without reading it back. So every engine meets it
 in the gradients, which it has added up over micro-batches and ranks. They are looked at once in a step, before they are
-clipped, and one number is read back. DeepSpeed's ZeRO and the scaler of float16 look at them in any case, and leave such
-a step out; that they did is seen afterwards. Only then are the losses of the step read, to say which it was.
+clipped, and one number is read back. DeepSpeed's ZeRO and the scaler of float16 look at them in any case, and leave
+such a step out; that they did is seen afterwards. Only then are the losses of the step read, to say which it was.
+
+An optimizer that steps within the backward pass (LOMO, GaLore by layers) has stepped by then, and is not kept from it.
 """
 
 from __future__ import annotations
@@ -110,7 +112,7 @@ class NonfiniteMixin(_Trainer):
                 "leave such steps out with on_nonfinite 'skip'"
             )
         if self._in_a_row + 1 >= MOST_IN_A_ROW:
-            raise TPOError(f"{text}. So it was in {MOST_IN_A_ROW} steps in a row, so that nothing trains any more")
+            raise TPOError(f"{text}, as in the {MOST_IN_A_ROW - 1} steps before it: nothing trains any more")
         self._left_out = True
         if self.is_world_process_zero():
             logger.warning("%s. The step is left out", text)
