@@ -1,7 +1,7 @@
 """Files that nobody meant: a good one, changed by hypothesis, is read or refused with a documented error.
 
-`TPO_FUZZ=50000` has all the tests of tests/fuzz together try about so many files, in place of the two thousand that they
-try by default.
+`TPO_FUZZ=50000` has all the tests of tests/fuzz together try about so many files, in place of the two thousand that
+they try by default.
 """
 
 from __future__ import annotations
@@ -130,8 +130,8 @@ def fuzz(
     """Has `read` read `path` with each content that `strategy` gives; counts what was "read" and what "refused".
 
     Fails where it raises anything but an `allowed` error or one without a message, where it takes more than three
-    seconds of computing or 500 MB of memory, and where nothing is refused or, unless `reads` is False, nothing read. Each time the
-    same files are tried.
+    seconds of computing or 500 MB of memory, and where nothing is refused or, unless `reads` is False, nothing read.
+    Each time the same files are tried.
     """
     found: Counter[str] = Counter()
 

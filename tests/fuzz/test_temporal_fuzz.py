@@ -15,7 +15,7 @@ import zoo
 from fuzzing import files, fuzz, texts
 from safetensors.numpy import save
 
-from tpo_plugin import TPOConfig, apply_tpo, load_tpo
+from tpo_plugin import TPOConfig, apply_tpo, load_tpo, remove_tpo
 from tpo_plugin.data import RecordFormat, Records
 from tpo_plugin.files import CONFIG_FILE
 
@@ -126,9 +126,10 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_configurations_with_sizes(saved: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(saved, tmp_path / "saved"))
+    host, tokenizer = zoo.host("llama").build(), zoo.tokenizer()
     fuzz(
         files(json.loads((saved / CONFIG_FILE).read_text())),
         folder / CONFIG_FILE,
-        lambda path: load_tpo(zoo.host("llama").build(), folder, zoo.tokenizer()),
+        lambda path: remove_tpo(load_tpo(host, folder, tokenizer)),
         tries=100,
     )
