@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import zoo
-from fuzzing import files, fuzz, texts
+from fuzzing import Files, changed, files, fuzz, texts
 from safetensors.numpy import save
 
 from tpo_plugin import TPOConfig, apply_tpo, load_tpo, remove_tpo
@@ -109,7 +109,7 @@ def test_predictions_and_truth(tmp_path: Path, name: str) -> None:
 def test_checkpoints_of_others(tmp_path: Path) -> None:
     file = io.BytesIO()
     torch.save({"model": {"dummy_rep_token": torch.zeros(2, 2)}, "opt": {"nheads": 2}}, file)
-    fuzz(texts(file.getvalue()), tmp_path / "best.ckpt", read_checkpoint, tries=40, reads=False)
+    fuzz(Files((), changed((file.getvalue(),))), tmp_path / "best.ckpt", read_checkpoint, tries=40)
 
 
 SMALL = {"hidden": 16, "num_heads": 2, "feed_forward": 16, "encoder_layers": 1, "num_dummies": 2, "num_queries": 3}
