@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Iterator
@@ -22,6 +23,9 @@ from tpo_plugin.plugins import registry
 from tpo_plugin.vocabulary import Growth
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+_NOTHING = hashlib.sha256().hexdigest()
+"""`external_hash` of a head that loads no weights of others."""
 
 _SMALL = 1 << 20
 """Numbers that a head may always have."""
@@ -90,7 +94,7 @@ def _check_sizes(saved: SavedTPO, config: TPOConfig, directory: Path) -> None:
         output = shapes.get(f"embeddings.{spec.name}.output")
         if output is None or len(output) != 1:
             raise TPOError(f"{path} holds no weights of head {spec.name!r}, which {CONFIG_FILE} names; give both anew")
-        if spec.name in saved.external:
+        if saved.external.get(spec.name, _NOTHING) != _NOTHING:
             continue
         head_config = spec.make_config(config.heads.get(spec.name, {}))
         try:

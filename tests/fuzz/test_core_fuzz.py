@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import yaml
 import zoo
 from fuzzing import files, fuzz, texts
 
-from tpo_plugin import apply_tpo, load_tpo
+from tpo_plugin import apply_tpo, load_tpo, remove_tpo
 from tpo_plugin.data import RecordFormat, Records
 from tpo_plugin.files import CONFIG_FILE, WEIGHTS_FILE
 from tpo_plugin.script.settings import read_config
@@ -100,16 +101,27 @@ def copied(saved: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(saved, tmp_path / "saved"))
 
 
-def _loads(path: Path) -> Any:
-    return load_tpo(zoo.host("llama").build(), path.parent, zoo.tokenizer())
+@pytest.fixture(scope="module")
+def load() -> Callable[[Path], None]:
+    """Loads the folder of a file onto one host, which it leaves as it was, whatever is wrong with the file."""
+    host, tokenizer = zoo.host("llama").build(), zoo.tokenizer()
+    before = zoo.snapshot(host, tokenizer)
+
+    def load(path: Path) -> None:
+        try:
+            remove_tpo(load_tpo(host, path.parent, tokenizer))
+        finally:
+            assert zoo.snapshot(host, tokenizer) == before
+
+    return load
 
 
-def test_saved_configurations(copied: Path) -> None:
-    fuzz(files(json.loads((copied / CONFIG_FILE).read_text())), copied / CONFIG_FILE, _loads, tries=120)
+def test_saved_configurations(copied: Path, load: Callable[[Path], None]) -> None:
+    fuzz(files(json.loads((copied / CONFIG_FILE).read_text())), copied / CONFIG_FILE, load, tries=120)
 
 
-def test_saved_weights(copied: Path) -> None:
-    fuzz(texts((copied / WEIGHTS_FILE).read_bytes()), copied / WEIGHTS_FILE, _loads, tries=60)
+def test_saved_weights(copied: Path, load: Callable[[Path], None]) -> None:
+    fuzz(texts((copied / WEIGHTS_FILE).read_bytes()), copied / WEIGHTS_FILE, load, tries=60)
 
 
 def test_runs(copied: Path) -> None:

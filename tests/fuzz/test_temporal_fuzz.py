@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 import zoo
-from fuzzing import files, fuzz, texts
+from fuzzing import Files, changed, files, fuzz, texts
 from safetensors.numpy import save
 
-from tpo_plugin import TPOConfig, apply_tpo, load_tpo
+from tpo_plugin import TPOConfig, apply_tpo, load_tpo, remove_tpo
 from tpo_plugin.data import RecordFormat, Records
 from tpo_plugin.files import CONFIG_FILE
 
@@ -109,7 +109,7 @@ def test_predictions_and_truth(tmp_path: Path, name: str) -> None:
 def test_checkpoints_of_others(tmp_path: Path) -> None:
     file = io.BytesIO()
     torch.save({"model": {"dummy_rep_token": torch.zeros(2, 2)}, "opt": {"nheads": 2}}, file)
-    fuzz(texts(file.getvalue()), tmp_path / "best.ckpt", read_checkpoint, tries=40, reads=False)
+    fuzz(Files((), changed((file.getvalue(),))), tmp_path / "best.ckpt", read_checkpoint, tries=40)
 
 
 SMALL = {"hidden": 16, "num_heads": 2, "feed_forward": 16, "encoder_layers": 1, "num_dummies": 2, "num_queries": 3}
@@ -126,9 +126,10 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_configurations_with_sizes(saved: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(saved, tmp_path / "saved"))
+    host, tokenizer = zoo.host("llama").build(), zoo.tokenizer()
     fuzz(
         files(json.loads((saved / CONFIG_FILE).read_text())),
         folder / CONFIG_FILE,
-        lambda path: load_tpo(zoo.host("llama").build(), folder, zoo.tokenizer()),
+        lambda path: remove_tpo(load_tpo(host, folder, tokenizer)),
         tries=100,
     )

@@ -36,6 +36,7 @@ class SkippedRecord:
     """A record that could not be used."""
 
     id: str
+    """Its own; "?" where the record is what cannot be read."""
     place: str
     reason: str
 
@@ -137,7 +138,7 @@ class RecordDataset(Dataset[Sample]):
         try:
             record = records[index]
         except RecordError as error:
-            return SkippedRecord(where, where, str(error).removeprefix(f"{where}: "))
+            return SkippedRecord("?", where, str(error).removeprefix(f"{where}: "))
         try:
             records.checked(read_sample(record, self.video))
         except MediaError as error:
@@ -199,7 +200,7 @@ class RecordDataset(Dataset[Sample]):
             found = self._skipped(place)
             raise MediaError(
                 f"{num_bad} of {num_read} records read so far cannot be read, more than the share of "
-                f"{self.max_bad_share:g} that max_bad_share allows; last: {found.place} (id {found.id}): {error}"
+                f"{self.max_bad_share:g} that max_bad_share allows; last: {found.place} (id {found.id}): {found.reason}"
             ) from error
 
     def _mix(self) -> np.ndarray:

@@ -11,6 +11,7 @@ of that value in a map of object ids. B is [x1, y1, x2, y2], 0 to 1 of the image
 
 from __future__ import annotations
 
+import struct
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ from tpo_plugin.errors import shown
 
 Box = list[float]
 _TARGETS = ("masks", "boxes")
+_PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+"""How every PNG begins; width and height follow."""
 
 
 def check_task(task: Mapping[str, Any], max_pixels: int = rle.MAX_PIXELS) -> None:
@@ -189,10 +192,14 @@ def _open(path: str | Path, max_pixels: int | None) -> Iterator[Image.Image]:
     if not Path(path).is_file():
         raise tpo.MediaError(f"{path}: no such file")
     try:
+        with open(path, "rb") as file:  # before Pillow, which has a limit of its own
+            start = file.read(24)
+        if start.startswith(_PNG):
+            width, height = struct.unpack(">II", start[16:])
+            rle.check_pixels("its size", height, width, max_pixels)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata, and on more pixels than it likes
             with Image.open(path, formats=["PNG"]) as image:
-                rle.check_pixels("its size", image.height, image.width, max_pixels)
                 yield image
     except tpo.MediaError:
         raise

@@ -110,7 +110,7 @@ def read_features(path: str | Path, max_numbers: int = MAX_NUMBERS) -> FeatureFi
                 about = read_about(file)
                 return _checked(file.keys(), lambda name: _tensor(file, name, max_numbers), about)
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as data, np.load(data, allow_pickle=False) as file:  # which may leave its own open
                 return _checked(file.files, lambda name: _array(file, name, max_numbers), None)
         raise ValueError(f"its name should end in {' or '.join(SUFFIXES)}")
     except tpo.MediaError as error:

@@ -95,9 +95,10 @@ class CGDETR(nn.Module):
         sizes = (d, config.num_heads, config.feed_forward, dropout)
         self.decoder = Decoder(config.decoder_layers, config.num_queries, *sizes)
         self.alignment = Alignment(config.moment_layers, config.sentence_layers, *sizes)
+        zero = self.decoder.anchor_update.layers[-1]
         for part in (self.trunk.text_to_video, self.trunk.encoder, self.decoder, self.alignment.moment.encoder):
             for module in part.modules():
-                if isinstance(module, nn.Linear) and module.weight.any():  # the anchor update starts at zero
+                if isinstance(module, nn.Linear) and module is not zero:  # at which the anchor update starts
                     nn.init.xavier_uniform_(module.weight)
 
     def forward(
