@@ -90,6 +90,9 @@ class TPOConfig(Config):
     )
     """Configuration of a head by its name: a `HeadConfig` or a plain dict of its fields."""
 
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the host's chat template, such as `enable_thinking`, for all that is trained and asked."""
+
     def weight(self, name: str) -> float:
         """The weight of loss `name`, in a model with the heads of `heads`."""
         head = self.heads.get(name)
