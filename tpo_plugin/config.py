@@ -94,6 +94,8 @@ class TPOConfig(Config):
     """Whether the host's output embedding runs at labelled positions alone in training, which saves memory and time;
     `out.logits` is None then. "auto": where its loss on a first batch is the same both ways; true: raise where not.
     None: as "auto" under `wrap_trainer`, which reads no logits, and not in a forward that you call yourself."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the host's chat template, such as `enable_thinking`, for all that is trained and asked."""
 
     def weight(self, name: str) -> float:
         """The weight of loss `name`, in a model with the heads of `heads`."""

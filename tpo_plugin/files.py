@@ -163,6 +163,9 @@ def read_saved(path: Path, kind: type[SavedT]) -> tuple[dict[str, Any], SavedT]:
 
 def _config_to_json(tpo: Tasks, host_class: str) -> dict[str, Any]:
     heads = {name: dataclasses.asdict(config) for name, config in tpo.config.heads.items()}
+    # Only where there are any: what has none is read by older releases too.
+    arguments = tpo.config.chat_template_kwargs
+    template = {"chat_template_kwargs": arguments} if arguments else {}
     return {
         "format_version": FORMAT_VERSION,
         "tpo_plugin": version("tpo-plugin"),
@@ -171,5 +174,5 @@ def _config_to_json(tpo: Tasks, host_class: str) -> dict[str, Any]:
         "token_ids": {name: list(ids) for name, ids in tpo.token_ids.items()},
         "growth": None if tpo.growth is None else [tpo.growth.old_size, tpo.growth.new_size],
         "external": {name: external_hash(head) for name, head in tpo.heads.items() if head.external},
-        "config": {"loss_weights": tpo.config.loss_weights, "heads": heads},
+        "config": {"loss_weights": tpo.config.loss_weights, "heads": heads, **template},
     }

@@ -15,6 +15,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from tpo_plugin.config import TPOConfig
 from tpo_plugin.head import TaskHead
 from tpo_plugin.tokens import HeadTokens
 
@@ -90,6 +91,7 @@ def stand_in(tokenizer: Any, processor: Any = None) -> Any:
         tokenizer=tokenizer,
         processor=processor,
         special_ids=None,
+        config=TPOConfig(),
         host=SimpleNamespace(decodes=False),
         codecs={"region": BoxHead(), "point": PointHead()},
         tokens={

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from chats import Make, labelled, llava, picture, record
 
+from tpo_plugin.config import TPOConfig
 from tpo_plugin.data.collate import TPOCollator
 from tpo_plugin.data.dataset import Sample
 from tpo_plugin.errors import TPOError
@@ -41,7 +42,7 @@ def test_template_without_an_end_warns(tpo: Any, caplog: pytest.LogCaptureFixtur
     with caplog.at_level(logging.WARNING):
         batch = TPOCollator(tpo)([Sample(record(tpo, "Hi", "red", "And?", "blue"))])
     assert "no special token behind an answer" in caplog.text
-    assert labelled(tpo, batch, 0) == " red blue"
+    assert labelled(tpo, batch, 0) == "assistant: redassistant: blue"  # it asks with nothing, so the host begins by itself
 
 
 @pytest.mark.parametrize(
@@ -71,6 +72,7 @@ def test_missing_template_and_slow_tokenizer(small_tokenizer: Make, make_tpo: Ma
         TPOCollator(make_tpo(processor.tokenizer, processor))
     slow = SimpleNamespace(is_fast=False, chat_template="x")
     host = SimpleNamespace(decodes=False)
-    tpo = SimpleNamespace(tokenizer=slow, processor=None, special_ids=None, tokens={}, codecs={}, host=host)
+    known = {"tokenizer": slow, "processor": None, "special_ids": None, "tokens": {}, "codecs": {}, "host": host}
+    tpo = SimpleNamespace(**known, config=TPOConfig())
     with pytest.raises(TPOError, match="slow tokenizer"):
         TPOCollator(tpo)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tpo_plugin.data.records import MEDIA_TAG, Turn
-from tpo_plugin.errors import TPOError
+from tpo_plugin.errors import TPOError, did_you_mean
 
 Span = tuple[int, int]
 """First character and the one behind the last."""
@@ -15,11 +16,12 @@ Span = tuple[int, int]
 class ChatTemplate:
     """Renders conversations by the processor's chat template, or by the tokenizer's where the host takes text only.
 
-    Raises `TPOError` where there is no template, or the tokenizer cannot say where its tokens stand in the text.
+    `arguments` are the template's own, such as `enable_thinking`. Raises `TPOError` where there is no template, where it
+    has no such argument, or where the tokenizer cannot say where its tokens stand in the text.
     """
 
-    def __init__(self, tokenizer: Any, processor: Any = None) -> None:
-        self.tokenizer, self.processor = tokenizer, processor
+    def __init__(self, tokenizer: Any, processor: Any = None, arguments: Mapping[str, Any] | None = None) -> None:
+        self.tokenizer, self.processor, self.arguments = tokenizer, processor, dict(arguments or {})
         self._renderer, kind = (tokenizer, "tokenizer") if processor is None else (processor, "processor")
         if getattr(self._renderer, "chat_template", None) is None:
             raise TPOError(
@@ -31,14 +33,13 @@ class ChatTemplate:
                 f"{type(tokenizer).__name__} is a slow tokenizer, which cannot say where its tokens stand in the text; "
                 "load the host's fast one: AutoTokenizer.from_pretrained(..., use_fast=True)"
             )
+        self._check_arguments()
         # A processor's tokenizer puts its beginning-of-sequence token itself; a template must not do so again.
         bos = tokenizer.bos_token
         adds_bos = processor is not None and bos is not None and tokenizer("a").input_ids[0] == tokenizer.bos_token_id
         self._doubled = bos if adds_bos else ""
-        asked = [Turn("user", "a")]
-        self._opening = self.render(asked, generation=True).removeprefix(self.render(asked))
         self.end_id: int | None = None
-        text, spans = self.render_answers([*asked, Turn("assistant", "b")])
+        text, spans, _ = self._rendered([Turn("user", "a"), Turn("assistant", "b")])
         ids, offsets = self.tokenize(text)
         after = self._behind(spans[0], ids, offsets)
         if after < len(ids) and ids[after] in {*tokenizer.added_tokens_decoder, tokenizer.eos_token_id}:
@@ -48,41 +49,67 @@ class ChatTemplate:
     def render(self, turns: Sequence[Turn], *, generation: bool = False) -> str:
         """The conversation as text; with `generation` it ends where the assistant begins to speak."""
         messages = [{"role": turn.role, "content": self._content(turn.text)} for turn in turns]
-        text = self._renderer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
+        text = self._renderer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation, **self.arguments)
         return text.removeprefix(self._doubled) if self._doubled else text
 
     def render_answers(self, turns: Sequence[Turn]) -> tuple[str, list[Span]]:
         """The conversation as text, and where in it the assistant's words stand.
 
-        Each answer is found by rendering the conversation once more with a stand-in of private characters for it, and
-        both renderings are compared. A blank that the template puts before an answer, but not into the prompt that
-        generation starts from, belongs to the answer: the host has to emit it.
+        Each answer begins where the prompt ends that generation would start from, so that what is trained is what is
+        asked: a blank or an empty think block that the template puts behind that belongs to the answer, for the host
+        has to emit it. Raises `TPOError` where such a prompt does not stand before its answer.
         """
-        text, answers = self.render(turns), [turn.text for turn in turns if turn.role == "assistant"]
-        stand_ins = [f"\ue000{k}\ue001" for k in range(len(answers))]
-        pending = iter(stand_ins)
-        rest = self.render([Turn("assistant", next(pending)) if turn.role == "assistant" else turn for turn in turns])
+        text, spans, strange = self._rendered(turns)
+        for number, prompt in strange.items():
+            shared = next((i for i, (a, b) in enumerate(zip(prompt, text, strict=False)) if a != b), len(prompt))
+            raise TPOError(
+                f"the chat template asks for answer {number} with a prompt that ends in {prompt[shared:]!r}, and shows it "
+                f"in the conversation behind {text[: spans[number - 1][0]][shared:]!r}, so what is trained would not be "
+                "what is asked: give other TPOConfig(chat_template_kwargs=...)"
+                + ("" if number == len(spans) else ", or one record for each answer")
+            )
+        return text, spans
+
+    def check_training(self) -> None:
+        """Raises `TPOError` where no answer at all could be trained as it is asked."""
+        self.render_answers([Turn("user", "a"), Turn("assistant", "b")])
+
+    def _rendered(self, turns: Sequence[Turn]) -> tuple[str, list[Span], dict[int, str]]:
+        """Also the prompts that are no beginning of the text, by the number of their answer, from 1.
+
+        Each answer is found by rendering the conversation once more with a stand-in of private characters for it, and
+        both renderings are compared.
+        """
+        text, answers = self.render(turns), [i for i, turn in enumerate(turns) if turn.role == "assistant"]
+        stand_ins = {i: f"\ue000{i}\ue001" for i in answers}
+        rest = self.render([Turn("assistant", stand_ins[i]) if i in stand_ins else t for i, t in enumerate(turns)])
         built, spans = "", []
-        for stand_in, answer in zip(stand_ins, answers, strict=True):
+        strange: dict[int, str] = {}
+        for number, (i, stand_in) in enumerate(stand_ins.items(), 1):
+            answer = turns[i].text
             before, found, rest = rest.partition(stand_in)
             if not found:
                 raise TPOError(f"the chat template leaves out the answer {answer!r}; expected it in the text")
             built += before
-            spans.append((len(built) - self._own_blanks(before), len(built) + len(answer)))
+            prompt = self.render(turns[:i], generation=True)
+            follows = built.startswith(prompt)
+            if not follows:
+                strange[number] = prompt
+            spans.append((len(prompt) if follows else len(built), len(built) + len(answer)))
             built += answer
         if built + rest != text:
             raise TPOError(
                 f"the chat template changes the assistant's text, so it cannot be labelled: expected {built + rest!r}, "
                 f"got {text!r}"
             )
-        return text, spans
+        return text, spans, strange
 
     def render_prompt(self, turns: Sequence[Turn]) -> tuple[str, list[Span]]:
         """The conversation as text that ends where the assistant begins to speak, and its earlier answers in it."""
         text = self.render(turns, generation=True)
         if not any(turn.role == "assistant" for turn in turns):
             return text, []
-        said, spans = self.render_answers(turns)
+        said, spans, _ = self._rendered(turns)
         return text, spans if text.startswith(said) else []
 
     def tokenize(self, text: str) -> tuple[list[int], list[Span]]:
@@ -108,11 +135,15 @@ class ChatTemplate:
                 return i
         return len(ids)
 
-    def _own_blanks(self, before: str) -> int:
-        opening = self._opening
-        if not opening or not before.rstrip().endswith(opening.rstrip()):
-            return 0
-        return max(0, len(before) - len(before.rstrip()) - (len(opening) - len(opening.rstrip())))
+    def _check_arguments(self) -> None:
+        template = self._renderer.chat_template
+        words = set(re.findall(r"[A-Za-z_]\w*", template if isinstance(template, str) else repr(template)))
+        for name in self.arguments:
+            if name not in words:
+                raise TPOError(
+                    f"chat_template_kwargs has {name!r}, which the host's chat template does not use"
+                    + did_you_mean(name, words)
+                )
 
     def _content(self, text: str) -> str | list[dict[str, str]]:
         if self.processor is None:

@@ -38,6 +38,9 @@ class TPOCollator:
     For an encoder-decoder `input_ids` are that prompt too, padded on the right, and `labels` the last answer with the
     tokenizer's eos_token behind it.
 
+    The template's own arguments, such as `enable_thinking`, are those of `TPOConfig.chat_template_kwargs`, for training and
+    for asking.
+
     Rows longer than `max_length` tokens are cut at the end. Raises `TPOError` where that would cut off a token of a
     head or a medium, or leave nothing to learn; where the host has no chat template; where the processor refuses a
     sample.
@@ -49,7 +52,9 @@ class TPOCollator:
         self.special_ids = tpo.special_ids
         self.decodes = tpo.host.decodes
         self.max_length, self.for_generation = max_length, for_generation
-        self.chat = ChatTemplate(tpo.tokenizer, tpo.processor)
+        self.chat = ChatTemplate(tpo.tokenizer, tpo.processor, tpo.config.chat_template_kwargs)
+        if not self.decodes and not for_generation:
+            self.chat.check_training()
         if self.decodes and self.chat.tokenizer.eos_token_id is None:
             raise TPOError("the tokenizer has no eos_token, with which the answer of an encoder-decoder ends; set it")
         if self.chat.end_id is None and not for_generation and not self.decodes:

@@ -59,7 +59,8 @@ def retention(
     model = load_host(str(host or saved["host"]), config.dtype).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     old_size = model.get_output_embeddings().weight.shape[0]
-    tpo_config = config_from_dict(TPOConfig, {"heads": config.tpo.heads}, where=f"{directory}: tpo")
+    settings = {"heads": config.tpo.heads, "chat_template_kwargs": config.tpo.chat_template_kwargs}
+    tpo_config = config_from_dict(TPOConfig, settings, where=f"{directory}: tpo")
     tokenizer = _processor(directory)
     apply_tpo(model, tokenizer, heads=config.heads, config=tpo_config)
     source = Records(records, model.tpo, media_root=media_root, confine=confine)
