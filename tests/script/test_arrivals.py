@@ -205,6 +205,26 @@ def test_cut_labels_are_refused(tmp_path):
         run.train()
 
 
+def test_a_hook_that_drops_what_it_does_not_know(tmp_path):
+    """As that of ms-swift: it embeds the ids itself, and passes a fixed list of arguments on."""
+
+    class Hooking(Trainer):
+        def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+            def known_only(model: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+                embeds = model.get_input_embeddings()(kwargs["input_ids"])
+                return args, {"inputs_embeds": embeds, **{k: kwargs[k] for k in ("attention_mask", "labels")}}
+
+            self.model.register_forward_pre_hook(known_only, with_kwargs=True)
+            return super().create_optimizer(*args, **kwargs)
+
+    plain, hooked = trainer(tmp_path / "a", [TASK, CHAT]), trainer(tmp_path / "b", [TASK, CHAT], base=Hooking)
+    plain.train()
+    hooked.train()
+    for name in ("loss", "loss_mllm", "loss_assign", "loss_region", "grad_norm"):
+        values = [run.state.log_history[1][name] for run in (plain, hooked)]
+        assert values[0] == pytest.approx(values[1], rel=1e-6)
+
+
 def test_two_trainers_one_after_the_other(tmp_path):
     first = trainer(tmp_path / "a", [TASK])
     first.train()

@@ -24,6 +24,8 @@ class Result:
     """What was seen of one trainer."""
 
     version: str
+    transformers: str
+    """Versions of the trainer and of transformers."""
     tasks: bool
     """Whether every box of the data was trained, once an epoch."""
     loss: bool
@@ -39,7 +41,7 @@ class Result:
     def cells(self) -> list[str]:
         """For the table."""
         seen = (self.tasks, self.loss, self.accumulation, self.saved, self.loaded)
-        return [self.version, *("yes" if value else "NO" for value in seen)]
+        return [self.version, self.transformers, *("yes" if value else "NO" for value in seen)]
 
 
 def run_case(case: Case, folder: Path) -> Result:
@@ -47,8 +49,8 @@ def run_case(case: Case, folder: Path) -> Result:
     world = folder / "world"
     environment = os.environ | {
         "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "cache"),
-        "HF_HOME": str(folder),
-        "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false", **case.variables,
+        "HF_HOME": str(folder), "CUDA_VISIBLE_DEVICES": "",
+        "TOKENIZERS_PARALLELISM": "false", **case.variables,
     }  # fmt: skip
     environment.pop("PYTHONPATH", None)
     if not world.is_dir():
@@ -63,6 +65,7 @@ def run_case(case: Case, folder: Path) -> Result:
     checkpoints = sorted(output.glob("checkpoint-*"))
     return Result(
         version=version,
+        transformers=one["transformers"],
         tasks=one["boxes"] == four["boxes"] == near(BOXES) and one["tokens"] == four["tokens"] == len(BOXES),
         loss=all(_equal(losses[0][k], losses[1][k]) for k in KINDS) and all(_equal(sums[0], s) for s in sums),
         accumulation=four["micro_batches"] == 4 and all(
@@ -87,17 +90,14 @@ def _train(
     """Where the trainer wrote to, and the recorder."""
     output, record = (folder / f"{prefix}{batch}x{accumulation}" for prefix in ("", "record-"))
     record.mkdir(parents=True, exist_ok=True)
+    run = Run(world, output, batch, accumulation, case.bin)
+    output.mkdir(parents=True, exist_ok=True)
+    for name, content in case.files(run).items():
+        (output / name).write_text(json.dumps(content))
     recording = {"TPO_RECORD": str(record), "PYTHONPATH": str(Path(__file__).parent / "recorder")}
     path = f"{case.bin}{os.pathsep}{environment['PATH']}"
     start(
-        [
-            case.bin / "tpo",
-            "run",
-            "--heads",
-            "region",
-            "--",
-            *case.command(Run(world, output, batch, accumulation, case.bin)),
-        ],
+        [run.tool("tpo"), "run", "--heads", "region", "--", *case.command(run)],
         environment | recording | {"PATH": path},
         output.with_suffix(".log"),
     )

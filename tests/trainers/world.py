@@ -17,10 +17,14 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.trainers.world_data import ANSWERS, QUESTION, TASKS
 
-SPECIAL = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
-    "<|image_pad|>", "<|video_pad|>",
+SPECIAL = tuple(
+    f"<|{name}|>"
+    for name in (
+        "endoftext", "im_start", "im_end", "object_ref_start", "object_ref_end", "box_start", "box_end", "quad_start",
+        "quad_end", "vision_start", "vision_end", "vision_pad", "image_pad", "video_pad",
+    )
 )  # fmt: skip
+FIRST_SPECIAL = 151643
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
@@ -28,7 +32,7 @@ TEMPLATE = (
     "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-ROWS = 384
+ROWS = 151936
 """Of the vocabulary: with spare ones for the tokens of a head."""
 
 
@@ -89,14 +93,16 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Bytes, some merges, and the special tokens of Qwen."""
+    """Bytes, some merges, and the special tokens of Qwen at their ids, which some trainers have as numbers."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=320, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=list(SPECIAL)
-    )
+    trainer = trainers.BpeTrainer(vocab_size=320, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     backend.train_from_iterator([QUESTION, *(text for text, _ in ANSWERS)], trainer)
+    learned = json.loads(backend.to_str())["model"]
+    vocabulary = learned["vocab"] | {f"unused{i}": i for i in range(len(learned["vocab"]), FIRST_SPECIAL)}
+    vocabulary |= {token: FIRST_SPECIAL + i for i, token in enumerate(SPECIAL)}
+    backend.model = models.BPE(vocabulary, [tuple(merge) for merge in learned["merges"]])
+    backend.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         eos_token="<|im_end|>",

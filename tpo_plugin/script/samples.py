@@ -165,11 +165,11 @@ class _Reader:
             return row, Record(name, place, tuple(turns))
         data = {**data, "tasks": tasks}
         record = parse_record(data, self.format, media_root=self.media_root(data), file=place)
-        turns = [
+        said = [
             {**turn, "value": text if "<video>" in turn["value"] else text.replace("<video>", "<image>")}
             for turn, text in zip(data["conversations"], (t.text for t in record.turns), strict=True)
         ]
-        return {**data, "conversations": turns}, record
+        return {**data, "conversations": said}, record
 
 
 class _TaskRecords(list[Any]):

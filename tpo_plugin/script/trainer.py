@@ -21,6 +21,7 @@ from tpo_plugin.script.expand import TASKS, ScriptTasks
 from tpo_plugin.script.rows import TaskCollator
 from tpo_plugin.script.samples import SAMPLE, with_tasks
 from tpo_plugin.script.settings import ScriptSettings
+from tpo_plugin.step import FORWARD_ARGUMENTS, TaskArguments
 from tpo_plugin.tokens import add_tokens, resolve_tokens
 from tpo_plugin.training.trainer import SEES_WHOLE_STEP, TPOTrainerMixin, wrap_trainer
 
@@ -133,7 +134,9 @@ class ScriptTrainerMixin(TPOTrainerMixin):
         """The base trainer's loss, which must be the one that the model returns."""
         kwargs.pop("num_items_in_batch", None)
         check_labels(self, inputs)
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        ours = {name: inputs[name] for name in FORWARD_ARGUMENTS if name in inputs}
+        with self.tpo.hooks.now.offering(TaskArguments.taken(ours, list(self.tpo.heads))):
+            return super().compute_loss(model, inputs, *args, **kwargs)
 
     # A script may have columns that its trainer shall drop; of ours nothing is dropped.
 

@@ -191,14 +191,15 @@ class TPOTrainerMixin(MeasuringMixin, SavingMixin):
         labelled = inputs.get("labels") is not None  # a base may take them out of its inputs
         loss, outputs = base(model, inputs, return_outputs=True, **kwargs)
         result = self.tpo.last_output
-        share = None if result is None or result.loss is None else _share(loss, result.loss)
-        if result is None or share is None or (labelled and "assign" not in result.losses):
+        own = None if result is None else result.loss
+        share = None if own is None else _share(loss, own)
+        if result is None or own is None or share is None or (labelled and "assign" not in result.losses):
             raise TPOError(
                 f"{type(self).__name__} trains on a loss that is not the one the model returns, so the losses of TPO "
                 "would be lost; its compute_loss must use model(**inputs).loss, or transformers.Trainer.compute_loss"
             )
         if getattr(base, "__func__", None) is not transformers.Trainer.compute_loss and trl_class(type(self)) is None:
-            loss = loss + (self._whole_share - share) * result.loss
+            loss = loss + (self._whole_share - share) * own
             self._warn_of_share(share)
         self._record(result)
         return (loss, outputs) if return_outputs else loss

@@ -17,10 +17,10 @@ SERVED = "TPO_SCRIPT_SERVED"
 class _Refusing:
     """Ends a Python that cannot use tpo-plugin when it imports transformers' trainer: it would train without TPO."""
 
-    def __init__(self, reason):
+    def __init__(self, reason: str) -> None:
         self.reason = reason
 
-    def find_spec(self, fullname, path=None, target=None):
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:
         if fullname != "transformers.trainer":
             return
         sys.stderr.write(self.reason)
@@ -30,11 +30,11 @@ class _Refusing:
         raise SystemExit(1)
 
 
-def _others(paths):
+def _others(paths):  # type: ignore[no-untyped-def]  # any Python 3 may read this
     return [path for path in paths if os.path.realpath(path or ".") != HERE]
 
 
-def _leave():
+def _leave() -> None:
     """Takes out of this Python, and of what it starts, all that `tpo run` put there."""
     sys.path[:] = _others(sys.path)
     rest = _others(path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path)
@@ -46,7 +46,7 @@ def _leave():
         os.environ.pop(name, None)
 
 
-def _run_hidden():
+def _run_hidden() -> None:
     """Runs the environment's own sitecustomize, which this one hides."""
     spec = PathFinder.find_spec("sitecustomize", _others(sys.path))
     if spec is not None and spec.loader is not None:
