@@ -1,4 +1,4 @@
-"""`python -m tests.trainers [WORD ...]`: trains with each trainer whose environment exists, and writes docs/trainers.md.
+"""`python -m tests.trainers [WORD ...]`: trains with each trainer that is there, and writes docs/trainers.md.
 
 Only those whose name has one of the words in it are run, where there are words; results of the others stay as they were
 seen last. TPO_ENVS is the folder of the environments. `--keep FOLDER` keeps what the trainers write.
@@ -26,8 +26,9 @@ def main(arguments: list[str]) -> int:
     failed = False
     with tempfile.TemporaryDirectory(prefix="tpo-trainers-") as temporary:
         for number, case in enumerate(chosen):
-            if not (case.bin / "python").exists():
-                print(f"{case.name}: not run, there is no environment {case.bin.parent}")
+            missing = [path for path in (case.bin / "python", case.folder) if not path.exists()]
+            if missing:
+                print(f"{case.name}: not run, there is no {missing[0]}")
                 continue
             began = time.monotonic()
             try:

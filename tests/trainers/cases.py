@@ -48,6 +48,13 @@ class Case:
     files: Callable[[Run], dict[str, Any]] = lambda run: {}
     """Files that the command reads, in the folder of its output, by name: JSON, which YAML is too."""
     variables: dict[str, str] = field(default_factory=dict)
+    code: str = ""
+    """Folder in TPO_CODE with the code of a repository, which no registry has; commands start there."""
+
+    @property
+    def folder(self) -> Path:
+        """Where its commands start."""
+        return Path(os.environ.get("TPO_CODE", ROOT / ".code")) / self.code if self.code else ROOT
 
     @property
     def bin(self) -> Path:
@@ -59,7 +66,7 @@ class Case:
 
 
 TRAINING = {"learning_rate": 1e-3, "max_steps": 2, "logging_steps": 1, "save_steps": 1, "lr_scheduler_type": "constant"}
-TEXT, VISION = "text-qwen2", "vision-qwen2.5"
+TEXT, VISION = "tiny-Qwen2", "tiny-Qwen2.5-VL"
 
 
 def _options(run: Run, **options: Any) -> list[str]:
@@ -119,6 +126,19 @@ def _script(name: str, host: str, data: str) -> Callable[[Run], list[Any]]:
         return [run.tool("python"), SCRIPTS / name, run.world / host, run.world / data, run.output, *numbers]
 
     return command
+
+
+def _2u1(run: Run) -> list[Any]:
+    names = {"model_id": run.world / VISION, "data_path": run.world / "llava.json", "image_folder": run.world}
+    cpu = {
+        "use_liger": False,
+        "disable_flash_attn2": True,
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+    }
+    sizes = {"image_min_pixels": 3136, "image_max_pixels": 12544, "remove_unused_columns": False}
+    return [run.tool("python"), "src/train/train_sft.py", *_options(run, **names, **cpu, **sizes)]
 
 
 AXOLOTL = {"ACCELERATE_USE_CPU": "true", "AXOLOTL_DO_NOT_TRACK": "1"}
@@ -183,7 +203,18 @@ CASES = [
         "unsloth",
         TEXT,
         _script("with_unsloth.py", TEXT, "text/train.jsonl"),
-        "A column `tasks`. Tried with text on the CPU, where unsloth uses TRL's trainer. On a GPU, which was not tried, "
-        "set UNSLOTH_RETURN_LOGITS=1: its fused loss calls no output embedding.",
+        "A column `tasks`. Tried with text on the CPU, where unsloth uses TRL's trainer. On a GPU, which was not "
+        "tried, set UNSLOTH_RETURN_LOGITS=1: its fused loss calls no output embedding.",
+    ),
+    Case(
+        "Qwen-VL-Series-Finetune, `train_sft.py`",
+        "transformers",
+        "qwen-vl-series-finetune",
+        VISION,
+        _2u1,
+        "Of the repository 2U1/Qwen-VL-Series-Finetune at 93fef86. A field `tasks` in each record of its LLaVA JSON. "
+        "Liger is refused: `--use_liger False`. Its classification, DPO and GRPO scripts cannot train heads.",
+        variables={"PYTHONPATH": "src:."},
+        code="Qwen-VL-Series-Finetune",
     ),
 ]

@@ -94,20 +94,28 @@ def _train(
     output.mkdir(parents=True, exist_ok=True)
     for name, content in case.files(run).items():
         (output / name).write_text(json.dumps(content))
-    recording = {"TPO_RECORD": str(record), "PYTHONPATH": str(Path(__file__).parent / "recorder")}
+    paths = [str(Path(__file__).parent / "recorder"), *filter(None, [case.variables.get("PYTHONPATH")])]
+    recording = {"TPO_RECORD": str(record), "PYTHONPATH": os.pathsep.join(paths)}
     path = f"{case.bin}{os.pathsep}{environment['PATH']}"
     start(
         [run.tool("tpo"), "run", "--heads", "region", "--", *case.command(run)],
         environment | recording | {"PATH": path},
         output.with_suffix(".log"),
+        case.folder,
     )
     return output, record
 
 
-def start(command: list[Any], environment: dict[str, str], log: Path | None = None) -> str:
+def start(command: list[Any], environment: dict[str, str], log: Path | None = None, folder: Path = ROOT) -> str:
     """Standard output of a command. Raises `RuntimeError` where it fails."""
     result = subprocess.run(
-        list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
+        list(map(str, command)),
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
     )
     if log is not None:
         log.write_text(result.stdout + result.stderr)

@@ -13,10 +13,10 @@ from tpo_plugin.script.settings import ScriptSettings
 LINES = """
     from tpo_plugin import apply_tpo
     from tpo_plugin.script.rows import TaskCollator
-    model = apply_tpo(model, tokenizer, heads={heads})           # before the optimizer is made
-    collate = TaskCollator(model.tpo, collate)                   # your collator; rows keep their column "tasks"
-    loss = model(**batch).loss                                   # has the losses of the heads in it
-    model.tpo.save_pretrained(output_dir)                        # beside the model"""
+    model = apply_tpo(model, tokenizer, heads={heads})  # before the optimizer is made
+    collate = TaskCollator(model.tpo, collate)  # your collator; rows keep their field "tasks"
+    loss = model(**batch).loss  # as before: it has the losses of the heads in it
+    model.tpo.save_pretrained(output_dir)  # beside the model"""
 
 made = False
 """Whether a trainer that trains TPO was made in this process."""
@@ -47,7 +47,7 @@ def _checked(original: Callable[..., Any], name: str, settings: ScriptSettings) 
         elif not made and any(hasattr(m, "get_output_embeddings") for m in models):
             raise TPOError(
                 f"tpo run: this script trains with {name} and a loop of its own, in which there is no transformers "
-                f"Trainer to put TPO into; add to it, and start it without tpo run:{LINES.format(heads=settings.heads)}"
+                f"Trainer to put TPO into; add to it:{LINES.format(heads=settings.heads)}"
             )
         return original(self, *args, **kwargs)
 
