@@ -46,6 +46,17 @@ class InProgress(threading.local):
     """Whether the host runs as if it had no TPO, for a dry run or to embed pieces of rows."""
     last_output: TPOOutput | None = None
     last_generated: Any = None
+    offered: TaskArguments | None = None
+    """What a trainer gave for its next forward, where a hook of its codebase may drop it on the way."""
+
+    @contextmanager
+    def offering(self, given: TaskArguments) -> Iterator[None]:
+        """This thread's next forward is given this, unless it has arguments of ours."""
+        self.offered = given
+        try:
+            yield
+        finally:
+            self.offered = None
 
     @contextmanager
     def running(self, step: Step) -> Iterator[None]:
@@ -159,7 +170,7 @@ class Hooks:
 
     @property
     def _step(self) -> Step:
-        return self.now.step or self.now.inner or Step(self.tasks, self.host)
+        return self.now.step or self.now.inner or Step(self.tasks, self.host, self.now.offered)
 
     @property
     def _seen(self) -> Seen | None:
@@ -230,7 +241,9 @@ class Hooks:
         if args:
             names = [n for n, p in inspect.signature(inner).parameters.items() if p.kind is not p.VAR_KEYWORD]
             kwargs = dict(zip(names, args, strict=False)) | kwargs
-        given = TaskArguments.taken(kwargs, list(self.tasks.heads))
+        given, offered = TaskArguments.taken(kwargs, list(self.tasks.heads)), self.now.offered
+        if offered is not None:
+            self.now.offered, given = None, offered if given == TaskArguments() else given
         check_untouched(self.model, self.tasks)
         if moved(self.model, self.host):
             self._rehook(

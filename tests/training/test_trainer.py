@@ -134,6 +134,44 @@ def test_a_trainer_that_adds_to_the_loss(tmp_path):
     assert logs["loss"] > logs["loss_mllm"] + logs["loss_assign"] + logs["loss_point"] + 1e-4
 
 
+def test_a_trainer_that_multiplies_the_loss(tmp_path, caplog):
+    """By the share of a micro-batch, say: what is added beside stays, the model's loss is that of the global batch."""
+
+    class Sharing(transformers.Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+            share = (inputs["labels"] != -100).float().mean()
+            loss = share * loss + self.extra * outputs.logits.float().pow(2).mean()
+            return (loss, outputs) if return_outputs else loss
+
+    def first(base, extra, output):
+        base.extra = extra
+        trainer = make(output, trainer=wrap_trainer(base), max_steps=1, max_grad_norm=1e9)
+        trainer.train()
+        return trainer.state.log_history[0]
+
+    plain, shared = first(transformers.Trainer, 0, tmp_path / "a"), first(Sharing, 0, tmp_path / "b")
+    assert [
+        r.getMessage() for r in caplog.records if "multiplies the model's loss by a number of its own" in r.msg % r.args
+    ]
+    for name in ("loss", "loss_point", "grad_norm"):
+        assert shared[name] == pytest.approx(plain[name], rel=1e-5)
+    assert first(Sharing, 0.1, tmp_path / "c")["loss"] > plain["loss"] + 1e-4
+
+
+def test_a_trainer_that_takes_the_labels_out(tmp_path):
+    class Own(transformers.Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+            labels = inputs.pop("labels")
+            outputs = model(**inputs)
+            logits = outputs.logits[:, :-1].flatten(0, 1)
+            loss = outputs.loss + torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten())
+            return (loss, outputs) if return_outputs else loss
+
+    with pytest.raises(TPOError, match="TPOOwn trains on a loss that is not the one the model returns"):
+        make(tmp_path, trainer=wrap_trainer(Own)).train()
+
+
 def test_short_epoch_on_old_transformers(tmp_path):
     if SEES_WHOLE_STEP:
         pytest.skip("only transformers 4.45 steps on parts of such an epoch")

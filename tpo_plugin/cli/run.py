@@ -14,6 +14,7 @@ import typer
 
 from tpo_plugin.errors import TPOError
 from tpo_plugin.plugins import registry
+from tpo_plugin.script.expand import check_data
 from tpo_plugin.script.settings import ScriptSettings, read_config
 
 
@@ -22,6 +23,12 @@ def run(
     heads: Annotated[str, typer.Option(help="Names of heads, with commas between them.")],
     config: Annotated[
         Path | None, typer.Option(help="YAML file with loss_weights and heads, the fields of TPOConfig.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Records whose tasks go to the script's rows with the same id, where its data cannot hold them."
+        ),
     ] = None,
 ) -> None:
     """Run a training script unchanged, with TPO on the model that it trains.
@@ -33,15 +40,21 @@ def run(
         raise TPOError(f"--heads {heads!r} names no head; expected for example --heads region,temporal")
     for name in names:
         registry().head(name)
-    settings = ScriptSettings(heads=names, config={} if config is None else read_config(config))
+    settings = ScriptSettings(
+        heads=names,
+        config={} if config is None else read_config(config),
+        data="" if data is None else str(data.absolute()),
+    )
+    check_data(settings)
     with tempfile.TemporaryDirectory(prefix="tpo-run-") as folder:
         marker = Path(folder) / "trainers"
         settings.marker = str(marker)
         code = _start(command, {**os.environ, **settings.environment()})
         if code == 0 and not marker.exists():
             raise TPOError(
-                f"{command[0]} ended without making a transformers Trainer, so nothing was trained with TPO; tpo run "
-                "finds the model when the script makes a Trainer, in a Python that reads PYTHONPATH"
+                f"{command[0]} ended without making a transformers Trainer, so nothing was trained with TPO: a loop "
+                "of its own needs apply_tpo(model, tokenizer) in it, a launcher must stay in the foreground, and its "
+                "Python must have tpo-plugin and read PYTHONPATH"
             )
     sys.exit(code)
 

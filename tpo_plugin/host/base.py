@@ -189,9 +189,6 @@ class Host:
         """Generates from what `start_generation` made; by default the host's own `generate`."""
         return model.generate(**kwargs)
 
-    records: ClassVar[str | None] = None
-    """Attribute of the codebase's own datasets that holds their list of LLaVA records, for `tpo run`."""
-
     @classmethod
     def media_root(cls, dataset: Any, record: dict[str, Any]) -> str | Path:
         """Folder that the paths of a record of such a dataset are relative to."""

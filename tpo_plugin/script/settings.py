@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tpo_plugin.config import TPOConfig, config_from_dict
+from tpo_plugin.errors import TPOError
 from tpo_plugin.yaml_file import read_yaml
 
 VARIABLE = "TPO_SCRIPT"
@@ -24,6 +25,8 @@ class ScriptSettings:
     heads: list[str]
     config: dict[str, Any] = field(default_factory=dict)
     """`loss_weights` and `heads`, the fields of `TPOConfig`."""
+    data: str = ""
+    """File of records whose tasks go to the script's rows with the same `id`."""
     marker: str = ""
     """File that gets a line for every trainer that trains TPO."""
 
@@ -43,10 +46,16 @@ class ScriptSettings:
         return config_from_dict(TPOConfig, dict(self.config), where="the configuration of tpo run")
 
     def mark(self, text: str) -> None:
-        """Notes that a trainer trains TPO."""
-        if self.marker:
+        """Notes that something trains TPO. Raises `TPOError` where `tpo run` has ended before."""
+        if not self.marker:
+            return
+        try:
             with open(self.marker, "a", encoding="utf-8") as file:
                 file.write(f"{text}\n")
+        except FileNotFoundError as error:
+            raise TPOError(
+                "tpo run has ended: its command went into the background; start the training in the foreground"
+            ) from error
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from tpo_plugin.apply import apply_tpo, head_config
 from tpo_plugin.errors import TPOError
 from tpo_plugin.plugins import registry
-from tpo_plugin.script.rows import TaskCollator, TaskDataset
+from tpo_plugin.positions import Counts
+from tpo_plugin.script.arrivals import Arrivals, check_labels, check_rows_stay_apart
+from tpo_plugin.script.expand import TASKS, ScriptTasks
+from tpo_plugin.script.rows import TaskCollator
+from tpo_plugin.script.samples import SAMPLE, with_tasks
 from tpo_plugin.script.settings import ScriptSettings
+from tpo_plugin.step import FORWARD_ARGUMENTS, TaskArguments
 from tpo_plugin.tokens import add_tokens, resolve_tokens
-from tpo_plugin.training.trainer import TPOTrainerMixin, wrap_trainer
+from tpo_plugin.training.trainer import SEES_WHOLE_STEP, TPOTrainerMixin, wrap_trainer
 
 logger = logging.getLogger(__name__)
 
@@ -53,26 +60,38 @@ class ScriptTrainerMixin(TPOTrainerMixin):
     eval_dataset: Any
     data_collator: Any
 
+    collates_tasks = True
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         given = _arguments(type(self), args, kwargs)
         model, make = given.get("model"), given.get("model_init")
         tokenizer = _tokenizer(given)
+        loading: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if isinstance(model, nn.Module):
             self._apply(model, tokenizer)
+        elif isinstance(model, str):
+            loading = _first_loaded(lambda loaded: self._apply(loaded, tokenizer))
         elif make is not None:
             given["model_init"] = self._applied(make, tokenizer)
         else:
             raise TPOError(
-                f"tpo run: {type(self).__name__} was made with model={model!r}; expected the model itself, or "
-                "model_init"
+                f"tpo run: {type(self).__name__} was made with model={model!r}; expected the model itself, its name, "
+                "or model_init"
             )
-        super().__init__(**given)
-        self.train_dataset = self._with_tasks(self.train_dataset)
+        with loading:
+            super().__init__(**given)
+        check_rows_stay_apart(self)
+        if hasattr(self.args, "use_logits_to_keep"):  # it cuts labels and logits, and leaves the ids as they were
+            self.args.use_logits_to_keep = False
+        self.tpo.host.honours_num_items = False  # see compute_loss
+        by_id = ScriptTasks.of(self.tpo_script).by_id
+        self.train_dataset = with_tasks(self.train_dataset, self.tpo, by_id)
         if isinstance(self.eval_dataset, dict):
-            self.eval_dataset = {name: self._with_tasks(dataset) for name, dataset in self.eval_dataset.items()}
+            self.eval_dataset = {name: with_tasks(part, self.tpo, by_id) for name, part in self.eval_dataset.items()}
         else:
-            self.eval_dataset = self._with_tasks(self.eval_dataset)
-        self.data_collator = TaskCollator(self.tpo, self.data_collator)
+            self.eval_dataset = with_tasks(self.eval_dataset, self.tpo, by_id)
+        self.data_collator = TaskCollator(self.tpo, self.data_collator, by_id)
+        self._arrivals = Arrivals(self, by_id)
         self.tpo_script.mark(type(self).__name__)
 
     def _apply(self, model: Any, tokenizer: Any) -> None:
@@ -89,30 +108,70 @@ class ScriptTrainerMixin(TPOTrainerMixin):
 
         return model_init
 
-    def _with_tasks(self, dataset: Any) -> Any:
-        attribute = self.tpo.host.records
-        if attribute is None or not hasattr(dataset, attribute):
-            return dataset
-        return TaskDataset(dataset, self.tpo)
-
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """The base trainer's training; then TPO is saved, since a script may save the host without the trainer."""
+        """The base trainer's training; then TPO is saved, since a script may save the host without the trainer.
+
+        Raises `TPOError` where no task can arrive, before the first step, and where none did.
+        """
+        self._arrivals.expect()
         result = super().train(*args, **kwargs)
+        self._arrivals.finish()
         self._save_tpo(self.args.output_dir)
         return result
+
+    def _count_step(self, batches: list[Any]) -> Counts:
+        counts = super()._count_step(batches)
+        self._arrivals.add(batches)
+        return counts
+
+    # The mean of each micro-batch is what any host gives, whatever a codebase does to its arguments: the number of
+    # labels in the whole step is not passed to it, and the plugin makes sums of the means.
+
+    def _scale(self) -> int:
+        return self.accelerator.num_processes if SEES_WHOLE_STEP else super()._scale()
+
+    def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """The base trainer's loss, which must be the one that the model returns."""
+        kwargs.pop("num_items_in_batch", None)
+        check_labels(self, inputs)
+        ours = {name: inputs[name] for name in FORWARD_ARGUMENTS if name in inputs}
+        with self.tpo.hooks.now.offering(TaskArguments.taken(ours, list(self.tpo.heads))):
+            return super().compute_loss(model, inputs, *args, **kwargs)
 
     # A script may have columns that its trainer shall drop; of ours nothing is dropped.
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        if "tasks" not in self._signature_columns:
-            self._signature_columns += ["tasks"]
+        ours = [*TASKS, SAMPLE, *(["id"] if self.tpo_script.data else [])]
+        self._signature_columns += [name for name in ours if name not in self._signature_columns]
 
     def _remove_unused_columns(self, *args: Any, **kwargs: Any) -> Any:
         return super(TPOTrainerMixin, self)._remove_unused_columns(*args, **kwargs)
 
     def _get_collator_with_removed_columns(self, *args: Any, **kwargs: Any) -> Any:
         return super(TPOTrainerMixin, self)._get_collator_with_removed_columns(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def _first_loaded(apply: Callable[[Any], None]) -> Iterator[None]:
+    """Within it the first model that is loaded gets TPO: that of a trainer that loads its own, by its name."""
+    original = PreTrainedModel.__dict__["from_pretrained"]
+    waiting = True
+
+    def from_pretrained(cls: type, *args: Any, **kwargs: Any) -> Any:
+        nonlocal waiting
+        loaded = original.__func__(cls, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if waiting:
+            waiting = False
+            apply(model)
+        return loaded
+
+    PreTrainedModel.from_pretrained = classmethod(from_pretrained)
+    try:
+        yield
+    finally:
+        PreTrainedModel.from_pretrained = original
 
 
 def _arguments(cls: type, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:

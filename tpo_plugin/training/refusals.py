@@ -43,7 +43,7 @@ def check_arguments(trainer: Any) -> None:
         ),
         "TRL's own data collator, which drops task_inputs and task_targets: give data_collator=, with "
         "dataset_kwargs={'skip_prepare_dataset': True} and remove_unused_columns=False": (
-            trl and type(trainer.data_collator).__module__.startswith("trl.")
+            trl and not trainer.collates_tasks and type(trainer.data_collator).__module__.startswith("trl.")
         ),
     }
     for reason, found in refused.items():

@@ -83,6 +83,9 @@ class TPOTrainerMixin(GroupingMixin, MeasuringMixin, SavingMixin, NonfiniteMixin
     thaws_tpo = True
     """Whether a `model.tpo` without a trainable parameter is made trainable: `get_peft_model` freezes all of it."""
 
+    collates_tasks = False
+    """Whether tasks are collated around whatever collator the trainer is made with."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._start_sums()
         if trl_class(type(self)) is None:
@@ -103,6 +106,7 @@ class TPOTrainerMixin(GroupingMixin, MeasuringMixin, SavingMixin, NonfiniteMixin
             # Or accelerate 0.34 enters no_sync, which ZeRO-2 and 3 refuse: their engine accumulates by itself.
             self.accelerator.gradient_state.plugin_kwargs["sync_each_batch"] = True
         self._pending: list[Any] = []
+        self._share_warned = False
 
     @property
     def tpo(self) -> TaskPreferenceModel:
@@ -205,16 +209,42 @@ class TPOTrainerMixin(GroupingMixin, MeasuringMixin, SavingMixin, NonfiniteMixin
         if "task_counts" not in inputs:  # evaluation: every loss is a mean over the batch
             kwargs.pop("num_items_in_batch", None)
             return base(model, inputs, return_outputs=return_outputs, **kwargs)
+        labelled = inputs.get("labels") is not None  # a base may take them out of its inputs
         loss, outputs = base(model, inputs, return_outputs=True, **kwargs)
         result = self.tpo.last_output
-        if result is None or result.loss is None or not _comes_from(loss, result.loss):
+        own = None if result is None else result.loss
+        share = None if own is None else _share(loss, own)
+        if result is None or own is None or share is None or (labelled and "assign" not in result.losses):
             raise TPOError(
                 f"{type(self).__name__} trains on a loss that is not the one the model returns, so the losses of TPO "
                 "would be lost; its compute_loss must use model(**inputs).loss, or transformers.Trainer.compute_loss"
             )
+        if getattr(base, "__func__", None) is not transformers.Trainer.compute_loss and trl_class(type(self)) is None:
+            loss = loss + (self._whole_share - share) * own
+            self._warn_of_share(share)
         self._record(result)
         loss = self._watch_loss(loss, result)
         return (loss, outputs) if return_outputs else loss
+
+    @property
+    def _whole_share(self) -> int:
+        """What the loss is to be multiplied by when it leaves compute_loss; DDP and accelerate take it back."""
+        return self.accelerator.num_processes * (1 if SEES_WHOLE_STEP else self.args.gradient_accumulation_steps)
+
+    def _warn_of_share(self, share: Tensor) -> None:
+        """Says once, in the first steps, that the base trainer multiplies the model's loss: a look at the device."""
+        if self._share_warned or self.state.global_step >= 3:
+            return
+        ratio = float(share) / self._whole_share
+        if abs(ratio - 1) > 1e-3:
+            self._share_warned = True
+            logger.warning(
+                "%s multiplies the model's loss by a number of its own (%.4g in step %d), by which the losses of TPO "
+                "would be weighted wrongly: they are weighted as one global batch, and this is taken back",
+                type(self).__name__,
+                ratio,
+                self.state.global_step + 1,
+            )
 
     # -- refusals ------------------------------------------------------------------------------------------------------
 
@@ -267,15 +297,8 @@ def _trains(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
 
 
-def _comes_from(loss: Tensor, source: Tensor) -> bool:
-    """Whether `source` is a few operations back in the graph of `loss`."""
-    queue: list[Any] = [loss.grad_fn]
-    seen: set[Any] = set()
-    while queue and len(seen) < 64:
-        node = queue.pop(0)
-        if node is not None and node not in seen:
-            if node is source.grad_fn:
-                return True
-            seen.add(node)
-            queue += [parent for parent, _ in node.next_functions]
-    return False
+def _share(loss: Tensor, source: Tensor) -> Tensor | None:
+    """The number by which `source` was multiplied on its way into `loss`, scalar; None where it did not come there."""
+    if not loss.requires_grad or not source.requires_grad:
+        return None
+    return torch.autograd.grad(loss, source, retain_graph=True, allow_unused=True)[0]

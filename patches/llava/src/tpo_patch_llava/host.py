@@ -23,7 +23,6 @@ class LlavaHost(tpo.SplicingHost):
     """The original LLaVA: a language model of transformers whose forward first splices the features of images."""
 
     splice_method: ClassVar[str] = METHOD
-    records: ClassVar[str | None] = "list_data_dict"
 
     @classmethod
     def locate(cls, model: Any, example_inputs: dict[str, Any] | None = None) -> tpo.Host:
