@@ -12,7 +12,7 @@ import torch
 from PIL.Image import Image
 from torch.utils.data import Dataset
 
-from tpo_plugin.data.media import VideoClip, VideoOptions, read_image, read_video
+from tpo_plugin.data.media import ImageOptions, VideoClip, VideoOptions, read_image, read_video
 from tpo_plugin.data.records import Record, Records
 from tpo_plugin.errors import MediaError, TPOError
 
@@ -39,11 +39,11 @@ class SkippedRecord:
     reason: str
 
 
-def read_sample(record: Record, video: VideoOptions | None = None) -> Sample:
-    """Reads the media of a record. Raises `MediaError`."""
+def read_sample(record: Record, video: VideoOptions | None = None, image: ImageOptions | None = None) -> Sample:
+    """Reads the media of a record, by default as the options' own defaults say. Raises `MediaError`."""
     return Sample(
         record,
-        tuple(read_image(path) for path in record.images),
+        tuple(read_image(path, image) for path in record.images),
         tuple(read_video(path, video) for path in record.videos),
     )
 
@@ -69,6 +69,7 @@ class RecordDataset(Dataset[Sample]):
         num_samples: int | None = None,
         seed: int = 0,
         video: VideoOptions | None = None,
+        image: ImageOptions | None = None,
         max_bad_share: float = 0.05,
     ) -> None:
         if not sources:
@@ -78,7 +79,7 @@ class RecordDataset(Dataset[Sample]):
         if weights is None and num_samples is not None:
             raise TPOError("num_samples needs weights: without them an epoch holds every record once")
         self.sources, self.weights, self.seed = list(sources), weights, seed
-        self.video, self.max_bad_share = video, max_bad_share
+        self.video, self.image, self.max_bad_share = video, image, max_bad_share
         self._starts = np.cumsum([0, *(len(source) for source in sources)])
         self._num_samples = num_samples or int(self._starts[-1])
         # In shared memory: a worker that persists over epochs sees the epoch, the main process sees the states.
@@ -102,7 +103,7 @@ class RecordDataset(Dataset[Sample]):
         for attempt in count(1):
             record = self.sources[source][place - int(self._starts[source])]
             try:
-                sample = self.sources[source].checked(read_sample(record, self.video))
+                sample = self.sources[source].checked(read_sample(record, self.video, self.image))
             except MediaError as error:
                 self._mark_bad(place, record, error)
                 if attempt == 100:
@@ -123,7 +124,7 @@ class RecordDataset(Dataset[Sample]):
             source = int(np.searchsorted(self._starts, place, side="right")) - 1
             record = self.sources[source][place - int(self._starts[source])]
             try:
-                self.sources[source].checked(read_sample(record, self.video))
+                self.sources[source].checked(read_sample(record, self.video, self.image))
                 reason = "could not be read then, and can be now"
             except MediaError as error:
                 reason = str(error)

@@ -19,11 +19,11 @@ from torch.nn import functional as F
 from tpo_plugin.apply import apply_tpo, remove_tpo
 from tpo_plugin.checkpoint import load_tpo
 from tpo_plugin.config import TPOConfig, config_from_dict
-from tpo_plugin.data import Records, TPOCollator, VideoOptions, read_sample
+from tpo_plugin.data import Records, TPOCollator, read_sample
 from tpo_plugin.errors import TPOError
 from tpo_plugin.step import FORWARD_ARGUMENTS
 from tpo_plugin.training.checkpoints import load_host_weights
-from tpo_plugin.training.config import TrainConfig
+from tpo_plugin.training.config import DataConfig, TrainConfig
 from tpo_plugin.training.run import load_host, read_run
 
 Batches = list[dict[str, Any]]
@@ -60,7 +60,7 @@ def retention(
     tpo_config = config_from_dict(TPOConfig, {"heads": config.tpo.heads}, where=f"{directory}: tpo")
     tokenizer = _processor(directory)
     apply_tpo(model, tokenizer, heads=config.heads, config=tpo_config)
-    batches, with_tasks = _batches(model, records, media_root, config.data.video, limit)
+    batches, with_tasks = _batches(model, records, media_root, config.data, limit)
     applied = [_answers(model, batch, old_size) for batch in batches]
     remove_tpo(model)
     bare = [_answers(model, batch, old_size) for batch in batches]
@@ -87,7 +87,7 @@ def _processor(directory: Path) -> Any:
 
 
 def _batches(
-    model: Any, records: str | Path, media_root: Any, video: VideoOptions, limit: int | None
+    model: Any, records: str | Path, media_root: Any, data: DataConfig, limit: int | None
 ) -> tuple[Batches, int]:
     """One conversation each, as it is trained on, without the plugin's arguments."""
     source = Records(records, model.tpo, media_root=media_root)
@@ -99,7 +99,7 @@ def _batches(
             continue
         if limit is not None and len(batches) == limit:
             break
-        batch = collate([read_sample(record, video)])
+        batch = collate([read_sample(record, data.video, data.image)])
         plain = {name: value for name, value in batch.items() if name not in FORWARD_ARGUMENTS}
         batches.append(send_to_device(plain, model.device))
     if not batches:

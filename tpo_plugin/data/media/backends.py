@@ -66,9 +66,9 @@ class PyAV(Reader):
         self._places = {start: place for place, start in enumerate(index.starts)}
         self._file = contextlib.ExitStack()
         self._open()
-        self._aspect = aspect_of(self._stream)
+        self._upright = Upright(self._stream)
         codec = self._stream.codec_context
-        self.size = square_size(codec.width, codec.height, self._aspect)
+        self.size = square_size(codec.width, codec.height, self._upright.aspect)
 
     def frames(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
         at = -1
@@ -81,12 +81,18 @@ class PyAV(Reader):
                 at, frame = next((found for found in coming if found[0] == index), (index, None))
                 if frame is None:
                     raise Misread(f"its frame at {self.times_s[index]:.3f} s cannot be decoded")
-                shown = upright(frame, self._aspect)
+                shown = self._upright(frame)
             yield shown
 
     def is_turned(self) -> bool:
         """Whether its first frame is stored otherwise than it is shown."""
-        return any(frame.side_data.get("DISPLAYMATRIX") is not None for _, frame in islice(self._from(0), 1))
+        return any(self._upright.matrix(frame) != (1, 0, 0, 1) for _, frame in islice(self._from(0), 1))
+
+    def check_keys(self, indices: Sequence[int]) -> None:
+        """Raises `Misread` where decoding cannot begin at a key frame before one of `indices`, though it is called so."""
+        for key in {self._key_before(index) for index in indices}:
+            if next(self._behind(self._index.keys[key]), (-1,))[0] != self._place_of(key):
+                raise Misread("lists key frames that are none; read it by pyav")
 
     def _key_before(self, index: int) -> int:
         """Number of the last key frame up to a frame, -1 where there is none."""
@@ -97,11 +103,13 @@ class PyAV(Reader):
 
     def _from(self, index: int) -> Iterator[tuple[int, VideoFrame]]:
         """Frames with their indices, one after another, the first at most `index`."""
+        import av
+
         key = self._key_before(index)
         for back in (0, 1, 4):
             if key - back > 0:
                 coming = self._behind(self._index.keys[key - back])
-                with contextlib.suppress(Misread):
+                with contextlib.suppress(Misread, av.error.FFmpegError):  # some formats cannot seek
                     first = next(coming, None)
                     if first is not None and first[0] <= index:
                         return chain([first], coming)
@@ -112,7 +120,7 @@ class PyAV(Reader):
         """Frames with their indices behind a seek, from the first key frame on that the index knows."""
         self._container.seek(key, stream=self._stream)
         keys, frames = {*self._index.keys} & {*self._places}, decoded(self._container, self._stream)
-        first = next((frame for frame in frames if frame.pts in keys), None)
+        first = next((frame for frame in frames if frame.pts in keys), None)  # leading ones may lack what they need
         if first is not None:
             yield from self._checked(chain([first], frames), self._places[first.pts])
 
@@ -138,16 +146,21 @@ class Decord(Reader):
         import decord
 
         _check_plain(path, index, "decord")
+        self._path, self._index = path, index
         decord.logging.set_level(decord.logging.QUIET)
         self._reader = decord.VideoReader(path, num_threads=1)  # workers are the parallelism
         self.times_s, self.duration_s = index.times_s, index.duration_s
         height, width = self._reader[0].shape[:2]
         self.size = width, height
         own_s = self._reader.get_frame_timestamp(list(range(len(self._reader))))[:, 0]
+        if self._reader.get_key_indices() != [index.starts.index(key) for key in index.keys]:
+            raise MediaError("decord takes other frames of it for key frames; read it by pyav")
         if len(own_s) != len(self.times_s) or np.abs(own_s - own_s[0] - self.times_s).max() > ROUNDING_S:  # float32 there
             raise MediaError("decord finds other frames in it; read it by pyav")
 
     def frames(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
+        with contextlib.closing(PyAV(self._path, self._index)) as reader:
+            reader.check_keys(indices)
         # decord.bridge.set_bridge, which belongs to the whole process, may have made it another library's tensor
         batch = self._reader.get_batch(list(indices))
         return iter(batch.asnumpy() if hasattr(batch, "asnumpy") else np.asarray(batch))
@@ -224,23 +237,38 @@ def square_size(width: int, height: int, aspect: float) -> tuple[int, int]:
     return (round(width * aspect), height) if aspect > 1 else (width, round(height / aspect))
 
 
-def upright(frame: VideoFrame, aspect: float) -> np.ndarray:
-    """A frame as RGB [H, W, 3] of square pixels, turned and mirrored as its display matrix says.
+class Upright:
+    """Makes of a stream's frames RGB [H, W, 3] of square pixels, turned and mirrored as its display matrix says."""
 
-    Raises `MediaError` for a matrix that does anything else.
-    """
-    width, height = square_size(frame.width, frame.height, aspect)
-    check_pixels("a frame", width, height, MAX_PIXELS, "expected one of at most 8192 x 8192")
-    pixels = frame.to_ndarray(format="rgb24", **({} if aspect == 1 else {"width": width, "height": height}))
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is None:
-        return pixels
-    across, down_across, across_down, down = np.frombuffer(matrix, np.int32)[[0, 1, 3, 4]] / 65536
-    if abs(across) < 0.01 and abs(down) < 0.01:  # rows become columns
-        pixels, across, down = pixels.transpose(1, 0, 2), across_down, down_across
-    elif not (abs(down_across) < 0.01 and abs(across_down) < 0.01):
-        raise MediaError(f"is to be turned by {frame.rotation} degrees; expected a multiple of 90")
-    return np.ascontiguousarray(pixels[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1])
+    def __init__(self, stream: VideoStream) -> None:
+        from av.video.reformatter import VideoReformatter
+
+        self.aspect = aspect_of(stream)
+        self._reformatter = VideoReformatter()
+        self._rotation: int | None = None
+        self._matrix: tuple[float, ...] = ()
+
+    def __call__(self, frame: VideoFrame) -> np.ndarray:
+        """Raises `MediaError` for a matrix that does anything else."""
+        width, height = square_size(frame.width, frame.height, self.aspect)  # a stream may change its size
+        check_pixels("a frame", width, height, MAX_PIXELS, "expected one of at most 8192 x 8192")
+        size = {} if self.aspect == 1 else {"width": width, "height": height}
+        pixels = self._reformatter.reformat(frame, format="rgb24", **size).to_ndarray()
+        across, down_across, across_down, down = self.matrix(frame)
+        if abs(across) < 0.01 and abs(down) < 0.01:  # rows become columns
+            pixels, across, down = pixels.transpose(1, 0, 2), across_down, down_across
+        elif abs(down_across) > 0.01 or abs(across_down) > 0.01:
+            raise MediaError(f"is to be turned by {frame.rotation} degrees; expected a multiple of 90")
+        return np.ascontiguousarray(pixels[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1])
+
+    def matrix(self, frame: VideoFrame) -> tuple[float, ...]:
+        """What the display matrix does with (x, y): x * m0 + y * m2, x * m1 + y * m3."""
+        # PyAV makes a cycle of a frame and its side data, which lives on for long: of one frame only.
+        if self._rotation != frame.rotation:
+            found = frame.side_data.get("DISPLAYMATRIX")
+            plain = np.array([1, 0, 0, 1]) if found is None else np.frombuffer(found, np.int32)[[0, 1, 3, 4]] / 65536
+            self._rotation, self._matrix = frame.rotation, tuple(plain.tolist())
+        return self._matrix
 
 
 def _check_plain(path: str, index: FrameIndex, backend: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -147,17 +148,27 @@ def _check_whole(container: InputContainer, stream: VideoStream, num: int, end_s
 
     if not {*_STATED} & set(container.format.name.split(",")):
         return
-    start_s = (container.start_time or 0) / av.time_base
     header_s = (container.duration or 0) / av.time_base
-    if num < stream.frames:
-        # An edit list, too, leaves out some of the frames listed; then what is there lasts as long as the header says.
-        stated_s = float((stream.duration or 0) * (stream.time_base or 0)) or header_s
-        if end_s < start_s + stated_s * (1 - 1 / stream.frames):
-            raise MediaError(f"is truncated: its header lists {stream.frames} frames, {num} are there")
-    if not stream.frames and end_s - start_s < header_s - 1:
-        raise MediaError(
-            f"is truncated: its header says {header_s:.1f} s, its data end at {max(end_s - start_s, 0):.1f} s"
-        )
+    if num < stream.frames and not _has_whole_boxes(container.name):  # an edit list, too, leaves out frames
+        raise MediaError(f"is truncated: its header lists {stream.frames} frames, {num} are there")
+    if not stream.frames and end_s < header_s - 1:
+        raise MediaError(f"is truncated: its header says {header_s:.1f} s, its data end at {end_s:.1f} s")
+
+
+def _has_whole_boxes(path: str) -> bool:
+    """Whether an MP4 is as long as its outermost boxes say; False for another file."""
+    at, size = 0, os.path.getsize(path)
+    with open(path, "rb") as file:
+        while at + 8 <= size:
+            file.seek(at)
+            head = file.read(16)
+            length = int.from_bytes(head[:4], "big")
+            if length == 1:  # then it stands behind the name
+                length = int.from_bytes(head[8:], "big")
+            if length < 8:  # 0: to the end of the file
+                return length == 0
+            at += length
+    return at == size
 
 
 def index_by_decoding(path: str) -> FrameIndex:
@@ -180,8 +191,10 @@ def index_by_decoding(path: str) -> FrameIndex:
         stamps = _counted(stamps, [duration or per_frame for _, duration in found]) or stamps
     if None in stamps:
         raise MediaError("has frames without a time stamp, and their number does not fit the time between those with one")
-    if counts_stored:  # an AVI numbers frames as they are stored; which time is whose, their order tells
+    if counts_stored and stamps != sorted(stamps):  # it numbers them as they are stored; whose time is which, the order tells
         stamps = sorted(stamps)
+        if stamps[-1] - stamps[0] != (len(stamps) - 1) * per_frame:
+            raise MediaError("is an AVI whose frames are stored in another order than shown, and some of them are missing")
     for before, behind in pairwise(stamps):
         if behind <= before:
             at_s = [float((stamp - stamps[0]) * base) for stamp in (behind, before)]
@@ -217,18 +230,20 @@ def decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFra
     """
     import av
 
-    begun, damaged = False, False
+    whole = begun = damaged = False
     for packet in container.demux(stream):
+        if damaged and packet.size:
+            raise Misread("is damaged: something in its middle cannot be decoded")
+        whole = whole or packet.is_keyframe
+        begun = begun or (packet.is_keyframe and packet.is_discard)  # what an edit list hides before the first frame
         try:
             frames = packet.decode()
         except av.error.InvalidDataError:
-            damaged = begun
+            damaged = whole
             continue
+        damaged = whole and packet.is_corrupt
         for frame in frames:
             begun = begun or frame.key_frame or frame.pict_type == av.video.frame.PictureType.I
-            if not begun or frame.is_corrupt:
-                damaged = begun
-                continue
-            if damaged:
-                raise Misread("is damaged: frames in its middle cannot be decoded")
-            yield frame
+            if begun and not frame.is_corrupt:
+                yield frame
+            damaged = damaged or (begun and frame.is_corrupt)
