@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import asdict
@@ -11,10 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tpo_plugin.config import TPOConfig
-from tpo_plugin.errors import TPOError
+from tpo_plugin.errors import RecordError, TPOError
 
 if TYPE_CHECKING:
     from tpo_plugin.data.check import CheckReport
+    from tpo_plugin.data.format import RecordFormat
+    from tpo_plugin.data.sheet import Sheet
 
 
 def check(
@@ -30,6 +33,10 @@ def check(
         Path | None, typer.Option(help="Folder of the media; by default that of each file of records.")
     ] = None,
     media: Annotated[bool, typer.Option("--media", help="Open every picture and video too.")] = False,
+    pictures: Annotated[
+        Path | None,
+        typer.Option(help="Contact sheet to write (.png, .jpg): a sample of records with their tasks drawn on it."),
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one for each CPU core.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     limit_errors: Annotated[int, typer.Option(min=1, help="Places that are shown of each kind of error.")] = 5,
@@ -43,36 +50,64 @@ def check(
 
     from tpo_plugin.data.check import check_files
     from tpo_plugin.data.format import RecordFormat
-    from tpo_plugin.data.media import VideoOptions
+    from tpo_plugin.data.media import ImageOptions, VideoOptions
 
+    if pictures is not None and pictures.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise TPOError(f"--pictures is {pictures}; expected a .png or .jpg")
     files: list[tuple[str | Path, str | Path | None]] = [(file, media_root) for file in data or []]
-    names, settings, video = heads.split(",") if heads else None, TPOConfig(), None
+    names, settings = heads.split(",") if heads else None, TPOConfig()
+    video, image = VideoOptions(), ImageOptions()
     if config is not None:
         from tpo_plugin.training.config import TrainConfig
 
         run = TrainConfig.from_yaml(config)
-        names, settings, video = names or run.heads or None, run.tpo, run.data.video
+        names, settings = names or run.heads or None, run.tpo
+        video, image = run.data.video, run.data.image
         stages = [source for stage in run.stages.values() for source in (*stage.data, *stage.eval_data)]
         files = files or list(dict.fromkeys((source.file, media_root or source.media) for source in stages))
     if not files:
         raise TPOError("no file to check; give files of records, or --config with data in its stages")
+    format = RecordFormat.of_heads(names, settings)
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task("records")
         report = check_files(
             files,
-            RecordFormat.of_heads(names, settings),
-            video=(video or VideoOptions()) if media else None,
+            format,
+            video=video if media else None,
+            image=image,
             workers=workers or _num_cores(),
             limit=limit_errors,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
+    sheet = None if pictures is None else _sheet(pictures, files, format, video, image)
     if as_json:
-        typer.echo(json.dumps(_describe(report), indent=2))
+        described = _describe(report) | ({} if sheet is None else {"pictures": {"file": str(pictures), **asdict(sheet)}})
+        typer.echo(json.dumps(described, indent=2))
     else:
-        typer.echo(_as_text(report))
+        typer.echo("\n".join([_as_text(report), *([] if sheet is None else _said(pictures, sheet))]))
     if report.errors:
         raise typer.Exit(1)
+
+
+def _sheet(
+    path: Path, files: list[tuple[str | Path, str | Path | None]], format: RecordFormat, video: Any, image: Any
+) -> Sheet:
+    from tpo_plugin.data.sheet import write_sheet
+    from tpo_plugin.data.sources import RecordFile
+
+    opened = []
+    for file, root in files:
+        with contextlib.suppress(RecordError):  # the report has it
+            data = RecordFile(file)
+            opened.append((data, Path(root) if root is not None else data.path.parent))
+    return write_sheet(path, opened, format, video=video, image=image)
+
+
+def _said(path: Path | None, sheet: Sheet) -> list[str]:
+    lines = [f"drawn: {path}, {sheet.drawn} records"]
+    lines += [f"  head {name!r} draws no tasks" for name in sheet.silent]
+    return lines + [f"  cannot be drawn: {reason}" for reason in sheet.failed]
 
 
 def _num_cores() -> int:
@@ -85,6 +120,7 @@ def _describe(report: CheckReport) -> dict[str, Any]:
         "records": report.records,
         "without_tasks": report.without_tasks,
         "heads": {name: asdict(count) for name, count in report.heads.items()},
+        "warnings": report.warnings(),
         "errors": [{"kind": kind, **asdict(found)} for kind, found in report.errors.items()],
     }
 
@@ -96,6 +132,7 @@ def _as_text(report: CheckReport) -> str:
         f"  {name}: {count.tasks} tasks in {count.records} records, {count.tokens} tokens"
         for name, count in report.heads.items()
     ]
+    lines += [f"  {warning}" for warning in report.warnings()]
     for kind, found in sorted(report.errors.items(), key=lambda item: -item[1].count):
         lines.append(f"{found.count} x {kind}")
         lines += [f"  {message}" for message in found.first]

@@ -12,7 +12,7 @@ import torch
 from PIL.Image import Image
 from torch.utils.data import Dataset
 
-from tpo_plugin.data.media import ImageOptions, VideoClip, VideoOptions, read_image, read_video
+from tpo_plugin.data.media import ImageOptions, VideoClip, VideoOptions, read_frame, read_image, read_video
 from tpo_plugin.data.records import Record, Records
 from tpo_plugin.errors import MediaError, TPOError
 
@@ -28,6 +28,14 @@ class Sample:
     record: Record
     images: tuple[Image, ...] = ()
     videos: tuple[VideoClip, ...] = ()
+
+    def picture(self, time_s: float | None = None) -> Image:
+        """The first image; or what the first video shows at a second, by default in its middle. Raises `MediaError`."""
+        if self.videos:
+            return read_frame(self.record.videos[0], self.videos[0].duration_s / 2 if time_s is None else time_s)
+        if not self.images:
+            raise MediaError(f"{self.record.place}: has neither an image nor a video")
+        return self.images[0]
 
 
 @dataclass(frozen=True)
