@@ -55,9 +55,10 @@ class TaskCodec:
         return []
 
     def draw_tasks(self, tasks: list[dict[str, Any]], given: list[dict[str, Any]], sample: Any) -> list[Image]:
-        """Pictures of what a record's tasks, and those that its user gives, say of its media; for `tpo check --pictures`.
+        """Pictures of what a record's tasks to predict, and those that its user gives, say of its media.
 
-        `sample` is a `tpo_plugin.Sample`. None, as here, where the head does not draw. Raises `MediaError`.
+        They are for `tpo check --pictures`. `sample` is a `tpo_plugin.Sample`. An empty list, as here, where the head
+        does not draw. Raises `MediaError`.
         """
         return []
 

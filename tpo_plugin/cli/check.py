@@ -82,7 +82,9 @@ def check(
         )
     sheet = None if pictures is None else _sheet(pictures, files, format, video, image)
     if as_json:
-        described = _describe(report) | ({} if sheet is None else {"pictures": {"file": str(pictures), **asdict(sheet)}})
+        described = _describe(report) | (
+            {} if sheet is None else {"pictures": {"file": str(pictures), **asdict(sheet)}}
+        )
         typer.echo(json.dumps(described, indent=2))
     else:
         typer.echo("\n".join([_as_text(report), *([] if sheet is None else _said(pictures, sheet))]))

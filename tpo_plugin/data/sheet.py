@@ -1,4 +1,4 @@
-"""A contact sheet: a sample of records with their tasks drawn over their media, so that a person sees whether they fit."""
+"""A contact sheet: a sample of records with their tasks drawn over their media, so that one sees whether they fit."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def _card(
         sample = read_sample(record, video, image)
         for name in dict.fromkeys(task["head"] for task in [*given, *tasks]):
             mine = [[task for task in some if task["head"] == name] for some in (tasks, given)]
-            pictures = format.codecs[name].draw_tasks(*mine, sample)
+            pictures = format.codecs[name].draw_tasks(mine[0], mine[1], sample)
             card.pictures += pictures
             if not pictures:
                 silent[name] = None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
@@ -33,8 +33,6 @@ ROUNDING_S = 5e-4
 """A time may be rounded to milliseconds."""
 _NEARLY = 0.02
 """Pixels this near to squares are left as they are."""
-
-
 
 
 class Reader:
@@ -89,7 +87,7 @@ class PyAV(Reader):
         return any(self._upright.matrix(frame) != (1, 0, 0, 1) for _, frame in islice(self._from(0), 1))
 
     def check_keys(self, indices: Sequence[int]) -> None:
-        """Raises `Misread` where decoding cannot begin at a key frame before one of `indices`, though it is called so."""
+        """Raises `Misread` where what is called a key frame before one of `indices` is none."""
         for key in {self._key_before(index) for index in indices}:
             if next(self._behind(self._index.keys[key]), (-1,))[0] != self._place_of(key):
                 raise Misread("lists key frames that are none; read it by pyav")
@@ -122,7 +120,7 @@ class PyAV(Reader):
         keys, frames = {*self._index.keys} & {*self._places}, decoded(self._container, self._stream)
         first = next((frame for frame in frames if frame.pts in keys), None)  # leading ones may lack what they need
         if first is not None:
-            yield from self._checked(chain([first], frames), self._places[first.pts])
+            yield from self._checked(chain([first], frames), self._places[first.pts or 0])
 
     def _checked(self, frames: Iterable[VideoFrame], first: int) -> Iterator[tuple[int, VideoFrame]]:
         """Frames with their indices, from `first` on. Raises `Misread` where one has not the time of its index."""
@@ -155,7 +153,9 @@ class Decord(Reader):
         own_s = self._reader.get_frame_timestamp(list(range(len(self._reader))))[:, 0]
         if self._reader.get_key_indices() != [index.starts.index(key) for key in index.keys]:
             raise MediaError("decord takes other frames of it for key frames; read it by pyav")
-        if len(own_s) != len(self.times_s) or np.abs(own_s - own_s[0] - self.times_s).max() > ROUNDING_S:  # float32 there
+        if (
+            len(own_s) != len(self.times_s) or np.abs(own_s - own_s[0] - self.times_s).max() > ROUNDING_S
+        ):  # float32 there
             raise MediaError("decord finds other frames in it; read it by pyav")
 
     def frames(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
@@ -182,7 +182,9 @@ class TorchCodec(Reader):
         batch = self._decoder.get_frames_at(indices=list(indices))
         for index, frame, second in zip(indices, batch.data, batch.pts_seconds.tolist(), strict=True):
             if abs(second - self._starts_s[index]) > ROUNDING_S:
-                raise MediaError(f"torchcodec gives another frame than that at {self.times_s[index]:.3f} s; read it by pyav")
+                raise MediaError(
+                    f"torchcodec gives another frame than that at {self.times_s[index]:.3f} s; read it by pyav"
+                )
             yield frame.numpy()
 
 
@@ -266,8 +268,9 @@ class Upright:
         # PyAV makes a cycle of a frame and its side data, which lives on for long: of one frame only.
         if self._rotation != frame.rotation:
             found = frame.side_data.get("DISPLAYMATRIX")
-            plain = np.array([1, 0, 0, 1]) if found is None else np.frombuffer(found, np.int32)[[0, 1, 3, 4]] / 65536
-            self._rotation, self._matrix = frame.rotation, tuple(plain.tolist())
+            self._rotation, self._matrix = frame.rotation, (1.0, 0.0, 0.0, 1.0)
+            if found is not None:
+                self._matrix = tuple(np.frombuffer(cast(Any, found), np.int32)[[0, 1, 3, 4]] / 65536)
         return self._matrix
 
 
@@ -321,6 +324,4 @@ def _check_installed(name: str) -> None:
         importlib.import_module(BACKENDS[name])
     except (ImportError, OSError, RuntimeError) as error:  # torchcodec raises RuntimeError without FFmpeg
         reason = str(error).strip().splitlines()[0]
-        raise TPOError(
-            f"video backend {name!r} cannot be imported ({reason}): pip install {BACKENDS[name]}"
-        ) from error
+        raise TPOError(f"video backend {name!r} cannot be imported ({reason}): pip install {BACKENDS[name]}") from error

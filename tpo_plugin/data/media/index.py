@@ -8,12 +8,12 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,6 +29,8 @@ _STATED = ("mov", "matroska", "flv", "asf")
 """Formats whose header states how long a file is; of others it is an estimate."""
 _UNCERTAIN = "mpeg"
 """MPEG program stream: frames that share a packet of it get the time stamp of the one before or behind."""
+_STORED = "avi"
+"""A format that numbers frames as they are stored: which number is whose, their order tells."""
 _NO_PICTURES = ("attached_pic", "timed_thumbnails", "still_image")
 """Video streams that are a cover or the like."""
 
@@ -102,8 +104,6 @@ def index_by_packets(path: str) -> FrameIndex | None:
     They do where every packet has one, no two the same, the first is a key frame, and each group of pictures is shown
     wholly behind the one before it. Raises `MediaError` for a file that ends before it says.
     """
-    import av
-
     with opened(path) as (container, stream):
         groups: list[list[tuple[int, int, bool]]] = []
         told, num, end_s = True, 0, -math.inf
@@ -116,11 +116,10 @@ def index_by_packets(path: str) -> FrameIndex | None:
             if packet.stream_index != stream.index:
                 continue
             num += 1
-            if packet.pts is None or (packet.is_keyframe is False and not groups):
-                told = False
-            elif packet.is_keyframe:
+            if packet.is_keyframe:
                 groups.append([])
-            if told:
+            told = told and packet.pts is not None and bool(groups)
+            if told and packet.pts is not None:
                 groups[-1].append((packet.pts, packet.pts + (packet.duration or 0), packet.is_discard))
         _check_whole(container, stream, num, end_s)
         if not num:
@@ -128,19 +127,19 @@ def index_by_packets(path: str) -> FrameIndex | None:
         names = container.format.name.split(",")
         told = told and _UNCERTAIN not in names
         alone = len(container.streams.video) == 1 and stream.sample_aspect_ratio in (None, 0, 1)
-        base = stream.time_base
+        base = Fraction(stream.time_base or 0)
     if not told or any(min(behind)[0] <= max(before)[0] for before, behind in pairwise(groups)):
         return None
     packets = sorted(packet for group in groups for packet in group)
     shown = [(start, end) for start, end, hidden in packets if not hidden]
     keys = tuple(group[0][0] for group in groups)
-    if not shown or len({start for start, *_ in packets}) < len(packets) or packets[0][0] < keys[0] or base is None:
+    if not shown or len({start for start, *_ in packets}) < len(packets) or packets[0][0] < keys[0]:
         return None
     starts = tuple(start for start, _ in shown)
     closed = all(group[0] == min(group) for group in groups)
     plain = alone and closed and len(shown) == len(packets) and bool({"mov", "matroska"} & set(names))
-    end = _end(starts, shown[-1][1] - starts[-1], base, 0)
-    return FrameIndex(starts, end, Fraction(base), keys, plain)
+    end = _end(starts, shown[-1][1] - starts[-1], 0)
+    return FrameIndex(starts, end, base, keys, plain)
 
 
 def _check_whole(container: InputContainer, stream: VideoStream, num: int, end_s: float) -> None:
@@ -174,57 +173,65 @@ def _has_whole_boxes(path: str) -> bool:
 def index_by_decoding(path: str) -> FrameIndex:
     """The frames that decoding from the start gives. Raises `MediaError` where their times do not ascend."""
     with opened(path) as (container, stream):
-        base = stream.time_base
+        base = Fraction(stream.time_base or 0)
         found = [(frame.pts, frame.duration or 0) for frame in decoded(container, stream)]
-        per_frame = 0 if not stream.average_rate or base is None else round(1 / (stream.average_rate * base))
+        per_frame = round(1 / (stream.average_rate * base)) if stream.average_rate and base else 0
         names = container.format.name.split(",")
-        counts_stored, uncertain = "avi" in names, _UNCERTAIN in names
     if not found:
         raise MediaError("has no frame")
-    stamps = [stamp for stamp, _ in found]
-    if base is None or all(stamp is None for stamp in stamps):
+    stamps = _stamps(found, per_frame, names)
+    for before, behind in pairwise(stamps):
+        if behind <= before:
+            first_s, second_s = (float((stamp - stamps[0]) * base) for stamp in (before, behind))
+            raise MediaError(
+                f"its times do not ascend: a frame at {second_s:.3f} s comes behind one at {first_s:.3f} s; encode it "
+                "anew"
+            )
+    return FrameIndex(tuple(stamps), _end(stamps, found[-1][1], per_frame), base)
+
+
+def _stamps(found: list[tuple[int | None, int]], per_frame: int, names: list[str]) -> list[int]:
+    """When each decoded frame is shown, of its time stamp and how long that is, in a format of these names."""
+    known = [stamp for stamp, _ in found if stamp is not None]
+    if not known:
         raise MediaError(
             "has no time stamps, so when a frame is shown is not known; put it into a container at its rate, for "
             "example: ffmpeg -r 25 -i FILE -c copy FILE.mp4"
         )
-    if uncertain or None in stamps:
-        stamps = _counted(stamps, [duration or per_frame for _, duration in found]) or stamps
-    if None in stamps:
-        raise MediaError("has frames without a time stamp, and their number does not fit the time between those with one")
-    if counts_stored and stamps != sorted(stamps):  # it numbers them as they are stored; whose time is which, the order tells
-        stamps = sorted(stamps)
-        if stamps[-1] - stamps[0] != (len(stamps) - 1) * per_frame:
-            raise MediaError("is an AVI whose frames are stored in another order than shown, and some of them are missing")
-    for before, behind in pairwise(stamps):
-        if behind <= before:
-            at_s = [float((stamp - stamps[0]) * base) for stamp in (behind, before)]
-            raise MediaError(
-                f"its times do not ascend: a frame at {at_s[0]:.3f} s comes behind one at {at_s[1]:.3f} s; write it anew"
-            )
-    return FrameIndex(tuple(stamps), _end(stamps, found[-1][1], base, per_frame), Fraction(base))
+    if _UNCERTAIN in names or len(known) < len(found):
+        counted = _counted([stamp for stamp, _ in found], [duration or per_frame for _, duration in found])
+        if counted is not None:
+            return counted
+    if len(known) < len(found):
+        raise MediaError("has frames without a time stamp, and their number does not fit the time between the others")
+    if _STORED in names and known != sorted(known):
+        known.sort()
+        if known[-1] - known[0] != (len(known) - 1) * per_frame:
+            raise MediaError("is an AVI whose frames are stored in another order than shown, and some are missing")
+    return known
 
 
-def _end(starts: Any, duration: int, base: Fraction, per_frame: int) -> int:
+def _end(starts: Sequence[int], duration: int, per_frame: int) -> int:
     """When the last frame ends; as long behind its start as the one before it is shown, where the file is silent."""
     if duration <= 0:
         duration = starts[-1] - starts[-2] if len(starts) > 1 else per_frame
     return starts[-1] + duration
 
 
-def _counted(stamps: list[Any], durations: list[int]) -> list[int] | None:
+def _counted(stamps: list[int | None], durations: list[int]) -> list[int] | None:
     """Each frame as long behind the one before as that is shown; None where that is not what the time stamps say, which
     may be missing, or off by a frame.
     """
     counted = [0, *accumulate(durations[:-1])]
-    first = next(place for place, stamp in enumerate(stamps) if stamp is not None)
-    counted = [stamps[first] - counted[first] + count for count in counted]
+    anchor, shift = next((s, c) for s, c in zip(stamps, counted, strict=True) if s is not None)
+    counted = [anchor - shift + count for count in counted]
     off = (abs(s - c) / max(d, 1) for s, c, d in zip(stamps, counted, durations, strict=True) if s is not None)
     return counted if min(durations) > 0 and all(share <= 1.5 for share in off) else None
 
 
 def decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-    """Each frame from where the container stands, in the order of showing: from the first whole one on, which is decoded
-    without another, to the last whole one.
+    """Each frame from where the container stands, in the order of showing: from the first on that is decoded without
+    another, to the last whole one.
 
     Raises `Misread` where something between these is damaged.
     """

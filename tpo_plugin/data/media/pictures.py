@@ -44,9 +44,9 @@ def read_image(path: str | Path, options: ImageOptions | None = None) -> Image.I
     """A picture, upright (its EXIF orientation applied), RGB with 8 bits a channel. Raises `MediaError`.
 
     What is transparent shows `options.background`. Of 16 bits the upper eight are taken: a value is divided by 256,
-    whatever range the picture uses. A picture of floating-point numbers, or of integers beyond 16 bits, is refused: what
-    is white in it is not known. Of an animated picture, or one of several pages, the first is taken, and a warning says
-    so. Colours are not converted by an ICC profile, which stays in `info`.
+    whatever range the picture uses. A picture of floating-point numbers, or of integers beyond 16 bits, is refused:
+    what is white in it is not known. Of an animated picture, or one of several pages, the first is taken, and a warning
+    says so. Colours are not converted by an ICC profile, which stays in `info`.
     """
     options = options or ImageOptions()
     with reading(path, "an image"), warnings.catch_warnings():
@@ -54,10 +54,14 @@ def read_image(path: str | Path, options: ImageOptions | None = None) -> Image.I
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels is the limit
         with Image.open(path) as image:
             check_pixels(
-                "a picture", *image.size, options.max_pixels, "make it smaller, or raise max_pixels (data.image.max_pixels)"
+                "a picture",
+                *image.size,
+                options.max_pixels,
+                "make it smaller, or raise max_pixels (data.image.max_pixels)",
             )
-            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # MPO: a photo with its previews
-                _say_first(str(path), image.n_frames)
+            number = getattr(image, "n_frames", 1)
+            if number > 1 and image.format != "MPO":  # a photo with its previews
+                _say_first(str(path), number)
             return _as_rgb(ImageOps.exif_transpose(image), options.background)
 
 
@@ -101,11 +105,11 @@ def _eight_bits(band: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 
 
 def _check_range(image: Image.Image) -> None:
-    low, high = image.getextrema()
+    low, high = (float(value) for value in image.getextrema())  # type: ignore[arg-type]  # of one channel
     if image.mode == "F":
         raise MediaError(
-            f"holds floating-point numbers from {low:.6g} to {high:.6g}, and what is white is not known; save it with 8 "
-            "or 16 bits a channel"
+            f"holds floating-point numbers from {low:.6g} to {high:.6g}, and what is white is not known; save it with "
+            "8 or 16 bits a channel"
         )
-    if not (0 <= low and high < 2**16):
-        raise MediaError(f"holds integers from {low} to {high}; expected at most 16 bits, 0 to 65535")
+    if low < 0 or high >= 2**16:
+        raise MediaError(f"holds integers from {low:.0f} to {high:.0f}; expected at most 16 bits, 0 to 65535")

@@ -1,9 +1,10 @@
 """Video clips: some frames of a video, one, or all of them. Times are seconds from a video's first frame.
 
-T frames of a clip, H height, W width in pixels. A frame is given as a player shows it: turned and mirrored as its display
-matrix says, in square pixels. Both fields of an interlaced one stay woven. The file's video stream is the one that is
-marked as default, else the first, and never a cover picture. All backends, and all who ask, get the same frames at the
-same times (`tpo_plugin.data.media.index`).
+T frames of a clip, H height, W width in pixels. A frame is given as a player shows it: turned and mirrored as its
+display matrix says, in square pixels. Both fields of an interlaced one stay woven. The file's video stream is the one
+that is marked as default, else the first, and never a cover picture. All backends, and all who ask, get the same frames
+at the same times (`tpo_plugin.data.media.index`). Where packets were lost from a transport stream, it is refused if the
+decoder notices; a frame whose time stamp is wrong in the file is given at that time.
 """
 
 from __future__ import annotations

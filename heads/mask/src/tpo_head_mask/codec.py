@@ -52,9 +52,7 @@ class MaskCodec(tpo.TaskCodec):
     def boxes_of(self, task: dict[str, Any]) -> list[Any]:
         return [box for box in (*task.get("boxes", ()), task.get("box")) if box is not None]
 
-    def draw_tasks(
-        self, tasks: list[dict[str, Any]], given: list[dict[str, Any]], sample: tpo.Sample
-    ) -> list[Image]:
+    def draw_tasks(self, tasks: list[dict[str, Any]], given: list[dict[str, Any]], sample: tpo.Sample) -> list[Image]:
         """The objects in the first and in the last frame that shows one of them; boxes that users give are blue."""
         from tpo_head_mask.drawing import draw_tasks
 

@@ -75,7 +75,9 @@ def draw_tasks(
         masks = [_at(o, "masks", second, size) for o in objects]
         picture = draw_masks(picture, masks)
         boxes = [[box] if (box := _at(o, "boxes", second)) is not None else [] for o in objects]
-        pictures.append(draw_boxes(picture, boxes, [t["box"] for t in given if t.get("time", 0.0) == second], bold=True))
+        pictures.append(
+            draw_boxes(picture, boxes, [t["box"] for t in given if t.get("time", 0.0) == second], bold=True)
+        )
     return pictures
 
 
@@ -261,9 +263,7 @@ def _draw_way(pen: ImageDraw.ImageDraw, trail: Iterable[Any], size: tuple[int, i
             pen.line(step, fill=fill, width=width)
 
 
-def _draw_box(
-    pen: ImageDraw.ImageDraw, box: Any, size: tuple[int, int], colour: str, line: int | None = None
-) -> None:
+def _draw_box(pen: ImageDraw.ImageDraw, box: Any, size: tuple[int, int], colour: str, line: int | None = None) -> None:
     if box is None:
         return
     (left, top), (right, bottom) = _pixel(box[0], box[1], size), _pixel(box[2], box[3], size)

@@ -33,9 +33,7 @@ class RegionCodec(tpo.TaskCodec):
     def boxes_of(self, task: dict[str, Any]) -> list[Any]:
         return list(task["boxes"])
 
-    def draw_tasks(
-        self, tasks: list[dict[str, Any]], given: list[dict[str, Any]], sample: tpo.Sample
-    ) -> list[Image]:
+    def draw_tasks(self, tasks: list[dict[str, Any]], given: list[dict[str, Any]], sample: tpo.Sample) -> list[Image]:
         """A picture for each time, with the boxes of answers in orange over those that the user gives in blue."""
         from tpo_head_region.drawing import PREDICTED, TRUE, draw_boxes
 

@@ -9,9 +9,7 @@ from PIL import Image, ImageDraw
 PREDICTED, TRUE = "#ff8c00", "#1e90ff"
 
 
-def draw_boxes(
-    image: Image.Image, boxes: Iterable[tuple[Sequence[float], str]], *, bold: bool = False
-) -> Image.Image:
+def draw_boxes(image: Image.Image, boxes: Iterable[tuple[Sequence[float], str]], *, bold: bool = False) -> Image.Image:
     """A copy of `image`, RGB, with boxes [x1, y1, x2, y2] (0 to 1), each in its colour; bold where it is made small."""
     drawn = image.convert("RGB") if image.mode != "RGB" else image.copy()
     pen = ImageDraw.Draw(drawn)

@@ -66,9 +66,7 @@ class TemporalCodec(tpo.TaskCodec):
 
         check_sample(self.config, self.reader, tasks, sample)
 
-    def draw_tasks(
-        self, tasks: list[dict[str, Any]], given: list[dict[str, Any]], sample: tpo.Sample
-    ) -> list[Image]:
+    def draw_tasks(self, tasks: list[dict[str, Any]], given: list[dict[str, Any]], sample: tpo.Sample) -> list[Image]:
         """The video as a timeline with the spans of each task, and its saliency."""
         from tpo_head_temporal.timeline import render_timeline
 

@@ -48,7 +48,8 @@ def render_timeline(
 
     `value` has `spans_s` [K, 2], the best first, and may have their `scores` [K], and `saliency` [F] at `times_s` [F]
     on any scale: the curve fills its height from the least to the greatest. `target` has the true `spans_s` (or
-    `spans`, as a record's task). Without a value only what is true is drawn, its `saliency` too. A thumbnail shows what is on screen at its middle, as far as the clip's frames tell.
+    `spans`, as a record's task). Without a value only what is true is drawn, its `saliency` too. A thumbnail shows what
+    is on screen at its middle, as far as the clip's frames tell.
     """
     true = None if target is None else target["spans_s"] if "spans_s" in target else target["spans"]
     if value is None:
