@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tpo_plugin.checkpoint import load_tpo
     from tpo_plugin.codec import TaskCodec
     from tpo_plugin.data.dataset import Sample
-    from tpo_plugin.data.media import VideoClip, VideoOptions, read_video, stream_video
+    from tpo_plugin.data.media import VideoClip, VideoOptions, read_frames, read_video, stream_video
     from tpo_plugin.generation.answers import Prediction
     from tpo_plugin.head import HeadMetrics, Linear, TaskHead
     from tpo_plugin.host import Host
@@ -44,6 +44,7 @@ _LAZY = {
     "Sample": "data.dataset",
     "VideoClip": "data.media",
     "VideoOptions": "data.media",
+    "read_frames": "data.media",
     "read_video": "data.media",
     "stream_video": "data.media",
     "SplicingHost": "host.splice",
@@ -73,6 +74,7 @@ __all__ = [
     "apply_tpo",
     "hookimpl",
     "load_tpo",
+    "read_frames",
     "read_video",
     "register_plugin",
     "registry",

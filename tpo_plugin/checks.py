@@ -45,14 +45,14 @@ def check_box(where: str, box: Any) -> None:
         if not (is_number(value) and 0 <= value <= 1):
             raise ValueError(
                 f"{where}: {corner} is {shown(value)}; expected a number from 0 to 1, "
-                "a share of the image's width or height (divide pixels by it)"
+                f"a share of the width or height of its image ({_scale_of(box)})"
             )
     for low, high in ((0, 2), (1, 3)):
         if box[low] >= box[high]:
             first, second = _CORNERS[low], _CORNERS[high]
             raise ValueError(
                 f"{where}: {first} is {box[low]!r} and {second} is {box[high]!r}; expected {first} < {second} "
-                "(corners, not width and height)"
+                f"(corners, not width and height{_as_corners(box)})"
             )
 
 
@@ -67,3 +67,24 @@ def check_inside(where: str, path: str | Path, folder: str | Path) -> None:
             f"{where} is {shown(str(path))}, which lies outside of {shown(str(folder))}; expected a file in that "
             "folder, or records that are not confined to it"
         )
+
+
+def _scale_of(box: Any) -> str:
+    """What may have been meant by numbers that are no shares, and what then is to be done."""
+    if not all(is_number(value) and value >= 0 for value in box):
+        return "cut it off at the edge of the image"
+    pixels = "pixels: divide x by the width of the image, y by its height"
+    if max(box) > 1000:
+        return f"these look like {pixels}"
+    if all(float(value).is_integer() for value in box):
+        return f"these look like {pixels}; or like 0 to 1000: divide all by 1000"
+    return f"these may be {pixels}; or percent: divide all by 100"
+
+
+def _as_corners(box: Any) -> str:
+    """The corners of a box, where its numbers may be its corner, width and height."""
+    x, y, width, height = box
+    if x + width > 1 or y + height > 1 or not (width and height):
+        return ""
+    corners = [round(value, 6) for value in (x, y, x + width, y + height)]
+    return f"; if they are x, y, width and height, write {corners}, and so in the whole file"

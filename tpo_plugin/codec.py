@@ -15,6 +15,8 @@ from tpo_plugin.plugins import HeadSpec
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from PIL.Image import Image
+
 CORE_FIELDS = ("head", "time")
 """Fields of a task that the core knows for every head: whose it is, and the second of the video that it belongs to."""
 
@@ -56,6 +58,18 @@ class TaskCodec:
         """Raises `MediaError` where a record's media, once read (`tpo_plugin.data.Sample`), cannot serve this head's
         tasks: it is then skipped and counted, as one whose media cannot be read.
         """
+
+    def boxes_of(self, task: dict[str, Any]) -> list[Any]:
+        """The boxes [x1, y1, x2, y2] (0 to 1) in a checked task; `tpo check` says where many of a set look wrong."""
+        return []
+
+    def draw_tasks(self, tasks: list[dict[str, Any]], given: list[dict[str, Any]], sample: Any) -> list[Image]:
+        """Pictures of what a record's tasks to predict, and those that its user gives, say of its media.
+
+        They are for `tpo check --pictures`. `sample` is a `tpo_plugin.Sample`. An empty list, as here, where the head
+        does not draw. Raises `MediaError`.
+        """
+        return []
 
     def num_tokens(self, task: dict[str, Any]) -> int:
         """How many task tokens (or, in a human turn, input tokens) a record's task takes; for example one per box."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -13,10 +14,12 @@ import typer
 
 from tpo_plugin.cli.options import Confine
 from tpo_plugin.config import TPOConfig
-from tpo_plugin.errors import TPOError
+from tpo_plugin.errors import RecordError, TPOError
 
 if TYPE_CHECKING:
     from tpo_plugin.data.check import CheckReport
+    from tpo_plugin.data.format import RecordFormat
+    from tpo_plugin.data.sheet import Sheet
     from tpo_plugin.training.config import DataSource, TrainConfig
 
 
@@ -36,6 +39,10 @@ def check(
     confine: Confine = False,
     media: Annotated[bool, typer.Option("--media", help="Open every picture and video too.")] = False,
     prompts: Annotated[bool, typer.Option("--prompts", help="Records may end with a question.")] = False,
+    pictures: Annotated[
+        Path | None,
+        typer.Option(help="Contact sheet to write (.png, .jpg): a sample of records with their tasks drawn on it."),
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one for each CPU core.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     limit_errors: Annotated[int, typer.Option(min=1, help="Places that are shown of each kind of error.")] = 5,
@@ -49,27 +56,33 @@ def check(
 
     from tpo_plugin.data.check import check_files
     from tpo_plugin.data.format import RecordFormat
-    from tpo_plugin.data.media import VideoOptions
+    from tpo_plugin.data.media import ImageOptions, VideoOptions
 
+    if pictures is not None and pictures.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise TPOError(f"--pictures is {pictures}; expected a .png or .jpg")
     files: list[tuple[str | Path, str | Path | None]] = [(file, media_root) for file in data or []]
-    names, settings, video = heads.split(",") if heads else None, TPOConfig(), None
+    names, settings = heads.split(",") if heads else None, TPOConfig()
+    video, image = VideoOptions(), ImageOptions()
     run: TrainConfig | None = None
     if config is not None:
         from tpo_plugin.training.config import TrainConfig
 
         run = TrainConfig.from_yaml(config)
-        names, settings, video = names or run.heads or None, run.tpo, run.data.video
+        names, settings = names or run.heads or None, run.tpo
+        video, image = run.data.video, run.data.image
         sources = [source for stage in run.stages.values() for source in (*stage.data, *stage.eval_data)]
         files = files or list(dict.fromkeys((source.file, media_root or source.media) for source in sources))
     if not files:
         raise TPOError("no file to check; give files of records, or --config with data in its stages")
+    format = RecordFormat.of_heads(names, settings)
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task("records")
         report = check_files(
             files,
-            RecordFormat.of_heads(names, settings),
-            video=(video or VideoOptions()) if media else None,
+            format,
+            video=video if media else None,
+            image=image,
             open_ended=prompts,
             confine=confine,
             workers=workers or _num_cores(),
@@ -77,12 +90,35 @@ def check(
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     stages = {name: _mix(stage.data, report) for name, stage in run.stages.items()} if run is not None else {}
+    sheet = None if pictures is None else _sheet(pictures, files, format, video, image)
     if as_json:
-        typer.echo(json.dumps(_describe(report) | ({"stages": stages} if run is not None else {}), indent=2))
+        described = _describe(report) | ({"stages": stages} if run is not None else {})
+        described |= {"pictures": {"file": str(pictures), **asdict(sheet)}} if sheet is not None else {}
+        typer.echo(json.dumps(described, indent=2))
     else:
-        typer.echo("\n".join([_as_text(report), *_mixes(stages)]))
+        typer.echo("\n".join([_as_text(report), *_mixes(stages), *([] if sheet is None else _said(pictures, sheet))]))
     if report.errors:
         raise typer.Exit(1)
+
+
+def _sheet(
+    path: Path, files: list[tuple[str | Path, str | Path | None]], format: RecordFormat, video: Any, image: Any
+) -> Sheet:
+    from tpo_plugin.data.sheet import write_sheet
+    from tpo_plugin.data.sources import RecordFile
+
+    opened = []
+    for file, root in files:
+        with contextlib.suppress(RecordError):  # the report has it
+            data = RecordFile(file)
+            opened.append((data, Path(root) if root is not None else data.path.parent))
+    return write_sheet(path, opened, format, video=video, image=image)
+
+
+def _said(path: Path | None, sheet: Sheet) -> list[str]:
+    lines = [f"drawn: {path}, {sheet.drawn} records"]
+    lines += [f"  head {name!r} draws no tasks" for name in sheet.silent]
+    return lines + [f"  cannot be drawn: {reason}" for reason in sheet.failed]
 
 
 def _num_cores() -> int:
@@ -96,6 +132,7 @@ def _describe(report: CheckReport) -> dict[str, Any]:
         "without_tasks": report.without_tasks,
         "files": {name: asdict(count) for name, count in report.files.items()},
         "heads": {name: asdict(count) for name, count in report.heads.items()},
+        "warnings": report.warnings(),
         "errors": [{"kind": kind, **asdict(found)} for kind, found in report.errors.items()],
     }
 
@@ -126,6 +163,7 @@ def _as_text(report: CheckReport) -> str:
         if of_file.without_media:
             line += f", media of {of_file.without_media} missing; first {of_file.missing}"
         lines.append(line)
+    lines += [f"  {warning}" for warning in report.warnings()]
     for kind, found in sorted(report.errors.items(), key=lambda item: -item[1].count):
         lines.append(f"{found.count} x {kind}")
         lines += [f"  {message}" for message in found.first]

@@ -13,8 +13,9 @@ from tpo_plugin.cli.options import Confine
 from tpo_plugin.errors import TPOError
 
 if TYPE_CHECKING:
-    from tpo_plugin.data import Record, VideoOptions
+    from tpo_plugin.data import Record
     from tpo_plugin.model import TaskPreferenceModel
+    from tpo_plugin.training.config import DataConfig
 
 
 def doctor(
@@ -32,10 +33,10 @@ def doctor(
     """
     from tpo_plugin.cli.models import load_run_or_host
 
-    model, video = load_run_or_host(run)
+    model, reading = load_run_or_host(run)
     report = examine(model)
     if prompts is not None:
-        report["emitted"] = emitted(model, prompts, video, max_new_tokens, confine=confine)
+        report["emitted"] = emitted(model, prompts, reading, max_new_tokens, confine=confine)
     if as_json:
         typer.echo(json.dumps(report, indent=2))
     else:
@@ -79,7 +80,7 @@ def _token(tpo: TaskPreferenceModel, name: str, kind: str) -> dict[str, Any]:
 
 
 def emitted(
-    model: Any, prompts: Path, video: VideoOptions, max_new_tokens: int, *, confine: bool = False
+    model: Any, prompts: Path, reading: DataConfig, max_new_tokens: int, *, confine: bool = False
 ) -> dict[str, dict[str, int]]:
     """For each head, how many prompts had its trigger in the greedy answer.
 
@@ -90,7 +91,7 @@ def emitted(
 
     counts = {name: Counter[str]() for name in model.tpo.heads}
     for record, expected in _prompts(model.tpo, prompts, confine):
-        _, predictions = answer(model, read_sample(record, video), max_new_tokens=max_new_tokens)
+        _, predictions = answer(model, read_sample(record, reading.video, reading.image), max_new_tokens=max_new_tokens)
         found = {prediction.head for prediction in predictions}
         for name, count in counts.items():
             group = "prompts" if expected is None else "with_task" if name in expected else "without_task"

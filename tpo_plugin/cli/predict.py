@@ -57,9 +57,9 @@ def predict(
     from tpo_plugin.cli.models import answer, load
     from tpo_plugin.data import prompt_record, read_frame, read_sample
 
-    model, video_options = load(run)
+    model, reading = load(run)
     media = {"images": [image] if image else [], "videos": [video] if video else []}
-    sample = read_sample(prompt_record(model.tpo, prompt, tasks=given, **media), video_options)
+    sample = read_sample(prompt_record(model.tpo, prompt, tasks=given, **media), reading.video, reading.image)
     result: dict[str, Any] = {}
     picture, duration_s = None, None
     if image is not None:

@@ -12,18 +12,37 @@ if TYPE_CHECKING:
     from tpo_plugin.data.collate import TPOCollator
     from tpo_plugin.data.dataset import RecordDataset, Sample, SkippedRecord, read_sample
     from tpo_plugin.data.format import RecordFormat
-    from tpo_plugin.data.media import VideoClip, VideoOptions, read_frame, read_image, read_video, stream_video
+    from tpo_plugin.data.media import (
+        ImageOptions,
+        VideoClip,
+        VideoOptions,
+        read_frame,
+        read_frames,
+        read_image,
+        read_video,
+        stream_video,
+    )
     from tpo_plugin.data.records import Record, Records, Turn, parse_record, prompt_record
 
 _MODULES = {
     "format": ("RecordFormat",),
     "records": ("Record", "Records", "Turn", "parse_record", "prompt_record"),
-    "media": ("VideoClip", "VideoOptions", "read_frame", "read_image", "read_video", "stream_video"),
+    "media": (
+        "ImageOptions",
+        "VideoClip",
+        "VideoOptions",
+        "read_frame",
+        "read_frames",
+        "read_image",
+        "read_video",
+        "stream_video",
+    ),
     "dataset": ("RecordDataset", "Sample", "SkippedRecord", "read_sample"),
     "collate": ("TPOCollator",),
 }
 
 __all__ = [
+    "ImageOptions",
     "Record",
     "RecordDataset",
     "RecordFormat",
@@ -37,6 +56,7 @@ __all__ = [
     "parse_record",
     "prompt_record",
     "read_frame",
+    "read_frames",
     "read_image",
     "read_sample",
     "read_video",

@@ -49,7 +49,9 @@ class ChatTemplate:
     def render(self, turns: Sequence[Turn], *, generation: bool = False) -> str:
         """The conversation as text; with `generation` it ends where the assistant begins to speak."""
         messages = [{"role": turn.role, "content": self._content(turn.text)} for turn in turns]
-        text = self._renderer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation, **self.arguments)
+        text = self._renderer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=generation, **self.arguments
+        )
         return text.removeprefix(self._doubled) if self._doubled else text
 
     def render_answers(self, turns: Sequence[Turn]) -> tuple[str, list[Span]]:

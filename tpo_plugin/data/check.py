@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +17,13 @@ from tpo_plugin.data.storage import local_path, media_folder
 from tpo_plugin.errors import MediaError, RecordError
 
 if TYPE_CHECKING:
-    from tpo_plugin.data.media import VideoOptions
+    from tpo_plugin.data.media import ImageOptions, VideoOptions
 
 _BLOCK, _MEDIA_BLOCK = 2000, 16
 """Records that a process checks in one go."""
+
+_FEW, _SUSPICIOUS = 20, 0.05
+"""Boxes from which on their kinds are judged, and the share of them that is worth a word."""
 
 _FIRST_INDEX, _INDEX = re.compile(r"^\[\d+\]\.?"), re.compile(r"\[\d+\]")
 _VALUE = re.compile(r"'[^']*'|\[[^\]]*\]|-?\b\d[\w.+-]*|\bnan\b")
@@ -49,6 +52,41 @@ class FileCount:
 
 
 @dataclass
+class BoxCount:
+    """Boxes of one head, and how many of them few pictures have."""
+
+    boxes: int = 0
+    thin: int = 0
+    """With a side of less than 1/500 of the picture's."""
+    tiny: int = 0
+    """Others that cover less than 1/10,000 of the picture."""
+    whole: int = 0
+    """That cover more than 98 percent of it."""
+
+    def add(self, box: Sequence[float]) -> None:
+        """Counts a box [x1, y1, x2, y2], 0 to 1."""
+        width, height = box[2] - box[0], box[3] - box[1]
+        self.boxes += 1
+        if min(width, height) < 1 / 500:
+            self.thin += 1
+        elif width * height < 1e-4:
+            self.tiny += 1
+        self.whole += width * height > 0.98
+
+    def warnings(self, head: str) -> Iterator[str]:
+        """What may be wrong, where it is so for more than one box in twenty, of at least twenty."""
+        meant = {"thin": "are nearly without width or height", "tiny": "cover less than 1/10,000 of their picture"}
+        meant["whole"] = "cover the whole picture"
+        for name, what in meant.items():
+            count = getattr(self, name)
+            if self.boxes >= _FEW and count > _SUSPICIOUS * self.boxes:
+                yield (
+                    f"{head}: {count} of {self.boxes} boxes ({count / self.boxes:.0%}) {what}; is that meant? look at "
+                    "them with --pictures"
+                )
+
+
+@dataclass
 class ErrorKind:
     """Errors that differ in their place and values only."""
 
@@ -69,6 +107,8 @@ class CheckReport:
     heads: dict[str, HeadCount] = field(default_factory=dict)
     files: dict[str, FileCount] = field(default_factory=dict)
     """By name, those that can be opened."""
+    boxes: dict[str, BoxCount] = field(default_factory=dict)
+    """Of the heads that name boxes."""
     errors: dict[str, ErrorKind] = field(default_factory=dict)
 
     def add_record(self, record: Record, format: RecordFormat) -> None:
@@ -81,6 +121,8 @@ class CheckReport:
             found.records += 1
             found.tasks += len(own)
             found.tokens += sum(format.codecs[name].num_tokens(task) for task in own)
+            for box in (box for task in own for box in format.codecs[name].boxes_of(task)):
+                self.boxes.setdefault(name, BoxCount()).add(box)
 
     def add_error(self, kind: str, message: str) -> None:
         """Counts an error."""
@@ -88,6 +130,10 @@ class CheckReport:
         found.count += 1
         if len(found.first) < self.limit:
             found.first.append(message)
+
+    def warnings(self) -> list[str]:
+        """What is right by the format, and may yet be wrong."""
+        return [warning for name, count in self.boxes.items() for warning in count.warnings(name)]
 
     def merge(self, other: CheckReport) -> None:
         """Adds what was found behind it."""
@@ -104,6 +150,10 @@ class CheckReport:
             of_file.wrong += own.wrong
             of_file.without_media += own.without_media
             of_file.missing = of_file.missing or own.missing
+        for name, boxes in other.boxes.items():
+            known_boxes = self.boxes.setdefault(name, BoxCount())
+            for part in fields(BoxCount):
+                setattr(known_boxes, part.name, getattr(known_boxes, part.name) + getattr(boxes, part.name))
         for kind, errors in other.errors.items():
             known = self.errors.setdefault(kind, ErrorKind())
             known.count += errors.count
@@ -120,6 +170,7 @@ class _Work:
     limit: int
     video: VideoOptions | None
     """How videos are read, where media are opened."""
+    image: ImageOptions | None
     open_ended: bool
     """Whether a record may end with a question."""
     confine: bool
@@ -159,7 +210,7 @@ class _Work:
     def _open(self, record: Record) -> None:
         from tpo_plugin.data.dataset import read_sample
 
-        check_sample(self.format, read_sample(record, self.video))
+        check_sample(self.format, read_sample(record, self.video, self.image))
 
 
 def check_files(
@@ -167,6 +218,7 @@ def check_files(
     format: RecordFormat,
     *,
     video: VideoOptions | None = None,
+    image: ImageOptions | None = None,
     open_ended: bool = False,
     confine: bool = False,
     workers: int = 1,
@@ -175,13 +227,13 @@ def check_files(
 ) -> CheckReport:
     """Checks every record of files, each with its media folder (None: the file's own).
 
-    With `video`, media are opened too, videos so, and each head checks its samples. `open_ended` allows records that
+    With `video`, media are opened too, videos and pictures so, and each head checks its samples. `open_ended` allows records that
     end with a question: prompts. `confine` is that of `Records`. `progress` gets how many records are done, of how
     many. What is wrong is in the report, with `limit` places of each kind of error; a file that cannot be opened is
     such an error.
     """
     report = CheckReport(limit)
-    work = _Work(format, [], limit, video, open_ended, confine)
+    work = _Work(format, [], limit, video, image, open_ended, confine)
     for path, media_root in files:
         try:
             data = RecordFile(path)

@@ -13,7 +13,7 @@ from PIL.Image import Image
 from torch.utils.data import Dataset
 
 from tpo_plugin.data.confine import check_media
-from tpo_plugin.data.media import VideoClip, VideoOptions, read_image, read_video
+from tpo_plugin.data.media import ImageOptions, VideoClip, VideoOptions, read_frame, read_image, read_video
 from tpo_plugin.data.records import Record, Records
 from tpo_plugin.errors import MediaError, RecordError, TPOError
 
@@ -30,6 +30,14 @@ class Sample:
     images: tuple[Image, ...] = ()
     videos: tuple[VideoClip, ...] = ()
 
+    def picture(self, time_s: float | None = None) -> Image:
+        """The first image; or what the first video shows at a second, by default in its middle. Raises `MediaError`."""
+        if self.videos:
+            return read_frame(self.record.videos[0], self.videos[0].duration_s / 2 if time_s is None else time_s)
+        if not self.images:
+            raise MediaError(f"{self.record.place}: has neither an image nor a video")
+        return self.images[0]
+
 
 @dataclass(frozen=True)
 class SkippedRecord:
@@ -41,12 +49,15 @@ class SkippedRecord:
     reason: str
 
 
-def read_sample(record: Record, video: VideoOptions | None = None) -> Sample:
-    """Reads the media of a record. Raises `MediaError`, also where a confined record leads out of its folder."""
+def read_sample(record: Record, video: VideoOptions | None = None, image: ImageOptions | None = None) -> Sample:
+    """Reads the media of a record, by default as the options' own defaults say.
+
+    Raises `MediaError`, also where a confined record leads out of its folder.
+    """
     check_media(record)
     return Sample(
         record,
-        tuple(read_image(path) for path in record.images),
+        tuple(read_image(path, image) for path in record.images),
         tuple(read_video(path, video) for path in record.videos),
     )
 
@@ -73,6 +84,7 @@ class RecordDataset(Dataset[Sample]):
         num_samples: int | None = None,
         seed: int = 0,
         video: VideoOptions | None = None,
+        image: ImageOptions | None = None,
         max_bad_share: float = 0.05,
     ) -> None:
         if not sources:
@@ -82,7 +94,7 @@ class RecordDataset(Dataset[Sample]):
         if weights is None and num_samples is not None:
             raise TPOError("num_samples needs weights: without them an epoch holds every record once")
         self.sources, self.weights, self.seed = list(sources), weights, seed
-        self.video, self.max_bad_share = video, max_bad_share
+        self.video, self.image, self.max_bad_share = video, image, max_bad_share
         self._starts = np.cumsum([0, *(len(source) for source in sources)])
         self._num_samples = num_samples or int(self._starts[-1])
         # In shared memory: a worker that persists over epochs sees the epoch, the main process sees the states.
@@ -120,7 +132,7 @@ class RecordDataset(Dataset[Sample]):
 
     def _read(self, place: int) -> Sample:
         records, index = self._find(place)
-        return records.checked(read_sample(records[index], self.video))
+        return records.checked(read_sample(records[index], self.video, self.image))
 
     def _find(self, place: int) -> tuple[Records, int]:
         """The source of a record and its index there."""
@@ -140,7 +152,7 @@ class RecordDataset(Dataset[Sample]):
         except RecordError as error:
             return SkippedRecord("?", where, str(error).removeprefix(f"{where}: "))
         try:
-            records.checked(read_sample(record, self.video))
+            records.checked(read_sample(record, self.video, self.image))
         except MediaError as error:
             return SkippedRecord(record.id, where, str(error))
         return SkippedRecord(record.id, where, "could not be read then, and can be now")

@@ -19,7 +19,7 @@ from annotated_types import Ge, Interval, MinLen, Predicate, doc
 from pydantic import BeforeValidator
 
 from tpo_plugin.config import Config, Count, NotNegative, Positive, Share, TPOConfig, config_from_dict
-from tpo_plugin.data.media import VideoOptions
+from tpo_plugin.data.media import ImageOptions, VideoOptions
 from tpo_plugin.errors import TPOError, did_you_mean
 from tpo_plugin.plugins import registry
 from tpo_plugin.validation import WrongValues, build
@@ -71,6 +71,8 @@ class DataConfig(Config):
 
     video: VideoOptions = field(default_factory=VideoOptions)
     """How clips are read."""
+    image: ImageOptions = field(default_factory=ImageOptions)
+    """How pictures are read."""
     max_length: Count | None = None
     """Tokens of a sample at most; longer ones are cut at the end. None cuts nothing."""
     max_bad_share: Share = 0.05

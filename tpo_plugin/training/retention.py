@@ -19,11 +19,11 @@ from torch.nn import functional as F
 from tpo_plugin.apply import apply_tpo, remove_tpo
 from tpo_plugin.checkpoint import load_tpo
 from tpo_plugin.config import TPOConfig, config_from_dict
-from tpo_plugin.data import Records, TPOCollator, VideoOptions, read_sample
+from tpo_plugin.data import Records, TPOCollator, read_sample
 from tpo_plugin.errors import TPOError
 from tpo_plugin.step import FORWARD_ARGUMENTS
 from tpo_plugin.training.checkpoints import load_host_weights
-from tpo_plugin.training.config import TrainConfig
+from tpo_plugin.training.config import DataConfig, TrainConfig
 from tpo_plugin.training.run import load_host, read_run
 
 Batches = list[dict[str, Any]]
@@ -64,7 +64,7 @@ def retention(
     tokenizer = _processor(directory)
     apply_tpo(model, tokenizer, heads=config.heads, config=tpo_config)
     source = Records(records, model.tpo, media_root=media_root, confine=confine)
-    batches, with_tasks = _batches(model, source, config.data.video, limit)
+    batches, with_tasks = _batches(model, source, config.data, limit)
     applied = [_answers(model, batch, old_size) for batch in batches]
     remove_tpo(model)
     bare = [_answers(model, batch, old_size) for batch in batches]
@@ -90,7 +90,7 @@ def _processor(directory: Path) -> Any:
     return AutoProcessor.from_pretrained(directory, trust_remote_code=False)
 
 
-def _batches(model: Any, source: Records, video: VideoOptions, limit: int | None) -> tuple[Batches, int]:
+def _batches(model: Any, source: Records, data: DataConfig, limit: int | None) -> tuple[Batches, int]:
     """One conversation each, as it is trained on, without the plugin's arguments."""
     collate, with_tasks = TPOCollator(model.tpo), 0
     batches: Batches = []
@@ -100,7 +100,7 @@ def _batches(model: Any, source: Records, video: VideoOptions, limit: int | None
             continue
         if limit is not None and len(batches) == limit:
             break
-        batch = collate([read_sample(record, video)])
+        batch = collate([read_sample(record, data.video, data.image)])
         plain = {name: value for name, value in batch.items() if name not in FORWARD_ARGUMENTS}
         batches.append(send_to_device(plain, model.device))
     if not batches:

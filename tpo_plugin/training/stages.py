@@ -188,6 +188,7 @@ def _dataset(config: TrainConfig, chosen: Sequence[DataSource], sources: Sources
         num_samples=max(1, round(sum(shares))) if mixed else None,
         seed=config.seed,
         video=config.data.video,
+        image=config.data.image,
         max_bad_share=config.data.max_bad_share,
     )
 

@@ -12,6 +12,8 @@ from tpo_head_mask.architecture import architecture_of
 from tpo_head_mask.config import MaskConfig
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from tpo_head_mask.cache import EmbeddingCache
 
 NAME = "mask"
@@ -49,6 +51,15 @@ class MaskCodec(tpo.TaskCodec):
 
     def named_files(self, task: dict[str, Any]) -> list[str]:
         return masks.named_files(task)
+
+    def boxes_of(self, task: dict[str, Any]) -> list[Any]:
+        return [box for box in (*task.get("boxes", ()), task.get("box")) if box is not None]
+
+    def draw_tasks(self, tasks: list[dict[str, Any]], given: list[dict[str, Any]], sample: tpo.Sample) -> list[Image]:
+        """The objects in the first and in the last frame that shows one of them; boxes that users give are blue."""
+        from tpo_head_mask.drawing import draw_tasks
+
+        return draw_tasks(tasks, given, sample)
 
     def collate_targets(self, tasks: list[dict[str, Any]]) -> dict[str, Any]:
         """`masks`: for each target its T bool masks [H, W]; `boxes_xyxy` [N, 4] of its first frame, float32."""

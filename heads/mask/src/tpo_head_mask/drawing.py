@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 import tpo_plugin as tpo
-from tpo_head_mask.masks import Box, as_mask, box_of
+from tpo_head_mask.masks import Box, as_mask, box_of, read_mask
 
 COLOURS = ("#ff8c00", "#00c2a8", "#d64fc8", "#f2d400", "#8f6bff", "#5fd35f", "#ff5a5a", "#35b6ff")
 """Of the first object, the second, ...; they repeat."""
@@ -37,23 +37,56 @@ def draw_masks(image: Image.Image, masks: Sequence[Any], targets: Sequence[Any] 
     return Image.fromarray(pixels)
 
 
-def draw_boxes(image: Image.Image, trails: Sequence[Sequence[Any]], targets: Sequence[Any] = ()) -> Image.Image:
+def draw_boxes(
+    image: Image.Image, trails: Sequence[Sequence[Any]], targets: Sequence[Any] = (), *, bold: bool = False
+) -> Image.Image:
     """A copy of `image`, RGB, with each object's box, and behind it the line that its centre came along.
 
     A trail is an object's boxes [x1, y1, x2, y2] (0 to 1), or None, up to this frame. `targets` are the true boxes of
-    this frame, drawn in blue.
+    this frame, drawn in blue; bold where the picture is made small.
     """
     drawn = image.convert("RGB")
     drawn = drawn.copy() if drawn is image else drawn
-    pen = ImageDraw.Draw(drawn)
+    pen, line = ImageDraw.Draw(drawn), _line(image.size) * (1 + bold)
     for box in targets:
-        _draw_box(pen, box, image.size, TRUE_COLOUR)
+        _draw_box(pen, box, image.size, TRUE_COLOUR, line)
     for number, trail in enumerate(trails):
         colour = COLOURS[number % len(COLOURS)]
         _draw_way(pen, trail, image.size, colour)
         if trail:
-            _draw_box(pen, trail[-1], image.size, colour)
+            _draw_box(pen, trail[-1], image.size, colour, line)
     return drawn
+
+
+def draw_tasks(
+    tasks: Sequence[Mapping[str, Any]], given: Sequence[Mapping[str, Any]], sample: tpo.Sample
+) -> list[Image.Image]:
+    """Pictures of a record's objects in the first and in the last frame that shows one of them, or in its image.
+
+    Boxes that a user gives are drawn in blue. Raises `MediaError` for a mask that cannot be read or is of another size.
+    """
+    objects = [_with_times(task) for task in tasks]
+    seen_s = [s for o in objects for s, *shown in zip(o["times"], *_entries(o), strict=True) if any(shown)]
+    times = dict.fromkeys([t.get("time", 0.0) for t in given] + ([min(seen_s), max(seen_s)] if seen_s else []))
+    pictures = []
+    for second in times:
+        picture = sample.picture(second)
+        size = picture.height, picture.width
+        masks = [_at(o, "masks", second, size) for o in objects]
+        picture = draw_masks(picture, masks)
+        boxes = [[box] if (box := _at(o, "boxes", second)) is not None else [] for o in objects]
+        pictures.append(
+            draw_boxes(picture, boxes, [t["box"] for t in given if t.get("time", 0.0) == second], bold=True)
+        )
+    return pictures
+
+
+def _with_times(task: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {"times": [task.get("time", 0.0)], **task}
+
+
+def _entries(item: Mapping[str, Any]) -> list[Any]:
+    return [item[name] for name in ("masks", "boxes") if name in item]
 
 
 def paint_masks(pixels: np.ndarray, masks: Sequence[Any], targets: Sequence[Any] = ()) -> None:
@@ -153,11 +186,13 @@ def _drawn(
         yield second, np.asarray(picture)
 
 
-def _at(item: Mapping[str, Any], name: str, second: float) -> Any:
-    """The object's mask or box that is shown at a second, or None."""
+def _at(item: Mapping[str, Any], name: str, second: float, size: tuple[int, int] | None = None) -> Any:
+    """The object's mask or box that is shown at a second, or None. With `size` (H, W), masks are a record's."""
     index = bisect_right(item["times"], second + _SAME_TIME_S) - 1
     found = item[name][index] if name in item and index >= 0 else None
-    return as_mask(found) if name == "masks" and found is not None else found
+    if name != "masks" or found is None:
+        return found
+    return as_mask(found) if size is None else read_mask(found, size)
 
 
 def _with_ends(
@@ -228,11 +263,11 @@ def _draw_way(pen: ImageDraw.ImageDraw, trail: Iterable[Any], size: tuple[int, i
             pen.line(step, fill=fill, width=width)
 
 
-def _draw_box(pen: ImageDraw.ImageDraw, box: Any, size: tuple[int, int], colour: str) -> None:
+def _draw_box(pen: ImageDraw.ImageDraw, box: Any, size: tuple[int, int], colour: str, line: int | None = None) -> None:
     if box is None:
         return
     (left, top), (right, bottom) = _pixel(box[0], box[1], size), _pixel(box[2], box[3], size)
-    line = _line(size)
+    line = line or _line(size)
     pen.rectangle([left - 1, top - 1, right + 1, bottom + 1], outline="black", width=line + 2)
     pen.rectangle([left, top, right, bottom], outline=colour, width=line)
 

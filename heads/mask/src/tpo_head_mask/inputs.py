@@ -5,7 +5,7 @@ N targets, F distinct frames of a batch, T frames of a target, S side of SAM 2's
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,9 +150,10 @@ class FrameLoader:
     def _kept(self, name: str) -> Features | None:
         return None if self.cache is None else self.cache.load(name)
 
-    def _read(self, sample: Any, times: list[float]) -> Iterator[tuple[float, np.ndarray]]:
-        if sample.videos:
-            return frames_at(str(sample.record.videos[0]), times)
+    def _read(self, sample: Any, times: list[float]) -> Iterable[tuple[float, np.ndarray]]:
+        """The frame that the sample shows at each of ascending times."""
+        if times and sample.videos:
+            return zip(times, tpo.read_frames(sample.record.videos[0], times), strict=True)
         return ((time_s, np.asarray(sample.images[0])) for time_s in times)
 
     def _check(self, task: dict[str, Any], size: tuple[int, int], sample: Any) -> None:
@@ -176,28 +177,6 @@ def _size(sample: Any) -> tuple[int, int]:
     if sample.videos:
         return sample.videos[0].height, sample.videos[0].width
     return sample.images[0].height, sample.images[0].width
-
-
-def frames_at(path: str, times_s: Sequence[float]) -> Iterator[tuple[float, np.ndarray]]:
-    """The frame that a video shows at each of ascending times. Raises `MediaError` where it ends before."""
-    if not times_s:
-        return
-    shown: np.ndarray | None = None
-    wanted = iter(times_s)
-    time_s: float | None = next(wanted)
-    assert time_s is not None
-    for start_s, frame in tpo.stream_video(path, time_s):
-        while time_s is not None and shown is not None and start_s > time_s + 1e-3:
-            yield time_s, shown
-            time_s = next(wanted, None)
-        if time_s is None:
-            return
-        shown = frame
-    while time_s is not None and shown is not None:  # its last frame is shown to the end
-        if time_s > start_s + 1:
-            raise tpo.MediaError(f"{path}: has no frame at {time_s} s; its last begins at {start_s:.3f} s")
-        yield time_s, shown
-        time_s = next(wanted, None)
 
 
 def to_square(pixels: np.ndarray, side: int) -> Tensor:

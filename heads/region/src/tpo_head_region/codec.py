@@ -8,6 +8,7 @@ import tpo_plugin as tpo
 from tpo_plugin.checks import check_box, check_seconds, is_list
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import Tensor
 
 
@@ -28,6 +29,20 @@ class RegionCodec(tpo.TaskCodec):
     def num_tokens(self, task: dict[str, Any]) -> int:
         """One token for each box."""
         return len(task["boxes"])
+
+    def boxes_of(self, task: dict[str, Any]) -> list[Any]:
+        return list(task["boxes"])
+
+    def draw_tasks(self, tasks: list[dict[str, Any]], given: list[dict[str, Any]], sample: tpo.Sample) -> list[Image]:
+        """A picture for each time, with the boxes of answers in orange over those that the user gives in blue."""
+        from tpo_head_region.drawing import PREDICTED, TRUE, draw_boxes
+
+        coloured = [(task, TRUE) for task in given] + [(task, PREDICTED) for task in tasks]
+        pictures = []
+        for time in dict.fromkeys(task.get("time") for task, _ in coloured):
+            boxes = [(box, c) for task, c in coloured if task.get("time") == time for box in task["boxes"]]
+            pictures.append(draw_boxes(sample.picture(time), boxes, bold=True))
+        return pictures
 
     def collate_targets(self, tasks: list[dict[str, Any]]) -> dict[str, Any]:
         """`boxes_xyxy` [N, 4], float32."""

@@ -108,20 +108,10 @@ class RegionHead(RegionCodec, tpo.TaskHead):
 
     def draw(self, image: Image, value: Any, target: Any = None) -> Image:
         """A copy of `image`, RGB, with the predicted box in orange over the true one in blue."""
-        from PIL import ImageDraw
+        from tpo_head_region.drawing import PREDICTED, TRUE, draw_boxes
 
-        drawn = image.convert("RGB") if image.mode != "RGB" else image.copy()
-        pen = ImageDraw.Draw(drawn)
-        line = max(1, min(image.size) // 120)
-        for box, colour in ((target, "#1e90ff"), (value, "#ff8c00")):
-            if box is None:
-                continue
-            corners = self.to_units(box, width=image.width - 1, height=image.height - 1, duration=None)
-            pixels = corners.round().int().tolist()
-            outer = [pixels[0] - 1, pixels[1] - 1, pixels[2] + 1, pixels[3] + 1]
-            pen.rectangle(outer, outline="black", width=line + 2)  # a dark rim: legible on any background
-            pen.rectangle(pixels, outline=colour, width=line)
-        return drawn
+        boxes = [(box, colour) for box, colour in ((target, TRUE), (value, PREDICTED)) if box is not None]
+        return draw_boxes(image, boxes)
 
 
 class RegionMetrics(tpo.HeadMetrics):

@@ -26,6 +26,8 @@ from tpo_plugin.errors import shown
 
 FORMAT = 1
 _ALL_CLIPS = 1_000_000
+_ANY_SIZE = 2**40
+"""Pixels: a whole video is read, at the rate of its clips."""
 
 
 @dataclass
@@ -111,7 +113,7 @@ class _Clips(Dataset[Any]):
 
     def __init__(self, paths: list[Path], clip_s: float, prepare: Callable[..., Any]) -> None:
         self.paths, self.prepare = paths, prepare
-        self.options = tpo.VideoOptions(sampling="fps", fps=1 / clip_s, num_frames=_ALL_CLIPS)
+        self.options = tpo.VideoOptions(sampling="fps", fps=1 / clip_s, num_frames=_ALL_CLIPS, max_pixels=_ANY_SIZE)
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -12,6 +12,8 @@ from tpo_head_temporal.config import TemporalConfig
 from tpo_plugin.checks import is_list, is_number
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from tpo_head_temporal.encoder import Reader
 
 
@@ -63,6 +65,12 @@ class TemporalCodec(tpo.TaskCodec):
         from tpo_head_temporal.inputs import check_sample
 
         check_sample(self.config, self.reader, tasks, sample)
+
+    def draw_tasks(self, tasks: list[dict[str, Any]], given: list[dict[str, Any]], sample: tpo.Sample) -> list[Image]:
+        """The video as a timeline with the spans of each task, and its saliency."""
+        from tpo_head_temporal.timeline import render_timeline
+
+        return [render_timeline(sample.videos[0], None, task) for task in tasks]
 
     def collate_targets(self, tasks: list[dict[str, Any]]) -> dict[str, Any]:
         """As `TemporalHead.loss` takes them."""

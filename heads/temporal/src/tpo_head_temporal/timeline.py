@@ -41,16 +41,24 @@ def draw_timeline(
     return path
 
 
-def render_timeline(video: tpo.VideoClip, value: Value, target: Value | None = None, *, title: str = "") -> Image.Image:
+def render_timeline(
+    video: tpo.VideoClip, value: Value | None, target: Value | None = None, *, title: str = ""
+) -> Image.Image:
     """The whole video from left to right, RGB, 1280 pixels wide.
 
     `value` has `spans_s` [K, 2], the best first, and may have their `scores` [K], and `saliency` [F] at `times_s` [F]
     on any scale: the curve fills its height from the least to the greatest. `target` has the true `spans_s` (or
-    `spans`, as a record's task). A thumbnail shows what is on screen at its middle, as far as the clip's frames tell.
+    `spans`, as a record's task). Without a value only what is true is drawn, its `saliency` too. A thumbnail shows what
+    is on screen at its middle, as far as the clip's frames tell.
     """
     true = None if target is None else target["spans_s"] if "spans_s" in target else target["spans"]
+    if value is None:
+        value, curve = {}, _array((target or {}).get("saliency", ()))
+        if len(curve):
+            seconds = (target or {}).get("clip_s") or video.duration_s / len(curve)
+            value = {"saliency": curve, "times_s": (np.arange(len(curve)) + 0.5) * seconds}
     return _Timeline(video, title).draw(
-        _array(value["spans_s"]).reshape(-1, 2),
+        None if "spans_s" not in value else _array(value["spans_s"]).reshape(-1, 2),
         None if value.get("scores") is None else _array(value["scores"]),
         None if value.get("saliency") is None else (_array(value["times_s"]), _array(value["saliency"])),
         None if true is None else _array(true).reshape(-1, 2),
@@ -70,7 +78,7 @@ class _Timeline:
 
     def draw(
         self,
-        spans: np.ndarray,
+        spans: np.ndarray | None,
         scores: np.ndarray | None,
         saliency: tuple[np.ndarray, np.ndarray] | None,
         true: np.ndarray | None,
@@ -81,19 +89,11 @@ class _Timeline:
         self._thumbnails()
         if saliency is not None and len(saliency[0]):
             edges = [] if true is None else [(span, TRUE) for span in true]
-            self._curve(*saliency, edges + [(span, PREDICTED) for span in spans[:1]])
+            self._curve(*saliency, edges + [(span, PREDICTED) for span in (() if spans is None else spans[:1])])
         if true is not None:
             self._lane("true", [(span, TRUE, _seconds(span)) for span in true])
-        for rank, span in enumerate(spans[:MAX_PREDICTED]):
-            score = "" if scores is None else f"  ({scores[rank]:.2f})"
-            name = ("predicted", "2nd", "3rd")[rank]
-            self._lane(name, [(span, WEAKER if rank else PREDICTED, _seconds(span) + score)])
-        if not len(spans):
-            self._lane("predicted", [])
-            self._text(self.left + 8, self.y - 30, "no span", 14, FAINT)
-        elif len(spans) > MAX_PREDICTED:
-            self._text(self.left, self.y, f"and {len(spans) - MAX_PREDICTED} weaker", 14, FAINT)
-            self.y += 26
+        if spans is not None:
+            self._predicted(spans, scores)
         self._axis()
         height = math.ceil(self.y)
         page = self.canvas.crop((0, 0, WIDTH * _SCALE, height * _SCALE))
@@ -162,6 +162,18 @@ class _Timeline:
                     break
         self._name(name, self.y + 4)
         self.y += height + 8
+
+    def _predicted(self, spans: np.ndarray, scores: np.ndarray | None) -> None:
+        for rank, span in enumerate(spans[:MAX_PREDICTED]):
+            score = "" if scores is None else f"  ({scores[rank]:.2f})"
+            name = ("predicted", "2nd", "3rd")[rank]
+            self._lane(name, [(span, WEAKER if rank else PREDICTED, _seconds(span) + score)])
+        if not len(spans):
+            self._lane("predicted", [])
+            self._text(self.left + 8, self.y - 30, "no span", 14, FAINT)
+        elif len(spans) > MAX_PREDICTED:
+            self._text(self.left, self.y, f"and {len(spans) - MAX_PREDICTED} weaker", 14, FAINT)
+            self.y += 26
 
     def _axis(self) -> None:
         """Seconds below everything; a tick every 1, 2 or 5 x 10^n seconds."""
