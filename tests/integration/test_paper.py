@@ -20,6 +20,9 @@ from tpo_plugin.training.config import TrainConfig
 from tpo_plugin.training.run import read_run, train
 
 pytestmark = [
+    pytest.mark.skipif(
+        not {"region", "temporal", "mask"} <= set(tpo_plugin.registry().heads), reason="needs all heads"
+    ),
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),
     pytest.mark.filterwarnings("ignore:mtime may not be reliable"),  # checkpoints of one moment
 ]

@@ -248,8 +248,9 @@ def test_every_wording_is_used() -> None:
 def test_the_test_file_of_qvhighlights_gives_prompts(tmp_path: Path, videos: Path) -> None:
     row = {key: QV[key] for key in ("qid", "query", "duration", "vid")}
     source, output = tmp_path / "test.jsonl", tmp_path / "prompts.jsonl"
-    source.write_text(json.dumps(row))
-    assert convert(QVHighlights(source=source, videos=videos), output).written == 1
+    source.write_text(f"{json.dumps(row)}\n{{\n5")
+    report = convert(QVHighlights(source=source, videos=videos), output)
+    assert (report.written, report.num_left_out) == (1, 2)
     with pytest.raises(tpo.RecordError, match="ends with a 'human' turn"):
         Records(output, RecordFormat.of_heads(["temporal"]))
     (record,) = Records(output, RecordFormat.of_heads(["temporal"]), open_ended=True)

@@ -72,8 +72,8 @@ class QVHighlights(Moments):
     def _has_windows(self, rows: Rows, index: int) -> bool:
         try:
             return "relevant_windows" in rows[index]
-        except (ValueError, TypeError):  # read again, and reported, as a moment
-            return True
+        except (ValueError, TypeError):  # no object; reported when it is read as a moment
+            return False
 
     def _moment(self, row: dict[str, Any], place: Place, is_test: bool) -> Moment:
         qid = row.get("qid")
