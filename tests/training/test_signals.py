@@ -5,8 +5,10 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
+import tiny_run
 
 from tpo_plugin.training.signals import SIGNALS, StopAtStepEnd
 
@@ -84,6 +86,17 @@ def test_outside_the_main_thread_no_signal_is_caught():
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_whole_group_reaches_workers_too_and_a_checkpoint_is_written(tmp_path):
+    config = tiny_run.write_world(tmp_path, stages=["stage2"], data={"num_workers": 1})
+    done = subprocess.run(
+        [sys.executable, tiny_run.__file__, "run", str(config)], capture_output=True, text=True, start_new_session=True,
+        env=os.environ | {"AT": "5", "GROUP_AT": "15", "PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+    assert done.returncode == 143, done.stderr
+    assert "SIGTERM: stopped after step 3, with a checkpoint" in done.stderr
 
 
 @pytest.mark.slow

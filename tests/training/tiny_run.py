@@ -35,7 +35,7 @@ class PointHead(TaskHead):
     """One point per task token.
 
     In the training forward that environment variable AT says, on the rank RANK_AT or on all, it sends its process the
-    signal SIGNAL_AT, or raises an error without one.
+    signal SIGNAL_AT, or its group of processes GROUP_AT, or raises an error without one.
     """
 
     num_forwards = 0
@@ -49,9 +49,12 @@ class PointHead(TaskHead):
             PointHead.num_forwards += 1
             here = os.environ.get("RANK_AT", os.environ.get("RANK")) == os.environ.get("RANK")
             if here and PointHead.num_forwards == int(os.environ["AT"]):
-                if "SIGNAL_AT" not in os.environ:
+                if "GROUP_AT" in os.environ:
+                    os.killpg(0, int(os.environ["GROUP_AT"]))
+                elif "SIGNAL_AT" in os.environ:
+                    os.kill(os.getpid(), int(os.environ["SIGNAL_AT"]))
+                else:
                     raise ValueError("the point head has had enough")
-                os.kill(os.getpid(), int(os.environ["SIGNAL_AT"]))
         return {"points_xy": self.proj(e_ND)}
 
     def loss(self, outputs: dict[str, Tensor], targets: dict[str, Any], num_targets: Tensor | int) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,25 @@ SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if
 
 PASSED_ON_S = 5.0
 """torchrun passes on a signal that its ranks may have got already, as from a terminal: so long it is the same one."""
+
+
+def outlive_signals(init: Callable[[int], None] | None, worker_id: int) -> None:
+    """Initialises a loader's worker, after `init`, so that it serves on until the process that it reads for ends it.
+
+    A signal to a whole group of processes reaches workers too, and the step that is to be ended needs their data.
+    """
+    if init is not None:
+        init(worker_id)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    while True:
+        told = signal.sigwaitinfo(SIGNALS)
+        if told.si_pid == os.getppid():
+            os._exit(0)
 
 
 class StopAtStepEnd(TrainerCallback):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,7 @@ from tpo_plugin.training.config import DataSource, StageConfig, TrainConfig
 from tpo_plugin.training.grouping import strategy_of
 from tpo_plugin.training.parts import can_learn_triggers, optimizer_groups, set_trainable
 from tpo_plugin.training.same_media import SameMedia
-from tpo_plugin.training.signals import StopAtStepEnd
+from tpo_plugin.training.signals import StopAtStepEnd, outlive_signals
 from tpo_plugin.training.trainer import wrap_trainer
 from tpo_plugin.validation import WrongValues, check
 
@@ -135,6 +136,11 @@ class StageTrainer(wrap_trainer(transformers.Trainer)):  # type: ignore[misc]
                 f"{strategy}: under DeepSpeed the samples of a step are chosen to have the same media; take it out"
             )
         return self.same_media or super()._get_train_sampler(*args)
+
+    def get_train_dataloader(self) -> Any:
+        loader = super().get_train_dataloader()
+        loader.worker_init_fn = functools.partial(outlive_signals, loader.worker_init_fn)
+        return loader
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         if self.optimizer is None:
