@@ -1,4 +1,4 @@
-"""Files that the mask head reads: records with RLE and PNGs, and data sets as they are published."""
+"""Files that the mask head reads: records with RLE and PNGs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from tpo_plugin.json_file import parse_json
 pytest.importorskip("tpo_head_mask")
 
 from tpo_head_mask import rle
-from tpo_head_mask.convert import convert
 from tpo_head_mask.masks import read_mask
 
 MASK = np.zeros((6, 8), dtype=bool)
@@ -74,33 +73,3 @@ def _png(mode: str) -> bytes:
 def test_pngs(tmp_path: Path) -> None:
     good = texts(*map(_png, ("P", "L", "1", "I;16")))
     fuzz(good, tmp_path / "a.png", lambda path: read_mask(str(path)), tries=200)
-
-
-@pytest.fixture
-def mevis(tmp_path: Path) -> Path:
-    """A data set of one video of two frames, in folder `train`."""
-    folder = tmp_path / "train"
-    (folder / "JPEGImages" / "v").mkdir(parents=True)
-    for name in ("0", "1"):
-        Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(folder / "JPEGImages" / "v" / f"{name}.jpg")
-    expressions = {"videos": {"v": {"frames": ["0", "1"], "expressions": {"0": {"exp": "it", "anno_id": [7]}}}}}
-    (folder / "meta_expressions.json").write_text(json.dumps(expressions))
-    (folder / "mask_dict.json").write_text(json.dumps({"7": [rle.encode(MASK), None]}))
-    return folder
-
-
-@pytest.mark.parametrize("name", ["meta_expressions.json", "mask_dict.json"])
-def test_mevis(mevis: Path, name: str) -> None:
-    good = json.loads((mevis / name).read_text())
-    fuzz(files(good), mevis / name, lambda path: convert("mevis", mevis.parent, mevis / "out.jsonl"), tries=60)
-
-
-def test_words_of_a_folder(tmp_path: Path) -> None:
-    for name in ("images", "masks"):
-        (tmp_path / name).mkdir()
-    Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(tmp_path / "images" / "a.jpg")
-    Image.fromarray(MASK.astype(np.uint8)).save(tmp_path / "masks" / "a.png")
-    good = {"1": "the dog", "2": None}
-    fuzz(
-        files(good), tmp_path / "objects.json", lambda path: convert("folder", tmp_path, tmp_path / "o.jsonl"), tries=60
-    )

@@ -1,4 +1,4 @@
-"""Files that the temporal head reads: records, features, annotations, predictions, weights and its configuration."""
+"""Files that the temporal head reads: records, features, predictions, weights and its configuration."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from tpo_plugin.files import CONFIG_FILE
 pytest.importorskip("tpo_head_temporal")
 
 from tpo_head_temporal.features import load_features
-from tpo_head_temporal.formats import read_moments
 from tpo_head_temporal.importing import read_checkpoint
 from tpo_head_temporal.qvhighlights import evaluate_files
 
@@ -47,11 +46,6 @@ PREDICTION = {
     "qid": 1,
     "pred_relevant_windows": [[0, 3, 0.9], [2, 4, 0.1]],
     "pred_saliency_scores": [0.1, 0.2, 0.3, 0.4],
-}
-ANNOTATIONS: dict[str, Any] = {
-    "qvhighlights": MOMENT,
-    "activitynet-captions": {"v": {"duration": 9.5, "timestamps": [[0, 1.5], [2, 3]], "sentences": ["a", "b"]}},
-    "didemo": [{"annotation_id": 1, "video": "v", "description": "it", "times": [[0, 0], [1, 2]]}],
 }
 
 
@@ -84,17 +78,6 @@ def test_safetensors(tmp_path: Path) -> None:
     arrays = {"features": FEATURES, "times_s": np.arange(4.0)}
     good = save(arrays, metadata={"tpo": json.dumps({"duration_s": 8.0, "clip_s": 2.0})})
     fuzz(texts(good), tmp_path / "v.safetensors", lambda path: load_features([path], duration_s=8.0), tries=120)
-
-
-@pytest.mark.parametrize("name", list(ANNOTATIONS))
-def test_annotations(tmp_path: Path, name: str) -> None:
-    fuzz(files(ANNOTATIONS[name]), tmp_path / "a.json", lambda path: read_moments(name, path), tries=50)
-
-
-def test_lines_of_charades(tmp_path: Path) -> None:
-    fuzz(
-        texts(b"v 0.0 1.5##it\nw 2 3##that\n"), tmp_path / "a.txt", lambda p: read_moments("charades-sta", p), tries=50
-    )
 
 
 @pytest.mark.parametrize("name", ["predictions.jsonl", "truth.jsonl"])

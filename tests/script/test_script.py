@@ -201,6 +201,21 @@ def test_a_python_without_tpo_plugin_may_not_train(foreign, tmp_path):
     assert not result.stdout
 
 
+def test_a_tool_with_a_python_of_its_own_gets_nothing_of_ours(foreign, tmp_path):
+    """Also where it imports transformers: the script, whose Python has tpo-plugin, may train beside it."""
+    tool = (
+        "import os, sys, transformers.trainer\n"
+        "print([name for name in os.environ if name.startswith('TPO_SCRIPT')], os.environ['PYTHONPATH'],"
+        " [path for path in sys.path if 'tpo_plugin' in path])"
+    )
+    code = (
+        f"import subprocess\nprint(subprocess.run([{str(foreign)!r}, '-c', {tool!r}], text=True, capture_output=True))"
+    )
+    packages = str(tmp_path / "packages")
+    result = tpo_run("--heads", "region", "--", *script(tmp_path, code), PYTHONPATH=packages)
+    assert f"returncode=0, stdout='trainer imported\\n[] {packages} []\\n', stderr=''" in result.stdout, result
+
+
 @pytest.mark.parametrize("module", ["settings", "imports"])
 def test_a_process_that_trains_nothing_loads_no_torch(module):
     code = f"import sys, tpo_plugin.script.{module}; sys.exit('torch' in sys.modules)"

@@ -33,7 +33,8 @@ def write(new: dict[str, list[str]]) -> None:
 
 def made(cells: dict[str, list[str]]) -> str:
     """What stands between the marks."""
-    table = [HEADER, ["---"] * len(HEADER), *((name, *values) for name, values in cells.items())]
+    unseen = ["-", "-", "not run", *["-"] * (len(HEADER) - 4)]
+    table = [HEADER, ["---"] * len(HEADER), *((case.name, *cells.get(case.name, unseen)) for case in CASES)]
     return "\n".join(f"| {' | '.join(row)} |" for row in table) + "\n\n" + "".join(map(_section, CASES))
 
 

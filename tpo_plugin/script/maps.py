@@ -179,9 +179,8 @@ def _map(original: Callable[..., Any], tasks: ScriptTasks, library: str) -> Call
         removed = [removed] if isinstance(removed, str) else removed
         options["remove_columns"] = [name for name in removed if name != COLUMN] or None
         if options.get("features") is not None:
-            from datasets import Features, Value
-
-            options["features"] = Features({**options["features"], COLUMN: Value("string")})
+            library_of = sys.modules["datasets"]
+            options["features"] = library_of.Features({**options["features"], COLUMN: library_of.Value("string")})
         if options.get("cache_file_name"):
             options["cache_file_name"] += ".tpo"
         return original(*given.args, **given.kwargs)

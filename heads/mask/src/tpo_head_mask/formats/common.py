@@ -163,6 +163,8 @@ def check_rle(mask: Any, size: Size, place: Place) -> None:
         check_mask("it", mask)
     except ValueError as error:
         raise place.fault(mask, f"COCO RLE; {error}") from error
+    if not isinstance(mask, dict) or "size" not in mask:  # a PNG's name would do in a record
+        raise place.fault(mask, "COCO RLE")
     if tuple(mask["size"]) != size:
         raise tpo.MediaError(f"{place}: is of size {list(mask['size'])}, its image of {list(size)}")
 

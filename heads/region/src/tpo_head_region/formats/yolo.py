@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import yaml
 
 import tpo_plugin as tpo
 from tpo_head_region.formats.scenes import Scene, SceneFormat, Thing
-from tpo_plugin.convert import Boxes, Place, Report, lines, read_text
+from tpo_plugin.convert import Boxes, Place, Report, lines
+from tpo_plugin.yaml_file import read_yaml
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
@@ -52,10 +52,7 @@ class Yolo(SceneFormat):
 
     def _names(self) -> list[str]:
         place = Place(str(self.source))
-        try:
-            names = (yaml.safe_load(read_text(self.source)) or {}).get("names")
-        except (yaml.YAMLError, AttributeError) as error:
-            raise tpo.RecordError(f"is no YAML with names: {error}", file=place.file) from error
+        names = read_yaml(self.source).get("names")
         if isinstance(names, dict) and sorted(names) == list(range(len(names))):
             names = [names[number] for number in range(len(names))]
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
