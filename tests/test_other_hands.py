@@ -14,9 +14,7 @@ import tpo_plugin as tpo
 from tpo_plugin.tiny import tiny_host
 
 IDS = torch.tensor([[1, 4, 5, 6, 7], [1, 5, 6, 7, 8]])
-TEMPLATE = (
-    "{% for m in messages %}<s> {{ m.content }} </s>{% endfor %}{% if add_generation_prompt %}<s> {% endif %}"
-)
+TEMPLATE = "{% for m in messages %}<s> {{ m.content }} </s>{% endfor %}{% if add_generation_prompt %}<s> {% endif %}"
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +29,10 @@ def folder(tmp_path_factory):
 
 def loaded(folder: Any, head: str | None, **options: Any) -> tuple[Any, Any]:
     torch.manual_seed(0)
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder, **options).eval(), AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(folder, **options).eval(),
+        AutoTokenizer.from_pretrained(folder),
+    )
     return (model if head is None else tpo.apply_tpo(model, tokenizer, heads=[head])), tokenizer
 
 

@@ -42,7 +42,9 @@ def test_template_without_an_end_warns(tpo: Any, caplog: pytest.LogCaptureFixtur
     with caplog.at_level(logging.WARNING):
         batch = TPOCollator(tpo)([Sample(record(tpo, "Hi", "red", "And?", "blue"))])
     assert "no special token behind an answer" in caplog.text
-    assert labelled(tpo, batch, 0) == "assistant: redassistant: blue"  # it asks with nothing, so the host begins by itself
+    assert (
+        labelled(tpo, batch, 0) == "assistant: redassistant: blue"
+    )  # it asks with nothing, so the host begins by itself
 
 
 @pytest.mark.parametrize(

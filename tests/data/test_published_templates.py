@@ -33,9 +33,11 @@ GEMMA = (
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
 LLAMA = (
-    "{{- '<s>' }}{{- '<|start_header_id|>system<|end_header_id|>\n\nToday Date: ' + (date_string or 'today') + '\n\n<|eot_id|>' }}"
-    "{%- for m in messages %}{{- '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + m['content'] | trim + '<|eot_id|>' }}"
-    "{%- endfor %}{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}"
+    "{{- '<s>' }}{{- '<|start_header_id|>system<|end_header_id|>\n\n' }}"
+    "{{- 'Today Date: ' + (date_string or 'today') + '\n\n<|eot_id|>' }}"
+    "{%- for m in messages %}{{- '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' }}"
+    "{{- m['content'] | trim + '<|eot_id|>' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}"
 )
 MISTRAL = (
     "{{ '<s>' }}{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
@@ -52,9 +54,7 @@ DEEPSEEK = (
     "{% else %}{{ '<|Assistant|>' + m['content'] + '</s>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|Assistant|>' }}{% endif %}"
 )
-DEEPSEEK_R1 = DEEPSEEK.replace(
-    "{{ '<|Assistant|>' }}{% endif %}", "{{ '<|Assistant|><think>\n' }}{% endif %}"
-)
+DEEPSEEK_R1 = DEEPSEEK.replace("{{ '<|Assistant|>' }}{% endif %}", "{{ '<|Assistant|><think>\n' }}{% endif %}")
 GLM = (
     "[gMASK]<sop>{%- for m in messages %}{%- if m.role == 'user' %}{{ '<|user|>\n' + m.content }}"
     "{{- '/nothink' if enable_thinking is defined and not enable_thinking else '' }}"
@@ -67,10 +67,11 @@ INTERNVL = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-SPECIAL = (
-    "<s> <think> </think> <start_of_turn> <end_of_turn> <|start_header_id|> <|end_header_id|> <|eot_id|> [INST] [/INST] "
-    "<|user|> <|assistant|> <|end|> <|User|> <|Assistant|> [gMASK] <sop>"
-).split()
+SPECIAL = [
+    "<s>", "<think>", "</think>", "<start_of_turn>", "<end_of_turn>", "<|start_header_id|>", "<|end_header_id|>",
+    "<|eot_id|>", "[INST]", "[/INST]", "<|user|>", "<|assistant|>", "<|end|>", "<|User|>", "<|Assistant|>", "[gMASK]",
+    "<sop>",
+]  # fmt: skip
 OFF = {"enable_thinking": False}
 
 FOLLOWED = {
@@ -146,7 +147,9 @@ def test_a_template_that_asks_otherwise_is_refused(tpo_with):
 
 
 def test_an_argument_that_the_template_does_not_have(tpo_with):
-    with pytest.raises(TPOError, match="has 'enable_thinkin', which the host's chat template does not use.*enable_thinking"):
+    with pytest.raises(
+        TPOError, match="has 'enable_thinkin', which the host's chat template does not use.*enable_thinking"
+    ):
         TPOCollator(tpo_with(QWEN3, {"enable_thinkin": False}))
 
 

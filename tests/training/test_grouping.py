@@ -69,7 +69,9 @@ def test_lengths_follow_the_mix_of_the_epoch(model):
 
 def test_media_stand_together(model):
     texts = Records([record(w) for w in (1, 30)], model.tpo)
-    pictures = [{"image": "a.png", "conversations": [{"from": "human", "value": "<image>a"}, {"from": "gpt", "value": "b"}]}]
+    pictures = [
+        {"image": "a.png", "conversations": [{"from": "human", "value": "<image>a"}, {"from": "gpt", "value": "b"}]}
+    ]
     dataset = RecordDataset([texts, Records(pictures, model.tpo)])
     short, long, picture = dataset.lengths
     assert short < long < picture

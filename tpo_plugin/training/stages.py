@@ -123,7 +123,9 @@ class StageTrainer(wrap_trainer(transformers.Trainer)):  # type: ignore[misc]
     def _get_train_sampler(self, *args: Any) -> Any:
         strategy = strategy_of(self.args)
         if self.same_media is not None and strategy != "random":
-            raise TPOError(f"{strategy}: under DeepSpeed the samples of a step are chosen to have the same media; take it out")
+            raise TPOError(
+                f"{strategy}: under DeepSpeed the samples of a step are chosen to have the same media; take it out"
+            )
         return self.same_media or super()._get_train_sampler(*args)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
