@@ -83,8 +83,8 @@ class TPOConfig(Config):
     """What `apply_tpo` puts onto a host, besides the choice of heads."""
 
     loss_weights: dict[str, NotNegative] = field(default_factory=dict)
-    """Weight of each loss by name: "mllm", "assign", or a head's name; at least 0. Every weight is 1 unless set, but for
-    a head that names one of its own beside other heads (`HeadConfig.weight_beside_others`)."""
+    """Weight of each loss by name: "mllm", "assign", or a head's name; at least 0. Every weight is 1 unless set, but
+    for that of a head which names another beside other heads (`HeadConfig.weight_beside_others`)."""
     heads: dict[str, Annotated[Any, Predicate(_is_head_config), doc("a HeadConfig or keys and values")]] = field(
         default_factory=dict
     )

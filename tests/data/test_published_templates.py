@@ -33,9 +33,11 @@ GEMMA = (
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
 LLAMA = (
-    "{{- '<s>' }}{{- '<|start_header_id|>system<|end_header_id|>\n\nToday Date: ' + (date_string or 'today') + '\n\n<|eot_id|>' }}"
-    "{%- for m in messages %}{{- '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + m['content'] | trim + '<|eot_id|>' }}"
-    "{%- endfor %}{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}"
+    "{{- '<s>' }}{{- '<|start_header_id|>system<|end_header_id|>\n\n' }}"
+    "{{- 'Today Date: ' + (date_string or 'today') + '\n\n<|eot_id|>' }}"
+    "{%- for m in messages %}{{- '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' }}"
+    "{{- m['content'] | trim + '<|eot_id|>' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}"
 )
 MISTRAL = (
     "{{ '<s>' }}{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
@@ -66,24 +68,10 @@ INTERNVL = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 SPECIAL = [
-    "<s>",
-    "<think>",
-    "</think>",
-    "<start_of_turn>",
-    "<end_of_turn>",
-    "<|start_header_id|>",
-    "<|end_header_id|>",
-    "<|eot_id|>",
-    "[INST]",
-    "[/INST]",
-    "<|user|>",
-    "<|assistant|>",
-    "<|end|>",
-    "<|User|>",
-    "<|Assistant|>",
-    "[gMASK]",
+    "<s>", "<think>", "</think>", "<start_of_turn>", "<end_of_turn>", "<|start_header_id|>", "<|end_header_id|>",
+    "<|eot_id|>", "[INST]", "[/INST]", "<|user|>", "<|assistant|>", "<|end|>", "<|User|>", "<|Assistant|>", "[gMASK]",
     "<sop>",
-]
+]  # fmt: skip
 OFF = {"enable_thinking": False}
 
 FOLLOWED = {

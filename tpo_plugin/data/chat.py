@@ -16,8 +16,8 @@ Span = tuple[int, int]
 class ChatTemplate:
     """Renders conversations by the processor's chat template, or by the tokenizer's where the host takes text only.
 
-    `arguments` are the template's own, such as `enable_thinking`. Raises `TPOError` where there is no template, where it
-    has no such argument, or where the tokenizer cannot say where its tokens stand in the text.
+    `arguments` are the template's own, such as `enable_thinking`. Raises `TPOError` where there is no template, it has
+    no such argument, or the tokenizer cannot say where its tokens stand in the text.
     """
 
     def __init__(self, tokenizer: Any, processor: Any = None, arguments: Mapping[str, Any] | None = None) -> None:
@@ -64,10 +64,11 @@ class ChatTemplate:
         text, spans, strange = self._rendered(turns)
         for number, prompt in strange.items():
             shared = next((i for i, (a, b) in enumerate(zip(prompt, text, strict=False)) if a != b), len(prompt))
+            there = text[: spans[number - 1][0]][shared:]
             raise TPOError(
-                f"the chat template asks for answer {number} with a prompt that ends in {prompt[shared:]!r}, and shows it "
-                f"in the conversation behind {text[: spans[number - 1][0]][shared:]!r}, so what is trained would not be "
-                "what is asked: give other TPOConfig(chat_template_kwargs=...)"
+                f"the chat template asks for answer {number} with a prompt that ends in {prompt[shared:]!r}, and shows "
+                f"it in the conversation behind {there!r}, so what is trained would not be what is asked: give other "
+                "TPOConfig(chat_template_kwargs=...)"
                 + ("" if number == len(spans) else ", or one record for each answer")
             )
         return text, spans

@@ -227,10 +227,10 @@ def check_files(
 ) -> CheckReport:
     """Checks every record of files, each with its media folder (None: the file's own).
 
-    With `video`, media are opened too, videos and pictures so, and each head checks its samples. `open_ended` allows records that
-    end with a question: prompts. `confine` is that of `Records`. `progress` gets how many records are done, of how
-    many. What is wrong is in the report, with `limit` places of each kind of error; a file that cannot be opened is
-    such an error.
+    With `video`, media are opened too, videos and pictures so, and each head checks its samples. `open_ended` allows
+    records that end with a question: prompts. `confine` is that of `Records`. `progress` gets how many records are
+    done, of how many. What is wrong is in the report, with `limit` places of each kind of error; a file that cannot be
+    opened is such an error.
     """
     report = CheckReport(limit)
     work = _Work(format, [], limit, video, image, open_ended, confine)

@@ -38,7 +38,7 @@ class TPOCollator:
     For an encoder-decoder `input_ids` are that prompt too, padded on the right, and `labels` the last answer with the
     tokenizer's eos_token behind it.
 
-    The template's own arguments, such as `enable_thinking`, are those of `TPOConfig.chat_template_kwargs`, for training and
+    The chat template's own arguments, such as `enable_thinking`, are `TPOConfig.chat_template_kwargs`, for training and
     for asking.
 
     Rows longer than `max_length` tokens are cut at the end. Raises `TPOError` where that would cut off a token of a

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ else:
 
 
 def strategy_of(args: Any) -> str:
-    """How training samples are ordered: `train_sampling_strategy`, which was `group_by_length` before transformers 5."""
+    """How training samples are ordered: `train_sampling_strategy`, or `group_by_length` before transformers 5."""
     grouped = getattr(args, "group_by_length", False)
     return str(getattr(args, "train_sampling_strategy", "group_by_length" if grouped else "random"))
 
@@ -77,8 +78,7 @@ def with_own_datasets(make: Any, trainer: Any, args: tuple, kwargs: Mapping[str,
 
     It looks at a dataset of one row in their place, as if that were tokenised; after it they are the trainer's.
     """
-    import datasets
-
+    datasets = importlib.import_module("datasets")  # which TRL itself needs
     given = {**dict(zip(inspect.signature(make).parameters, args, strict=False)), **kwargs}
     row = datasets.Dataset.from_list([{"input_ids": [0, 0], "labels": [0, 0]}])
 
