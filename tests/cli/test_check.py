@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -52,6 +53,7 @@ def test_good_files_are_counted(tmp_path: Path) -> None:
             for name, num in (("a.jsonl", 3), ("b.json", 1))
         },
         "heads": {"region": {"records": 3, "tasks": 3, "tokens": 6}},
+        "warnings": [],
         "errors": [],
     }
 
@@ -148,3 +150,76 @@ def test_no_torch_is_needed(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.split() == ["1", "False"], done.stderr
+
+
+def test_many_boxes_that_few_pictures_have_get_a_line(tmp_path: Path) -> None:
+    good, whole, tiny = ([0.1, 0.2, 0.5, 0.6], [0.0, 0.0, 1.0, 1.0], [0.5, 0.5, 0.505, 0.505])
+    file = write(tmp_path, *[record(good)] * 27, record(whole, whole), record(tiny))
+    code, report = run(file)
+    assert code == 0
+    assert report["warnings"] == [
+        "region: 2 of 30 boxes (7%) cover the whole picture; is that meant? look at them with --pictures"
+    ]
+    code, report = run(write(tmp_path, *[record([0.1, 0.2, 0.1001, 0.9], good)] * 10), "--workers", "2")
+    assert report["warnings"][0].startswith("region: 10 of 20 boxes (50%) are nearly without width or height")
+    assert run(write(tmp_path, record(whole)))[1]["warnings"] == []
+
+
+@pytest.mark.parametrize(
+    ("box", "cure"),
+    [
+        ([10, 20, 300, 400], "these look like pixels: divide x by the width of the image, y by its height; or like 0"),
+        ([10, 20, 300, 4000], "these look like pixels: divide x by the width of the image, y by its height)"),
+        ([10.5, 20, 30, 40], "or percent: divide all by 100"),
+        ([-0.01, 0.2, 0.3, 0.4], "cut it off at the edge of the image"),
+        (
+            [0.5, 0.5, 0.2, 0.3],
+            "if they are x, y, width and height, write [0.5, 0.5, 0.7, 0.8]",
+        ),
+    ],
+)
+def test_boxes_of_another_kind_are_told_the_cure(tmp_path: Path, box: list[float], cure: str) -> None:
+    code, report = run(write(tmp_path, record(box)))
+    assert code == 1
+    assert cure in report["errors"][0]["first"][0]
+
+
+def test_a_contact_sheet_shows_boxes_where_they_are(tmp_path: Path) -> None:
+    Image.new("RGB", (400, 300), "white").save(tmp_path / "a.png")
+    lines = [record([0.25, 0.25, 0.75, 0.75], image="a.png"), CHAT, BAD, record([0.1, 0.1, 0.2, 0.2], image="gone.png")]
+    sheet = tmp_path / "sheet.png"
+    code, report = run(write(tmp_path, *lines), "--pictures", str(sheet))
+    assert code == 1  # of the bad one
+    assert report["pictures"]["drawn"] == 2
+    (failed,) = report["pictures"]["failed"]
+    assert "a.jsonl:4: " in failed
+    assert "gone.png: no such file" in failed
+    with Image.open(sheet) as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    orange = np.argwhere(np.abs(pixels - (255, 140, 0)).max(-1) < 40)
+    (top, left), (bottom, right) = orange.min(0), orange.max(0)
+    assert (right - left) / (bottom - top) == pytest.approx(4 / 3, abs=0.05)  # half of the picture's width and height
+
+
+def test_a_head_that_does_not_draw_says_so(tmp_path: Path) -> None:
+    from tpo_plugin.data.format import RecordFormat
+    from tpo_plugin.data.sheet import write_sheet
+    from tpo_plugin.data.sources import RecordFile
+    from tpo_plugin.errors import TPOError
+
+    class Silent(tpo_plugin.TaskCodec):
+        def num_tokens(self, task: dict[str, Any]) -> int:
+            return len(task["boxes"])
+
+    known = RecordFormat.of_heads(["region"])
+    format = RecordFormat({"region": Silent(None)}, known.tokens)
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    files = [(RecordFile(write(tmp_path, record([0.1, 0.1, 0.5, 0.5], image="a.png"))), tmp_path)]
+    assert write_sheet(tmp_path / "s.jpg", files, format).silent == ["region"]
+    with pytest.raises(TPOError, match="no record with a task was found to draw"):
+        write_sheet(tmp_path / "s.jpg", [(RecordFile(write(tmp_path, CHAT)), tmp_path)], format)
+
+
+def test_a_contact_sheet_is_a_png_or_jpg(tmp_path: Path) -> None:
+    result = CliRunner().invoke(tpo_plugin.cli.app, ["check", write(tmp_path, GOOD), "--pictures", "a.pdf"])
+    assert "--pictures is a.pdf; expected a .png or .jpg" in str(result.exception)

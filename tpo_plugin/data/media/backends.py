@@ -143,13 +143,11 @@ class Decord(Reader):
     def __init__(self, path: str, index: FrameIndex) -> None:
         import decord
 
-        _check_plain(path, index, "decord")
+        self.size = _plain_size(path, index, "decord")
         self._path, self._index = path, index
         decord.logging.set_level(decord.logging.QUIET)
         self._reader = decord.VideoReader(path, num_threads=1)  # workers are the parallelism
         self.times_s, self.duration_s = index.times_s, index.duration_s
-        height, width = self._reader[0].shape[:2]
-        self.size = width, height
         own_s = self._reader.get_frame_timestamp(list(range(len(self._reader))))[:, 0]
         if self._reader.get_key_indices() != [index.starts.index(key) for key in index.keys]:
             raise MediaError("decord takes other frames of it for key frames; read it by pyav")
@@ -172,11 +170,10 @@ class TorchCodec(Reader):
     def __init__(self, path: str, index: FrameIndex) -> None:
         from torchcodec.decoders import VideoDecoder
 
-        _check_plain(path, index, "torchcodec")
+        self.size = _plain_size(path, index, "torchcodec")
         self._decoder = VideoDecoder(path, dimension_order="NHWC")
         self._starts_s = [float(start * index.time_base) for start in index.starts]
         self.times_s, self.duration_s = index.times_s, index.duration_s
-        self.size = self._decoder.metadata.width, self._decoder.metadata.height
 
     def frames(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
         batch = self._decoder.get_frames_at(indices=list(indices))
@@ -274,8 +271,8 @@ class Upright:
         return self._matrix
 
 
-def _check_plain(path: str, index: FrameIndex, backend: str) -> None:
-    """Raises `MediaError` for a file of which `backend` may give other frames, or the same ones lying."""
+def _plain_size(path: str, index: FrameIndex, backend: str) -> tuple[int, int]:
+    """Width and height of a video. Raises `MediaError` where `backend` may give other frames of it, or lying ones."""
     reader = PyAV(path, index)
     try:
         turned = index.plain and reader.is_turned()
@@ -286,6 +283,7 @@ def _check_plain(path: str, index: FrameIndex, backend: str) -> None:
             f"{backend} reads only MP4 and Matroska with one upright video stream of square pixels whose groups of "
             "pictures are closed; read it by pyav"
         )
+    return reader.size
 
 
 _READERS: dict[str, Callable[[str, FrameIndex], Reader]] = {"decord": Decord, "pyav": PyAV, "torchcodec": TorchCodec}
