@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tpo_plugin.script.loops import LINES
 from tpo_plugin.testing import tiny_host
 
 START = """
@@ -81,17 +82,26 @@ def run(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize(
+LOOPS = pytest.mark.parametrize(
     ("package", "loop", "name"),
     [("accelerate", ACCELERATE, "accelerate.Accelerator"), ("lightning", LIGHTNING, "lightning.Trainer")],
 )
-def test_a_loop_without_a_trainer(tmp_path, package, loop, name):
+
+
+@LOOPS
+def test_a_loop_without_a_trainer_is_refused(tmp_path, package, loop, name):
     pytest.importorskip(package)
     refused = run(tmp_path, START + loop)
     assert refused.returncode == 1
     assert f"this script trains with {name} and a loop of its own, in which there is no transformers" in refused.stderr
     assert "LOSS" not in refused.stdout
-    lines = [line.split("#")[0].strip() for line in refused.stderr.split("add to it:")[1].splitlines()[1:7]]
+    assert LINES.format(heads=["region"]) in refused.stderr
+
+
+@LOOPS
+def test_with_the_lines_that_are_named_it_trains(tmp_path, package, loop, name):
+    pytest.importorskip(package)
+    lines = [line.split("#")[0].strip() for line in LINES.format(heads=["region"]).strip().splitlines()]
     *before, step, save = lines
     assert step in loop.replace("self.model", "model")
     trained = run(tmp_path, "\n".join([START, *before, loop, save.replace("output_dir", "out")]))

@@ -66,7 +66,8 @@ def at_start(host: Path, start: Path) -> Any:
 
 def load(output: Path, host: Path) -> Any:
     """What the trainer saved: a whole host, or an adapter."""
-    source = output if (output / "config.json").is_file() else host
+    saved = [output, *sorted(output.glob("checkpoint-*"), reverse=True)]  # ms-swift has no model beside its checkpoints
+    source = next((folder for folder in saved if (folder / "config.json").is_file()), host)
     model = host_class(host).from_pretrained(source, torch_dtype=torch.float32)
     return tpo.load_tpo(model, output, AutoTokenizer.from_pretrained(host)).eval()
 
