@@ -72,7 +72,7 @@ def check_inside(where: str, path: str | Path, folder: str | Path) -> None:
 def _scale_of(box: Any) -> str:
     """What may have been meant by numbers that are no shares, and what then is to be done."""
     if not all(is_number(value) and value >= 0 for value in box):
-        return "cut it off at the edge of the image"
+        return "divide pixels by it; cut it off at the edge of the image"
     pixels = "pixels: divide x by the width of the image, y by its height"
     if max(box) > 1000:
         return f"these look like {pixels}"
