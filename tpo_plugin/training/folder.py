@@ -18,7 +18,7 @@ from pathlib import Path
 from filelock import SoftFileLock, Timeout
 
 from tpo_plugin.errors import TPOError
-from tpo_plugin.training.ranks import on_main
+from tpo_plugin.training.main_rank import on_main
 
 logger = logging.getLogger(__name__)
 

@@ -37,8 +37,8 @@ from tpo_plugin.training.checkpoints import load_host_weights, save_host_weights
 from tpo_plugin.training.config import CONFIG_FILE, TrainConfig
 from tpo_plugin.training.folder import held_by_main, writing
 from tpo_plugin.training.inputs import Inputs, of_data, of_host
+from tpo_plugin.training.main_rank import on_main
 from tpo_plugin.training.parts import LORA, language_linears, set_trainable
-from tpo_plugin.training.ranks import on_main
 from tpo_plugin.training.resume import check_settings, moved_sources
 from tpo_plugin.training.stages import check_stages, train_stage
 from tpo_plugin.training.whole import check_whole, written_whole
