@@ -22,6 +22,8 @@ from tpo_plugin.checks import is_number
 
 QV_CLIP_S = 2.0
 DIDEMO_SEGMENT_S = 5.0
+LONGEST_S = 10_000_000
+"""No video lasts longer: a table of its clips takes memory."""
 SLACK_S = 5.0
 """An end that is behind the video's end by at most this is cut to it: DiDeMo counts in segments, of which the last is
 seldom full, and annotators' players round."""
@@ -225,7 +227,7 @@ def _didemo_entry(check: _Check, index: int, about: Any) -> Moment:
     for k, pair in enumerate(times):
         if not (isinstance(pair, list) and len(pair) == 2 and all(type(x) is int for x in pair)):
             raise check.wrong(f"times[{k}]", f"is {pair!r}, expected the numbers of the first and the last segment")
-        if not 0 <= pair[0] <= pair[1]:
+        if not 0 <= pair[0] <= pair[1] <= LONGEST_S:
             raise check.wrong(f"times[{k}]", f"is {pair!r}, expected segments from 0, the last not before the first")
     if not times:
         raise check.wrong("times", "is empty, expected at least one annotator's segments")
@@ -273,8 +275,8 @@ class _Check:
             raise self.wrong(field, f"is {value!r}, expected seconds") from None
 
     def duration(self, field: str, value: Any) -> float:
-        if not is_number(value) or value <= 0:
-            raise self.wrong(field, f"is {_kind(value)}, expected seconds above 0")
+        if not is_number(value) or not 0 < value <= LONGEST_S:
+            raise self.wrong(field, f"is {_kind(value)}, expected seconds above 0, at most {LONGEST_S}")
         return float(value)
 
     def spans(self, field: str, value: Any) -> tuple[tuple[float, float], ...]:

@@ -3,6 +3,7 @@ dataset that is not laid out as it should be is an error."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +125,7 @@ def label_masks(maps: Sequence[Path], images: Sequence[Path]) -> dict[int, list[
 
 def image_size(path: Path) -> Size:
     """Of an image file, of which the header alone is read. Raises `MediaError`."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # also for a name that no file can have
         raise tpo.MediaError(f"{path}: no such file")
     try:
         with Image.open(path) as image:

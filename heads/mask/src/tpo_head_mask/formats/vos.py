@@ -26,7 +26,6 @@ from tpo_head_mask.formats.common import (
     referring,
     tracking,
 )
-from tpo_head_mask.masks import check_mask
 
 DAVIS_FPS = 24.0
 YOUTUBE_FPS = 30.0
@@ -169,9 +168,9 @@ def _check_masks(frames: Any, num: int, size: tuple[int, int], path: Path, where
         if mask is None:
             continue
         try:
-            check_mask(f"{where}[{index}]", mask)
+            rle.check(mask)
         except ValueError as error:
-            raise tpo.RecordError(str(error), file=str(path)) from error
+            raise tpo.RecordError(str(error), file=str(path), field=f"{where}[{index}]") from error
         if tuple(mask["size"]) != size:
             raise tpo.MediaError(f"{path}: {where}[{index}] is of size {mask['size']}, its frame of {list(size)}")
 
