@@ -68,7 +68,7 @@ class _Loader(yaml.SafeLoader):
 
     def increase_flow_level(self) -> None:
         """Where "[" or "{" begins."""
-        super().increase_flow_level()  # type: ignore[misc]  # its stubs lack it
+        super().increase_flow_level()  # type: ignore[misc]  # which the stubs do not know
         self._check_depth()
 
     def add_indent(self, column: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from tpo_plugin.checks import check_inside
@@ -46,7 +47,7 @@ def _check(path: Path, folder: Path) -> None:
 def _check_container(path: Path) -> None:
     import av
 
-    if not path.is_file():  # as its reader will say
+    if not os.path.isfile(path):  # as its reader will say
         return
     try:
         av.open(str(path), options={"format_whitelist": CONTAINERS}).close()

@@ -11,6 +11,7 @@ of that value in a map of object ids. B is [x1, y1, x2, y2], 0 to 1 of the image
 
 from __future__ import annotations
 
+import os
 import struct
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -189,7 +190,7 @@ def png_size(path: str | Path) -> tuple[int, int]:
 @contextmanager
 def _open(path: str | Path, max_pixels: int | None) -> Iterator[Image.Image]:
     """A PNG file; whatever Pillow raises is a `MediaError` with the file."""
-    if not Path(path).is_file():
+    if not os.path.isfile(path):  # also for a name that no file can have
         raise tpo.MediaError(f"{path}: no such file")
     try:
         with open(path, "rb") as file:  # before Pillow, which has a limit of its own

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +89,7 @@ def find_features(folder: str | Path, *names: str) -> Path:
             raise tpo.MediaError(f"{shown(name)} is no file's name; expected one, by which its features are found")
         for suffix in SUFFIXES:
             path = Path(folder) / (name + suffix)
-            if path.is_file():
+            if os.path.isfile(path):
                 return path
     looked_for = " or ".join(f"{name}{{{','.join(SUFFIXES)}}}" for name in names)
     reason = "has no" if Path(folder).is_dir() else "is no folder; it should have"
@@ -102,7 +103,7 @@ def read_features(path: str | Path, max_numbers: int = MAX_NUMBERS) -> FeatureFi
     fit them, or more than `max_numbers`.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # also for a name that no file can have
         raise tpo.MediaError(f"{path}: no such file of features; compute it with `tpo cache-features`")
     try:
         if path.suffix == ".safetensors":

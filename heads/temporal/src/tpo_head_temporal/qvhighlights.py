@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 
 import tpo_plugin as tpo
+from tpo_head_temporal.formats import LONGEST_S
 from tpo_head_temporal.jsonlines import read_jsonl
 from tpo_head_temporal.span_metrics import average_precision, best_iou, pad
+from tpo_plugin.checks import is_number
 
 CLIP_S = 2
 LENGTHS_S = {"full": None, "long": (30, 150), "middle": (10, 30), "short": (0, 10)}
@@ -194,7 +196,7 @@ class _Row:
     def saliency(self) -> np.ndarray:
         """Scores [C, A] of every clip of the video."""
         ids, scores, duration = (self._get(field) for field in ("relevant_clip_ids", "saliency_scores", "duration"))
-        if not isinstance(duration, (int, float)) or duration < CLIP_S:
+        if not is_number(duration) or not CLIP_S <= duration <= LONGEST_S:
             raise self.wrong("duration", f"is {duration!r}, expected seconds of at least one clip, {CLIP_S}")
         table = np.zeros((int(duration / CLIP_S), 3))
         rated = self._array("saliency_scores", scores, "three numbers for each relevant clip")
@@ -215,7 +217,7 @@ class _Row:
     def _array(self, field: str, value: Any, expected: str) -> np.ndarray:
         try:
             array = np.array(value, dtype=float)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise self.wrong(field, f"holds something else than {expected}") from error
         if not np.isfinite(array).all():
             raise self.wrong(field, "holds a number that is not finite")

@@ -123,8 +123,12 @@ def text_of(value: Any, place: Place) -> str:
     return value.strip()
 
 
-def number_of(value: Any, place: Place, what: str = "a number of seconds above 0") -> float:
-    if not is_number(value) or value <= 0:
+LONGEST_S = 10_000_000
+"""No video lasts longer: a table of its clips takes memory."""
+
+
+def number_of(value: Any, place: Place, what: str = f"a number of seconds above 0, at most {LONGEST_S}") -> float:
+    if not is_number(value) or not 0 < value <= LONGEST_S:
         raise place.fault(given(value), what)
     return float(value)
 
@@ -145,6 +149,8 @@ def span_of(value: Any, place: Place, unit_s: float = 1.0) -> Span:
     """[start, end] in seconds, or in units of `unit_s`."""
     if not (isinstance(value, (list, tuple)) and len(value) == 2 and all(is_number(time) for time in value)):
         raise place.fault(given(value), "[start, end], two finite numbers")
+    if any(abs(time) > LONGEST_S for time in value):
+        raise place.fault(list(value), f"[start, end] of at most {LONGEST_S}")
     start, end = (float(time) * unit_s for time in value)
     if start < 0 or end <= start:
         raise place.fault(list(value), "[start, end] with 0 <= start < end")
