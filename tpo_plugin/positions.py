@@ -83,6 +83,8 @@ class Counts:
     """What a trainer will divide the loss by: the loss is multiplied by it."""
     measure: bool = False
     """Whether false triggers are counted in this step, which costs an argmax over all logits."""
+    logits: bool = False
+    """Whether the trainer may read the host's logits, so that all of them are to be computed."""
 
     def of(self, kind: str) -> int:
         """The number for a loss: "mllm", "assign", or a head's name."""

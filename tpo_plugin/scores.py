@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+__all__ = ["THRESHOLDS", "average_precision", "calibration_error", "overlap_metrics", "reliability"]
+
 THRESHOLDS = tuple(0.5 + 0.05 * i for i in range(10))
 """Of the overlap, 0.5 to 0.95: those that COCO averages over."""
 _RECALLS = 101

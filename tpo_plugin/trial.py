@@ -37,7 +37,8 @@ class SupervisedLogits:
         narrowed, and it cannot.
         """
         wanted = step.tasks.config.supervised_logits
-        if wanted is None and step.given.task_counts is not None:
+        counts = step.given.task_counts
+        if wanted is None and counts is not None and not counts.logits:
             wanted = "auto"
         if not wanted or not step.learns or step.host.media_first or kwargs.get("shift_labels") is not None:
             return kwargs

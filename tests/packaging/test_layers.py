@@ -14,6 +14,7 @@ import pytest
 import tpo_plugin
 import tpo_plugin.checks
 import tpo_plugin.convert
+import tpo_plugin.scores
 import tpo_plugin.testing
 
 ROOT = Path(__file__).parents[2]
@@ -54,7 +55,13 @@ def plugin_violations(source: str, own: str) -> list[str]:
                 "tpo_plugin.testing": kit,
                 "tpo_plugin.checks": checks,
                 "tpo_plugin.convert": tpo_plugin.convert.__all__,
-                "tpo_plugin.files": ["replace_file"],
+                "tpo_plugin.atomic": ["replace_file"],
+                "tpo_plugin.files": ["replace_file"],  # where it was
+                "tpo_plugin.data.confine": ["check_video"],
+                "tpo_plugin.errors": ["shown"],
+                "tpo_plugin.json_file": ["parse_json", "read_json"],
+                "tpo_plugin.yaml_file": ["read_yaml"],
+                "tpo_plugin.scores": tpo_plugin.scores.__all__,
             }
             if module not in public or (name is not None and name not in public[module]):
                 wrong.append(f"{module}.{name}")

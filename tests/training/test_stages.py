@@ -86,7 +86,7 @@ def test_nothing_trains_before_all_stages_are_right(world):
     wrong["stages"] = {**values["stages"], "stage3": values["stages"]["stage3"] | {"data": [{"file": "nowhere.jsonl"}]}}
     with pytest.raises(TPOError, match="stage3.*nowhere"):
         train(TrainConfig.from_dict(wrong, where="config"))
-    assert os.listdir(folder / "wrong") == ["config.yaml"]
+    assert os.listdir(folder / "wrong") == []
 
 
 def test_each_file_is_opened_once(world, model, monkeypatch):

@@ -21,7 +21,7 @@ class HostGenerate:
     """
 
     def __init__(self, hooks: Hooks, inner: Callable[..., Any]) -> None:
-        functools.update_wrapper(self, inner, updated=())
+        functools.update_wrapper(self, inner, ("__module__", "__name__", "__qualname__", "__doc__"), ())
         del vars(self)["__wrapped__"]
         self.hooks, self.inner = hooks, inner
 

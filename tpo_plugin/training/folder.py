@@ -34,7 +34,7 @@ _PATIENCE_S = 3.0
 def held(directory: Path, name: str = LOCK_FILE) -> Iterator[None]:
     """Makes the folder, where it is missing, and holds it. Raises `TPOError` where another call does, or it cannot be.
 
-    Temporary files that a killed call left there are removed.
+    Temporary files that a killed call left there are removed, but not those of a run in a folder within.
     """
     path = directory / name
     with writing(directory):
@@ -50,11 +50,17 @@ def held(directory: Path, name: str = LOCK_FILE) -> Iterator[None]:
                 logger.warning("%s: taken over from %s, which is gone", directory, before)
             for pattern in (".*.tmp", "*/.*.tmp", "*/*/.*.tmp"):
                 for left in directory.glob(pattern):
-                    if _TEMPORARY.fullmatch(left.name):
+                    if _TEMPORARY.fullmatch(left.name) and not _is_anothers(left, directory):
                         left.unlink(missing_ok=True)
             yield
         finally:
             lock.release()
+
+
+def _is_anothers(path: Path, directory: Path) -> bool:
+    """Whether a file in this folder is in that of a run that goes on, as the demo's baseline."""
+    within = [parent for parent in path.parents if parent != directory and parent.is_relative_to(directory)]
+    return any((parent / LOCK_FILE).exists() for parent in within)
 
 
 @contextmanager

@@ -157,7 +157,8 @@ class TPOTrainerMixin(GroupingMixin, MeasuringMixin, SavingMixin, NonfiniteMixin
         total = self.accelerator.reduce(total.to(self.accelerator.device), "sum").clamp(min=1)
         mllm, assign, *of_heads = total.tolist()
         measure = (self.state.global_step + 1) % max(int(self.state.logging_steps or 1), 1) == 0
-        counts = Counts(mllm, assign, dict(zip(heads, of_heads, strict=True)), scale=self._scale(), measure=measure)
+        of_heads = dict(zip(heads, of_heads, strict=True))
+        counts = Counts(mllm, assign, of_heads, self._scale(), measure, logits=self._computes_loss)
         for batch in batches:
             batch["task_counts"] = counts
         self._watch_step(batches)
@@ -219,12 +220,18 @@ class TPOTrainerMixin(GroupingMixin, MeasuringMixin, SavingMixin, NonfiniteMixin
                 f"{type(self).__name__} trains on a loss that is not the one the model returns, so the losses of TPO "
                 "would be lost; its compute_loss must use model(**inputs).loss, or transformers.Trainer.compute_loss"
             )
-        if getattr(base, "__func__", None) is not transformers.Trainer.compute_loss and trl_class(type(self)) is None:
+        if self._computes_loss:
             loss = loss + (self._whole_share - share) * own
             self._warn_of_share(share)
         self._record(result)
         loss = self._watch_loss(loss, result)
         return (loss, outputs) if return_outputs else loss
+
+    @property
+    def _computes_loss(self) -> bool:
+        """Whether the base has a `compute_loss` of its own that is called."""
+        own = getattr(super().compute_loss, "__func__", None) is not transformers.Trainer.compute_loss
+        return own and trl_class(type(self)) is None
 
     @property
     def _whole_share(self) -> int:

@@ -275,7 +275,7 @@ def test_a_video_that_changes_its_frame_size_is_named(media, tmp_path):
     sample = read(model, media, video_task())
     inputs = model.tpo.heads["mask"].collate_inputs([], [], [sample])
     moved = [type(inputs["media"][0])(video=str(tmp_path / "clip.ffconcat"))]
-    with pytest.raises(tpo.MediaError, match=r"frame at 1\.000 s is 40 x 24, those before are 32 x 24"):
+    with pytest.raises(tpo.MediaError, match=r"that at 1\.000 s is 40 x 24, those before are 32 x 24"):
         model.tpo.heads["mask"](
             torch.randn(1, model.tpo.hidden_size), inputs={"media": moved}, batch_rows=torch.tensor([0])
         )

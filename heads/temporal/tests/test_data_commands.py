@@ -189,4 +189,5 @@ def test_cache_features_hands_on_its_options(monkeypatch: pytest.MonkeyPatch, tm
         "num_workers": 4,
         "batch_size": 8,
         "device": "meta",
+        "confine": False,
     }

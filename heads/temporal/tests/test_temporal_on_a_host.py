@@ -183,7 +183,7 @@ def test_one_frame_and_a_picture(model):
 
 
 def test_a_span_behind_the_video_is_a_counted_skip(model, tmp_path, monkeypatch):
-    def read(record: Record, video: Any) -> Sample:
+    def read(record: Record, video: Any, image: Any) -> Sample:
         return Sample(record, (), (VideoClip(np.zeros((2, 8, 8, 3), np.uint8), np.array([0.0, 1.0]), 4.0),))
 
     monkeypatch.setattr("tpo_plugin.data.dataset.read_sample", read)

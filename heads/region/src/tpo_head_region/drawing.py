@@ -15,8 +15,9 @@ def draw_boxes(image: Image.Image, boxes: Iterable[tuple[Sequence[float], str]],
     pen = ImageDraw.Draw(drawn)
     line = max(1, min(image.size) // (60 if bold else 120))
     for box, colour in boxes:
+        shares = box.tolist() if hasattr(box, "tolist") else box
         x1, y1, x2, y2 = (
-            round(float(share) * (side - 1)) for share, side in zip(box, (*image.size, *image.size), strict=True)
+            round(share * (side - 1)) for share, side in zip(shares, (*image.size, *image.size), strict=True)
         )
         pen.rectangle([x1 - 1, y1 - 1, x2 + 1, y2 + 1], outline="black", width=line + 2)  # legible on any background
         pen.rectangle([x1, y1, x2, y2], outline=colour, width=line)

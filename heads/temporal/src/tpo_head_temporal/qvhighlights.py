@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import tpo_plugin as tpo
-from tpo_head_temporal.formats import LONGEST_S
+from tpo_head_temporal.formats.moments import LONGEST_S
 from tpo_head_temporal.jsonlines import read_jsonl
 from tpo_head_temporal.span_metrics import average_precision, best_iou, pad
 from tpo_plugin.checks import is_number

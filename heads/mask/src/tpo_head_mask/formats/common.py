@@ -158,6 +158,8 @@ def check_masks(frames: Any, num: int, size: Size, place: Place) -> Frames:
 
 def check_rle(mask: Any, size: Size, place: Place) -> None:
     """Raises `Fault` for what is no RLE, `MediaError` where it is of another size than its image."""
+    from tpo_head_mask import rle
+
     try:
         rle.check(mask)
     except tpo.TPOError as error:
