@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 import zoo
+from packaging.version import Version
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from tpo_plugin.positions import IGNORE_INDEX, Counts
 from tpo_plugin.supervised import SupervisedRows
 
 NAMES = [host.name for host in zoo.HOSTS if not host.missing and not host.name.endswith("_video")]
+OLD = Version(transformers.__version__) < Version("5")
 BOXES = {"region": {"boxes_xyxy": zoo.boxes(4)}}
 
 
@@ -63,10 +65,12 @@ def assert_same(narrow: tuple[Any, dict[str, Tensor], int], whole: tuple[Any, di
 
 @pytest.mark.parametrize("name", NAMES)
 def test_losses_and_gradients_are_those_of_all_logits(name: str) -> None:
-    model, plain = applied(name), applied(name, False)
+    model, plain = applied(name, "auto"), applied(name, False)
     batch = batch_of(model, name)
     narrow, whole = trained(model, batch), trained(plain, batch)
     assert_same(narrow, whole)
+    if narrow[0].logits is not None and OLD:
+        pytest.skip("this host's loss in this transformers crops logits by the attention mask: all are computed")
     num_labels = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
     assert narrow[2] == num_labels + 1
     assert whole[2] >= batch["labels"].numel()
@@ -160,6 +164,7 @@ def test_a_batch_without_a_label() -> None:
     torch.testing.assert_close(out.tpo.losses["region"], plain.tpo.losses["region"])
 
 
+@pytest.mark.skipif(not hasattr(transformers.PreTrainedModel, "loss_function"), reason="a loss that cannot be replaced")
 def test_a_loss_that_cannot_be_split(caplog: pytest.LogCaptureFixture) -> None:
     """It is found on the first batch, with both numbers: said once, and refused where it must be so."""
     model = applied(wanted="auto")

@@ -11,12 +11,15 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 
 COLUMNS, ROWS, CELL = 4, 3, 32
 NUM_FRAMES = 48
 _MARKS = {(0, 0): 255, (0, COLUMNS - 1): 128, (ROWS - 1, 0): 0}
 _DIGITS = [(row, column) for row in range(ROWS) for column in range(COLUMNS) if (row, column) not in _MARKS]
+CAN_TURN = hasattr(av.video.stream.VideoStream, "set_display_rotation")
+"""Whether this PyAV writes display matrices."""
 RATES = {"25": Fraction(25), "29.97": Fraction(30000, 1001), "uneven": Fraction(25)}
 CONSTANT = ("avi", "mxf", "rm", "ivf", "ogg")
 """Formats whose frames all have one length."""
@@ -83,7 +86,6 @@ def read_number(frame: np.ndarray) -> int:
 
 def make(clip: Clip, folder: Path) -> Path:
     """Writes a clip and returns its path."""
-    import av
 
     path = folder / f"{clip.name}.{clip.container}"
     rate = RATES[clip.rate]
@@ -92,7 +94,7 @@ def make(clip: Clip, folder: Path) -> Path:
         streams = [_add_stream(container, clip, rate)]
         if clip.extra in ("two streams", "second is default"):
             streams.append(_add_stream(container, clip, rate))
-            streams[clip.extra == "second is default"].disposition = av.stream.Disposition.default
+            streams[clip.extra == "second is default"].disposition = av.stream.Disposition.default.value
         sound = (
             container.add_stream("aac" if clip.container == "mp4" else "mp2", rate=44100)
             if "sound" in clip.extra
@@ -176,18 +178,16 @@ def _add_stream(container: Any, clip: Clip, rate: Fraction) -> Any:
 
 
 def _cover(container: Any) -> list[Any]:
-    import av
 
     stream = container.add_stream("mjpeg", rate=1)
     stream.width, stream.height, stream.pix_fmt = 64, 64, "yuvj420p"
-    stream.disposition = av.stream.Disposition.attached_pic
+    stream.disposition = av.stream.Disposition.attached_pic.value
     frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 200, np.uint8), format="rgb24")
     frame.pts, frame.time_base = 0, Fraction(1)
     return [*stream.encode(frame), *stream.encode()]
 
 
 def _silence(stream: Any, seconds: float) -> list[Any]:
-    import av
 
     packets = []
     size = stream.codec_context.frame_size or 1024

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import enum
 import inspect
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
@@ -68,9 +68,12 @@ def _command(spec: FormatSpec) -> Any:
     cls = spec.format_class()
 
     def run(output: Path, exclude_images: Path | None, keep_going: bool, **given: Any) -> None:
-        _run(cls(**{name: _value(value) for name, value in given.items()}), output, exclude_images, keep_going)
+        fields = {name: _value(value, name in paths) for name, value in given.items()}
+        _run(cls(**fields), output, exclude_images, keep_going)
 
-    parameters = [*_parameters(cls), *_COMMON]
+    hints = typing.get_type_hints(cls, include_extras=True)
+    paths = {name for name, hint in hints.items() if _is_path(hint)}
+    parameters = [*_parameters(cls, hints), *_COMMON]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     run.__doc__ = inspect.getdoc(cls)
@@ -124,9 +127,8 @@ _COMMON = [
 ]
 
 
-def _parameters(cls: type[Format]) -> list[inspect.Parameter]:
+def _parameters(cls: type[Format], hints: Mapping[str, Any]) -> list[inspect.Parameter]:
     """The fields of a format as parameters of a command."""
-    hints = typing.get_type_hints(cls, include_extras=True)
     found = []
     for field in dataclasses.fields(cls):
         default: Any = inspect.Parameter.empty
@@ -139,29 +141,30 @@ def _parameters(cls: type[Format]) -> list[inspect.Parameter]:
     return found
 
 
-class _Source(str):
-    """A path as it was typed, which may be a URL."""
+def _is_path(hint: Any) -> bool:
+    return hint is Path or any(_is_path(part) for part in get_args(hint))
 
 
-def _value(given: Any) -> Any:
+def _value(given: Any, is_path: bool) -> Any:
     """What typer parsed, as the format takes it: sources are fetched and unpacked where need be."""
     from tpo_plugin.convert import local
 
     if isinstance(given, list):
-        return [_value(value) for value in given]
+        return [_value(value, is_path) for value in given]
     if isinstance(given, enum.Enum):
         return given.value
-    return local(given) if isinstance(given, _Source) else given
+    return local(given) if is_path and given is not None else given
 
 
 def _for_typer(hint: Any) -> Any:
-    """The annotation for typer: a path stays as it was typed, and a `Literal` is an enumeration."""
+    """The annotation for typer: a path stays a text, as it may be a URL, and a `Literal` is an enumeration."""
     if get_origin(hint) is Annotated:
         kind, *notes = get_args(hint)
-        if Path in (kind, *get_args(kind)):
-            notes = [copy.copy(note) for note in notes]
-            notes[0].parser = _Source
         return Annotated[(_for_typer(kind), *notes)]
+    if hint is Path:
+        return str
+    if get_origin(hint) is list:
+        return list[_for_typer(get_args(hint)[0])]  # type: ignore[misc]
     if get_origin(hint) is Literal:
         return enum.Enum("Choice", [(str(value), str(value)) for value in get_args(hint)], type=str)
     if type(None) in get_args(hint):

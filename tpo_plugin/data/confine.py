@@ -50,6 +50,6 @@ def _check_container(path: Path) -> None:
     if not os.path.isfile(path):  # as its reader will say
         return
     try:
-        av.open(str(path), options={"format_whitelist": CONTAINERS}).close()
+        av.open(str(path), container_options={"format_whitelist": CONTAINERS}).close()
     except Exception as error:  # FFmpeg has a class for each
         raise MediaError(f"{path}: is no video that holds its own frames ({type(error).__name__})") from error

@@ -11,6 +11,7 @@ An optimizer that steps within the backward pass (LOMO, GaLore by layers) has st
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -47,18 +48,23 @@ class NonfiniteMixin(_Trainer):
     on_nonfinite: OnNonfinite = "stop"
 
     _close_step: Any
+    _losses: Sequence[dict[str, Tensor]] = ()
+    """Of the micro-batches of the step in progress, as far as they were run."""
+    _records: Sequence[list[str]] = ()
+    """Of all of them, where they come from."""
     _left_out = False
     """Whether the step in progress is."""
     _in_a_row = 0
 
     def _watch_step(self, batches: list[Any]) -> None:
         """A step begins, on these micro-batches."""
-        self._losses: list[dict[str, Tensor]] = []
+        self._losses = []
         self._records = [list(batch.get("task_records") or ()) for batch in batches]
 
     def _watch_loss(self, total: Tensor, result: Any) -> Tensor:
         """A micro-batch's loss; where it is not finite, so is its gradient then."""
-        self._losses.append({name: loss.detach() for name, loss in result.losses.items()} | {_WHOLE: total.detach()})
+        losses = {name: loss.detach() for name, loss in result.losses.items()}
+        self._losses = [*self._losses, losses | {_WHOLE: total.detach()}]
         finite = torch.isfinite(total.detach())
         return total * torch.where(finite, 1.0, torch.nan).to(total.dtype)
 

@@ -26,12 +26,21 @@ POLL_S, GRACE_S = 1.0, 20.0
 """How often a rank asks whether another has failed, and how long it may then take to end by itself."""
 
 
+def joined_ranks() -> PartialState:
+    """Which rank this is, of how many; joins them on their first call."""
+    state = PartialState()
+    if state.num_processes == 1 and state.device.type == "cpu" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        PartialState._reset_state()  # without an accelerator it joins only where it is told that there is none
+        state = PartialState(cpu=True)
+    return state
+
+
 def on_main(job: Callable[[], T]) -> T | None:
     """Runs `job` on the main rank; its value there, None on the others. What it raises there, all ranks raise.
 
     The others raise a `TPOError` with its text. Every rank must call it.
     """
-    state = PartialState()
+    state = joined_ranks()
     value: T | None = None
     failed: list[Exception | None] = [None]
     if state.is_main_process:
@@ -55,7 +64,7 @@ def ending_together() -> Iterator[None]:
 
     A rank that waits for one that has failed may wait for many minutes; after `GRACE_S` its process exits with 1.
     """
-    state = PartialState()
+    state = joined_ranks()
     if state.num_processes == 1:
         yield
         return

@@ -41,7 +41,7 @@ from tpo_plugin.training.config import CONFIG_FILE, TrainConfig
 from tpo_plugin.training.folder import held_by_main, writing
 from tpo_plugin.training.inputs import Inputs, of_data, of_host
 from tpo_plugin.training.parts import LORA, language_linears, set_trainable
-from tpo_plugin.training.ranks import ending_together, on_main
+from tpo_plugin.training.ranks import ending_together, joined_ranks, on_main
 from tpo_plugin.training.resume import check_settings, moved_sources
 from tpo_plugin.training.stages import check_stages, train_stage
 from tpo_plugin.training.whole import check_whole, written_whole
@@ -81,7 +81,7 @@ def train(config: TrainConfig | str | os.PathLike[str], *, resume: bool = True, 
     else:
         config = TrainConfig.from_yaml(Path(config))
     directory = Path(config.output_dir)
-    state = PartialState()
+    state = joined_ranks()
     with writing(directory):
         finished = (directory / RUN_FILE).is_file()
     if finished:

@@ -124,7 +124,7 @@ class TPOTrainerMixin(GroupingMixin, MeasuringMixin, SavingMixin, NonfiniteMixin
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         """The base trainer's step; behind the last micro-batch the gradients are looked at, before they are clipped."""
         loss = self._training_step(model, inputs, *args, **kwargs)
-        if len(self._losses) == len(self._records) and not self._engine_checks:
+        if self._records and len(self._losses) == len(self._records) and not self._engine_checks:
             self._check_gradients()
         return loss
 

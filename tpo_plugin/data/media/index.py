@@ -16,6 +16,7 @@ from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
+from packaging.version import Version
 
 from tpo_plugin.data.media.files import MAX_PIXELS, check_pixels
 from tpo_plugin.errors import MediaError
@@ -74,7 +75,9 @@ def opened(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
     """
     import av
 
-    with av.open(path, options={"max_pixels": str(MAX_PIXELS)}) as container:  # opening already decodes
+    # Opening already decodes. PyAV before 17.1 crashes with such options where streams show late, as in MPEG.
+    limits = {"max_pixels": str(MAX_PIXELS)} if Version(av.__version__) >= Version("17.1") else {}
+    with av.open(path, options=limits) as container:
         streams = _videos(container)
         if not streams:
             covers = " but a cover picture" if container.streams.video else ""

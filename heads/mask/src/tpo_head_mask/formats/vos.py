@@ -245,7 +245,7 @@ class MeViS(Masks):
         report: Report,
     ) -> Iterator[Entry]:
         frames = field(entry, "frames", list, place)
-        if not frames or frames != sorted(frames):
+        if not frames or not all(isinstance(name, str) for name in frames) or frames != sorted(frames):
             raise place.at("frames").fault(frames, "frame names, ascending: masks are counted in this order")
         images = [base / "JPEGImages" / name / f"{number}.jpg" for number in frames]
         size, video = image_size(images[0]), FrameList.at_rate(name, images, MEVIS_FPS)
