@@ -214,13 +214,16 @@ class TPOTrainerMixin(GroupingMixin, MeasuringMixin, SavingMixin, NonfiniteMixin
         loss, outputs = base(model, inputs, return_outputs=True, **kwargs)
         result = self.tpo.last_output
         own = None if result is None else result.loss
-        share = None if own is None else _share(loss, own)
-        if result is None or own is None or share is None or (labelled and "assign" not in result.losses):
-            raise TPOError(
-                f"{type(self).__name__} trains on a loss that is not the one the model returns, so the losses of TPO "
-                "would be lost; its compute_loss must use model(**inputs).loss, or transformers.Trainer.compute_loss"
-            )
+        lost = TPOError(
+            f"{type(self).__name__} trains on a loss that is not the one the model returns, so the losses of TPO "
+            "would be lost; its compute_loss must use model(**inputs).loss, or transformers.Trainer.compute_loss"
+        )
+        if result is None or own is None or (labelled and "assign" not in result.losses):
+            raise lost
         if self._computes_loss:
+            share = self._share(loss, own)
+            if share is None:
+                raise lost
             loss = loss + (self._whole_share - share) * own
             self._warn_of_share(share)
         self._record(result)
@@ -232,6 +235,21 @@ class TPOTrainerMixin(GroupingMixin, MeasuringMixin, SavingMixin, NonfiniteMixin
         """Whether the base has a `compute_loss` of its own that is called."""
         own = getattr(super().compute_loss, "__func__", None) is not transformers.Trainer.compute_loss
         return own and trl_class(type(self)) is None
+
+    def _share(self, loss: Tensor, own: Tensor) -> Tensor | None:
+        """The number by which the model's `own` loss was multiplied on its way into `loss`; None where it is not in it.
+
+        Under DeepSpeed, whose hooks take every pass through the model's output for its backward, by value: one that
+        is anything else than the whole is not in it.
+        """
+        if not loss.requires_grad or not own.requires_grad:
+            return None
+        if not self.is_deepspeed_enabled:
+            return torch.autograd.grad(loss, own, retain_graph=True, allow_unused=True)[0]
+        whole = torch.full_like(own.detach(), self._whole_share)
+        if self.state.global_step >= 3 or torch.isclose(loss.detach(), whole * own.detach(), rtol=1e-3, equal_nan=True):
+            return whole
+        return None
 
     @property
     def _whole_share(self) -> int:
@@ -302,10 +320,3 @@ class TPOTrainerMixin(GroupingMixin, MeasuringMixin, SavingMixin, NonfiniteMixin
 
 def _trains(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
-
-
-def _share(loss: Tensor, source: Tensor) -> Tensor | None:
-    """The number by which `source` was multiplied on its way into `loss`, scalar; None where it did not come there."""
-    if not loss.requires_grad or not source.requires_grad:
-        return None
-    return torch.autograd.grad(loss, source, retain_graph=True, allow_unused=True)[0]
