@@ -34,6 +34,13 @@ def echo() -> Iterator[str]:
 
 
 @pytest.fixture(autouse=True)
+def _precision_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training arguments of older releases leave theirs to all that follow in the process."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # so that what was there before comes back
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
+
+
+@pytest.fixture(autouse=True)
 def seeded() -> None:
     """The rows of task tokens start at random."""
     torch.manual_seed(0)
