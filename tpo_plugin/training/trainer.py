@@ -30,6 +30,7 @@ from tpo_plugin.positions import Counts, count_targets
 from tpo_plugin.training.grouping import GroupingMixin, with_own_datasets
 from tpo_plugin.training.measuring import MeasuringMixin
 from tpo_plugin.training.nonfinite import CheckEngine, NonfiniteMixin, OnNonfinite
+from tpo_plugin.training.own_loss import SEES_WHOLE_STEP, OwnLossMixin
 from tpo_plugin.training.parts import can_learn_triggers
 from tpo_plugin.training.refusals import CheckColumns, check_arguments, check_kept, not_dispatched, trl_class
 from tpo_plugin.training.same_media import KEYS
@@ -43,9 +44,6 @@ else:
     _Trainer = object
 
 logger = logging.getLogger(__name__)
-
-SEES_WHOLE_STEP = hasattr(transformers.Trainer, "get_batch_samples")
-"""Whether the Trainer fetches all micro-batches of a step before it runs them (transformers >= 4.46)."""
 
 
 def wrap_trainer(base: type[transformers.Trainer], *, on_nonfinite: OnNonfinite = "stop") -> type[transformers.Trainer]:
@@ -77,7 +75,7 @@ def wrap_trainer(base: type[transformers.Trainer], *, on_nonfinite: OnNonfinite 
     return type(f"TPO{base.__name__}", (TPOTrainerMixin, base), settings)
 
 
-class TPOTrainerMixin(GroupingMixin, MeasuringMixin, SavingMixin, NonfiniteMixin):
+class TPOTrainerMixin(OwnLossMixin, GroupingMixin, MeasuringMixin, SavingMixin, NonfiniteMixin):
     """The methods of `transformers.Trainer` that TPO adds to; see `wrap_trainer`."""
 
     thaws_tpo = True
@@ -106,7 +104,6 @@ class TPOTrainerMixin(GroupingMixin, MeasuringMixin, SavingMixin, NonfiniteMixin
             # Or accelerate 0.34 enters no_sync, which ZeRO-2 and 3 refuse: their engine accumulates by itself.
             self.accelerator.gradient_state.plugin_kwargs["sync_each_batch"] = True
         self._pending: list[Any] = []
-        self._share_warned = False
 
     @property
     def tpo(self) -> TaskPreferenceModel:
@@ -229,47 +226,6 @@ class TPOTrainerMixin(GroupingMixin, MeasuringMixin, SavingMixin, NonfiniteMixin
         self._record(result)
         loss = self._watch_loss(loss, result)
         return (loss, outputs) if return_outputs else loss
-
-    @property
-    def _computes_loss(self) -> bool:
-        """Whether the base has a `compute_loss` of its own that is called."""
-        own = getattr(super().compute_loss, "__func__", None) is not transformers.Trainer.compute_loss
-        return own and trl_class(type(self)) is None
-
-    def _share(self, loss: Tensor, own: Tensor) -> Tensor | None:
-        """The number by which the model's `own` loss was multiplied on its way into `loss`; None where it is not in it.
-
-        Under DeepSpeed, whose hooks take every pass through the model's output for its backward, by value: one that
-        is anything else than the whole is not in it.
-        """
-        if not loss.requires_grad or not own.requires_grad:
-            return None
-        if not self.is_deepspeed_enabled:
-            return torch.autograd.grad(loss, own, retain_graph=True, allow_unused=True)[0]
-        whole = torch.full_like(own.detach(), self._whole_share)
-        if self.state.global_step >= 3 or torch.isclose(loss.detach(), whole * own.detach(), rtol=1e-3, equal_nan=True):
-            return whole
-        return None
-
-    @property
-    def _whole_share(self) -> int:
-        """What the loss is to be multiplied by when it leaves compute_loss; DDP and accelerate take it back."""
-        return self.accelerator.num_processes * (1 if SEES_WHOLE_STEP else self.args.gradient_accumulation_steps)
-
-    def _warn_of_share(self, share: Tensor) -> None:
-        """Says once, in the first steps, that the base trainer multiplies the model's loss: a look at the device."""
-        if self._share_warned or self.state.global_step >= 3:
-            return
-        ratio = float(share) / self._whole_share
-        if abs(ratio - 1) > 1e-3:
-            self._share_warned = True
-            logger.warning(
-                "%s multiplies the model's loss by a number of its own (%.4g in step %d), by which the losses of TPO "
-                "would be weighted wrongly: they are weighted as one global batch, and this is taken back",
-                type(self).__name__,
-                ratio,
-                self.state.global_step + 1,
-            )
 
     # -- refusals ------------------------------------------------------------------------------------------------------
 
