@@ -83,7 +83,7 @@ class Format:
         What makes one of them unusable is raised within `report.faults()`; an error raised outside of it ends the
         conversion, and nothing is written.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define entries")
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class Reader:
 
     def frames(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
         """uint8 RGB [H, W, 3] for each of `indices`, which ascend and may repeat."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define frames")
 
     def close(self) -> None:
         """Lets go of the file."""

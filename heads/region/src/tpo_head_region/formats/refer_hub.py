@@ -42,7 +42,7 @@ class HubFormat(PictureFormat):
 
     def read(self, value: Any, place: Place) -> tuple[str, list[tuple[Place, str, str]], Any, Path | StoredPicture]:
         """Its id, its expressions (place, id, text), its box, and its picture."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define read")
 
     def entries(self, report: Report) -> Iterator[Entry]:
         rows, boxes = Rows(self.source), Boxes(report, self.order, None)

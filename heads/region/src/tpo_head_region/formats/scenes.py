@@ -63,11 +63,11 @@ class SceneFormat(PictureFormat):
 
     def scenes(self, report: Report) -> Iterator[Scene]:
         """The scenes of the source."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define scenes")
 
     def boxes(self, report: Report) -> Boxes:
         """The convention of the source's boxes."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define boxes")
 
     def entries(self, report: Report) -> Iterator[Entry]:
         boxes = self.boxes(report)

@@ -42,7 +42,7 @@ class SpelledFormat(BoxDialogueFormat):
 
     def parse(self, match: re.Match[str], place: Place) -> tuple[str, list[list[Numbers]]]:
         """The text that takes the place of a match, with a `<region>` for each list of boxes, as numbers."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define parse")
 
     def frame(self, shown: Picture) -> Picture:
         """The picture with the size in which pixels count."""

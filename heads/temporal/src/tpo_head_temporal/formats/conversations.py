@@ -33,7 +33,7 @@ class Conversations(Format):
 
     def entry(self, index: int, row: dict[str, Any], place: Place) -> Entry:
         """The entry of a row. Raises `Fault`."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define entry")
 
 
 @dataclass(kw_only=True)

@@ -60,7 +60,7 @@ class Moments(Format):
 
     def moments(self, report: Report) -> Iterator[Moment]:
         """The queries of the source; what is wrong with one is raised within `report.faults()`."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define moments")
 
     def entries(self, report: Report) -> Iterator[Entry]:
         folder = VideoFolder(self.videos)
