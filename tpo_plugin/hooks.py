@@ -188,10 +188,7 @@ class Hooks:
             return inner(*args, **kwargs)
         step, kwargs = self._begin(inner, args, kwargs)
         with self.now.running(step):
-            output = self._finish(step, inner(**kwargs))
-        if step.result is not None:
-            self.now.last_output = step.result
-        return output
+            return self._finish(step, inner(**kwargs))
 
     def splice(
         self,
@@ -221,7 +218,10 @@ class Hooks:
     @torch.compiler.disable
     def _finish(self, step: Step, output: Any) -> Any:
         output = step.finish(output)
-        learns = self.tasks.training and step.result is not None and step.result.loss is not None
+        if step.result is None:
+            return output
+        self.now.last_output = step.result
+        learns = self.tasks.training and step.result.loss is not None
         if learns and step.given.task_counts is None and not any(p.requires_grad for p in self.tasks.parameters()):
             self.warn_once(
                 "nothing in model.tpo is trainable (get_peft_model freezes it): the heads and task tokens will not "
@@ -258,15 +258,11 @@ class Hooks:
         if input_ids is not None and not len(input_ids):
             raise TPOError(f"the batch is empty: its ids have the shape {list(input_ids.shape)}; expected rows")
         step = step_of_batch(self.tasks, self.host, given, input_ids, labels)
-        if labels is not None:
-            kwargs["labels"] = step.host_labels()
-            self._normalise(kwargs, given, labels.device)
-            kwargs = self._supervised.arguments(self.model, step, kwargs, functools.partial(self._run, inner))
+        if step.labels is not None:
+            kwargs["labels"] = step.labels.of_host(self.tasks.tokens)
+            self._normalise(kwargs, given, step.labels.whole.device)
+            kwargs = self._supervised.arguments(self.model, step, kwargs, inner, self.now.running)
         return step, kwargs
-
-    def _run(self, inner: Callable[..., Any], step: Step, kwargs: dict[str, Any]) -> Any:
-        with self.now.running(step):
-            return inner(**kwargs)
 
     def _normalise(self, kwargs: dict[str, Any], given: TaskArguments, device: torch.device) -> None:
         """Has the host divide its loss by the labels that are left for it."""

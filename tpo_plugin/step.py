@@ -19,9 +19,9 @@ from tpo_plugin.errors import HostError, TPOError, did_you_mean
 from tpo_plugin.host.base import Host
 from tpo_plugin.host.splice import spliced_groups, spliced_positions, spliced_values
 from tpo_plugin.losses import TPOOutput, without_logits
-from tpo_plugin.positions import Counts, Positions, flat_index, split_labels, text_groups, token_positions
+from tpo_plugin.positions import Counts, Positions, flat_index, text_groups, token_positions
 from tpo_plugin.seen import Seen
-from tpo_plugin.supervised import SupervisedRows
+from tpo_plugin.supervised import StepLabels, SupervisedRows
 from tpo_plugin.tasks import Tasks
 
 
@@ -88,14 +88,11 @@ class Step:
     ) -> None:
         self.tasks, self.host = tasks, host
         self.given = given or TaskArguments()
-        self.labels = labels
+        self.labels = None if labels is None else StepLabels(labels, host.label_shift)
         self.positions = positions
         """Of the tokens that reach the output embedding; None where nobody knows them."""
         self.seen = seen
         """What is kept for heads that look at it; None where none does."""
-        self.supervises = False
-        """Whether the output embedding is to run at labelled positions alone."""
-        self._supervised: SupervisedRows | None = None
         self._states: Tensor | None = None
         """The last hidden state of this forward [B, T, D], once it was there."""
         self._rows: dict[str, Tensor] | None = None
@@ -104,14 +101,6 @@ class Step:
         """"inserted" when `positions` served, "logits" when the output embedding ran."""
         self.result: TPOOutput | None = None
         """What came of it, where a head ran."""
-
-    def host_labels(self) -> Tensor:
-        """The labels that the host scores: without triggers, and packed where its output embedding is narrowed."""
-        assert self.labels is not None
-        if not self.supervises:
-            return split_labels(self.labels, self.tasks.tokens)
-        self._supervised = SupervisedRows.of(self.labels, self.host.label_shift)
-        return split_labels(self._supervised.labels, self.tasks.tokens)
 
     # -- events --------------------------------------------------------------------------------------------------------
 
@@ -142,15 +131,16 @@ class Step:
         if self.positions is not None:
             self.positions = moved
             self._happened.add("inserted")
-            self.labels = None if self.labels is None else spliced_values(self.labels, source_BS)
+            if self.labels is not None:
+                self.labels.whole = spliced_values(self.labels.whole, source_BS)
         if self.seen is not None:
             self.seen.spans = spans
             self.seen.text_groups = spliced_groups(self.seen.text_groups, tuple(input_ids_BT.shape), source_BS)
             self.seen.keep_words(embeds_BSE)
         with_rows = self._insert(embeds_BSE, moved)
         spliced_labels = None if labels_BT is None else spliced_values(labels_BT, source_BS)
-        if self.supervises and self.positions is not None:
-            spliced_labels = self.host_labels()
+        if self.labels is not None and self.labels.narrows and self.positions is not None:
+            spliced_labels = self.labels.of_host(self.tasks.tokens)
         return embeds_BSE if with_rows is None else with_rows, spliced_labels
 
     def hidden(self, states: Tensor) -> None:
@@ -166,7 +156,8 @@ class Step:
         if self._states is None or self._fits(own):
             self._states = own
             self._take_rows()
-        return None if self._supervised is None else self._supervised.narrowed(states)
+        rows = self._narrow_rows
+        return None if rows is None else rows.narrowed(states)
 
     def logits(self, inputs: Tensor, logits: Tensor) -> None:
         """The output embedding gave `logits` for `inputs`; adds the triggers' trained part, in place."""
@@ -200,15 +191,15 @@ class Step:
                     host=self.host,
                     positions=positions,
                     rows=rows,
-                    labels=self.labels,
+                    labels=None if self.labels is None else self.labels.whole,
                     targets=targets or {},
                     counts=self.given.task_counts,
                     output=output,
                     head_ran="logits" in self._happened,
-                    supervised=self._supervised,
+                    supervised=self._narrow_rows,
                 ),
             )
-        if self._supervised is not None:
+        if self._narrow_rows is not None:
             output = without_logits(output)
         return result.put_into(output, self.given.task_counts.scale if self.given.task_counts else 1)
 
@@ -237,6 +228,11 @@ class Step:
     def learns(self) -> bool:
         return torch.is_grad_enabled() and self.tasks.training
 
+    @property
+    def _narrow_rows(self) -> SupervisedRows | None:
+        """The rows that the output embedding gets, where it is narrowed."""
+        return None if self.labels is None else self.labels.rows
+
     # -- states --------------------------------------------------------------------------------------------------------
 
     def _insert(self, embeds: Tensor, positions: Positions) -> Tensor | None:
@@ -257,7 +253,7 @@ class Step:
         if self._rows is not None or states_BTD is None or positions is None or not self._fits(states_BTD):
             return
         groups = {name: positions.task[name] for name in self.tasks.heads}
-        if self.labels is not None and self._supervised is None:
+        if self.labels is not None and self._narrow_rows is None:
             groups["assign"] = [(row, column - self.host.label_shift) for row, column in positions.labels]
         index = flat_index(list(chain.from_iterable(groups.values())), states_BTD.shape[1], states_BTD.device)
         rows = states_BTD.flatten(0, 1).index_select(0, index)

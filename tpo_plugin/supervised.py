@@ -9,6 +9,7 @@ Suffixes: B batch, T sequence, D hidden size, K labelled positions, V vocabulary
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tpo_plugin.errors import HostError
-from tpo_plugin.positions import IGNORE_INDEX
+from tpo_plugin.positions import IGNORE_INDEX, split_labels
+from tpo_plugin.tokens import HeadTokens
 
 
 @dataclass(frozen=True)
@@ -56,3 +58,23 @@ class SupervisedRows:
         """Which of the K rows have a trigger for a label, `number` of them; nothing is read off the device."""
         found = torch.isin(self.labels_K, trigger_ids.to(self.labels.device))
         return found.to(torch.int8).argsort(descending=True, stable=True)[:number]
+
+
+class StepLabels:
+    """The labels of one forward, and the rows that its output embedding gets where it is narrowed."""
+
+    def __init__(self, whole_BT: Tensor, shift: int) -> None:
+        self.whole = whole_BT
+        """[B, T], spliced where the host did so."""
+        self.shift = shift
+        self.narrows = False
+        """Whether the output embedding is to run at labelled positions alone."""
+        self.rows: SupervisedRows | None = None
+        """Set when the host got its labels."""
+
+    def of_host(self, tokens: Mapping[str, HeadTokens]) -> Tensor:
+        """Those that the host scores: without triggers, and packed where its output embedding is narrowed."""
+        if not self.narrows:
+            return split_labels(self.whole, tokens)
+        self.rows = SupervisedRows.of(self.whole, self.shift)
+        return split_labels(self.rows.labels, tokens)

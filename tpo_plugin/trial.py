@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
@@ -30,13 +31,20 @@ class SupervisedLogits:
         """By the names of a forward's arguments why not, "" where it may."""
 
     def arguments(
-        self, model: nn.Module, step: Step, kwargs: Arguments, run: Callable[[Step, Arguments], Any]
+        self,
+        model: nn.Module,
+        step: Step,
+        kwargs: Arguments,
+        forward: Callable[..., Any],
+        running: Callable[[Step], AbstractContextManager[None]],
     ) -> Arguments:
         """The arguments of a forward with labels: as they are, or with `step` and labels set so that it is narrowed.
 
-        `run` gives the host's output in a step. Raises `HostError` where the configuration says that it must be
-        narrowed, and it cannot.
+        `forward` is the host's; `running` says which step it tells. Raises `HostError` where the configuration says
+        that it must be narrowed, and it cannot.
         """
+        labels = step.labels
+        assert labels is not None
         wanted = step.tasks.config.supervised_logits
         counts = step.given.task_counts
         if wanted is None and counts is not None and not counts.logits:
@@ -50,8 +58,9 @@ class SupervisedLogits:
             return kwargs
 
         def loss_of(narrow: bool) -> Tensor:
-            trial = Step(step.tasks, step.host, step.given, labels=step.labels, positions=step.positions)
-            return host_loss(run(trial, _narrowed(model, trial, kwargs) if narrow else kwargs))
+            trial = Step(step.tasks, step.host, step.given, labels=labels.whole, positions=step.positions)
+            with running(trial):
+                return host_loss(forward(**(_narrowed(model, trial, kwargs) if narrow else kwargs)))
 
         names = frozenset(name for name, value in kwargs.items() if value is not None)
         return _narrowed(model, step, kwargs) if self._serves(wanted, names, loss_of) else kwargs
@@ -71,14 +80,14 @@ class SupervisedLogits:
 
 
 def _narrowed(model: nn.Module, step: Step, kwargs: Arguments) -> Arguments:
-    step.supervises = True
+    assert step.labels is not None
+    step.labels.narrows = True
     if isinstance(step.host, SplicingHost):
         return kwargs  # it packs the labels when it splices
     ids = {}
     if step.host.decodes and kwargs.get(step.host.ids) is kwargs.get("decoder_inputs_embeds") is None:
-        assert step.labels is not None
-        ids = {step.host.ids: decoder_ids(model, step.labels, step.tasks.tokens)}  # not of packed labels
-    return kwargs | ids | {"labels": step.host_labels()}
+        ids = {step.host.ids: decoder_ids(model, step.labels.whole, step.tasks.tokens)}  # not of packed labels
+    return kwargs | ids | {"labels": step.labels.of_host(step.tasks.tokens)}
 
 
 def _difference(loss_of: Callable[[bool], Tensor]) -> str | None:

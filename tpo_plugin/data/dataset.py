@@ -93,17 +93,16 @@ class RecordDataset(Dataset[Sample]):
             raise TPOError(f"weights are {list(weights)}; expected {len(sources)} numbers of at least 0, one above it")
         if weights is None and num_samples is not None:
             raise TPOError("num_samples needs weights: without them an epoch holds every record once")
-        self.sources, self.weights, self.seed = list(sources), weights, seed
+        self.sources, self.seed = list(sources), seed
         self.video, self.image, self.max_bad_share = video, image, max_bad_share
         self._starts = np.cumsum([0, *(len(source) for source in sources)])
-        self._num_samples = num_samples or int(self._starts[-1])
+        self._mix = None if weights is None else _Mix(self._starts, weights, num_samples or int(self._starts[-1]), seed)
         # In shared memory: a worker that persists over epochs sees the epoch, the main process sees the states.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         self._states = torch.zeros(int(self._starts[-1]), dtype=torch.uint8).share_memory_()
-        self._plan: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:
-        return self._num_samples
+        return int(self._starts[-1]) if self._mix is None else self._mix.num_samples
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch, from 0, whose mix is served; without weights every epoch is the same."""
@@ -112,7 +111,7 @@ class RecordDataset(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        place = index if self.weights is None else int(self._mix()[index])
+        place = self._place(index)
         source = int(np.searchsorted(self._starts, place, side="right")) - 1
         rng: np.random.Generator | None = None
         for attempt in count(1):
@@ -184,7 +183,7 @@ class RecordDataset(Dataset[Sample]):
 
     def media_kinds(self) -> np.ndarray:
         """The kind of media at each index in this epoch: 1 for images, 2 for videos, 3 for both, 0 for text alone."""
-        return self._kinds if self.weights is None else self._kinds[self._mix()]
+        return self._kinds if self._mix is None else self._kinds[self._mix.places(int(self._epoch))]
 
     @property
     def lengths(self) -> Sequence[int]:
@@ -215,12 +214,9 @@ class RecordDataset(Dataset[Sample]):
                 f"{self.max_bad_share:g} that max_bad_share allows; last: {found.place} (id {found.id}): {found.reason}"
             ) from error
 
-    def _mix(self) -> np.ndarray:
-        """Place of each index in the chain of all sources, for the current epoch."""
-        epoch = int(self._epoch)
-        if self._plan is None or self._plan[0] != epoch:
-            self._plan = (epoch, _mixed(self._starts, np.array(self.weights, dtype=float), len(self), self.seed, epoch))
-        return self._plan[1]
+    def _place(self, index: int) -> int:
+        """Of the sample at an index of this epoch, in the chain of all sources."""
+        return index if self._mix is None else int(self._mix.places(int(self._epoch))[index])
 
 
 class _Lengths(Sequence[int]):
@@ -235,22 +231,35 @@ class _Lengths(Sequence[int]):
     def __getitem__(self, index: int) -> int:  # type: ignore[override]
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        place = index if self.dataset.weights is None else int(self.dataset._mix()[index])
-        return int(self.dataset._text_and_media[place])
+        return int(self.dataset._text_and_media[self.dataset._place(index)])
 
 
-def _mixed(starts: np.ndarray, weights: np.ndarray, num_samples: int, seed: int, epoch: int) -> np.ndarray:
-    # Bounds of the sources' shares: their counts sum to num_samples exactly, each within 1 of its proportion.
-    bounds = np.rint(np.cumsum([0, *weights]) / weights.sum() * num_samples).astype(int)
-    drawn = []
-    for source, (low, high) in enumerate(pairwise(bounds)):
-        first, size = int(starts[source]), int(starts[source + 1] - starts[source])
-        # The source's own stream goes on from epoch to epoch: a large one is not cut to the same beginning.
-        begin = epoch * (high - low)
-        rounds = range(begin // size, -(-(begin + high - low) // size))
-        orders = [np.random.default_rng([seed, source, r]).permutation(size) for r in rounds]
-        stream = np.concatenate(orders) if orders else np.empty(0, dtype=np.int64)
-        offset = begin - rounds.start * size if orders else 0
-        drawn.append(first + stream[offset : offset + high - low])
-    mixed = np.concatenate(drawn)
-    return mixed[np.random.default_rng([seed, epoch]).permutation(num_samples)]
+class _Mix:
+    """Which record stands where in an epoch: the sources, which begin at `starts`, in the proportion of `weights`."""
+
+    def __init__(self, starts: np.ndarray, weights: Sequence[float], num_samples: int, seed: int) -> None:
+        self.starts, self.weights, self.num_samples, self.seed = starts, np.array(weights, float), num_samples, seed
+        self._newest: tuple[int, np.ndarray] | None = None
+        """The epoch that was asked for last, and its places."""
+
+    def places(self, epoch: int) -> np.ndarray:
+        """Of each sample of an epoch, in the chain of all sources."""
+        if self._newest is None or self._newest[0] != epoch:
+            self._newest = epoch, self._mixed(epoch)
+        return self._newest[1]
+
+    def _mixed(self, epoch: int) -> np.ndarray:
+        # Bounds of the sources' shares: their counts sum to num_samples exactly, each within 1 of its proportion.
+        bounds = np.rint(np.cumsum([0, *self.weights]) / self.weights.sum() * self.num_samples).astype(int)
+        drawn = []
+        for source, (low, high) in enumerate(pairwise(bounds)):
+            first, size = int(self.starts[source]), int(self.starts[source + 1] - self.starts[source])
+            # The source's own stream goes on from epoch to epoch: a large one is not cut to the same beginning.
+            begin = epoch * (high - low)
+            rounds = range(begin // size, -(-(begin + high - low) // size))
+            orders = [np.random.default_rng([self.seed, source, r]).permutation(size) for r in rounds]
+            stream = np.concatenate(orders) if orders else np.empty(0, dtype=np.int64)
+            offset = begin - rounds.start * size if orders else 0
+            drawn.append(first + stream[offset : offset + high - low])
+        mixed = np.concatenate(drawn)
+        return mixed[np.random.default_rng([self.seed, epoch]).permutation(self.num_samples)]
