@@ -5,11 +5,14 @@ As a script it runs another one so, as a rank that torchrun starts: `torchrun â€
 
 from __future__ import annotations
 
+import functools
 import os
 import runpy
 import socket
 import subprocess
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -38,6 +41,41 @@ def on_two_ranks(script: str | Path, *arguments: object) -> None:
     ]
     errors = [rank.communicate(timeout=1100)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(error[-3000:] for error in errors)
+
+
+def in_a_child(work: Callable[[], None], log: Path) -> int:
+    """The process id of a fork that does the work and exits with 0, or with 1 and a traceback in the log."""
+    import torch
+    from accelerate.state import AcceleratorState
+
+    child = os.fork()
+    if child:
+        return child
+    try:
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        torch.set_num_threads(1)  # in the parent it would make a pool of threads, which no fork may have
+        AcceleratorState._reset_state(reset_partial_state=True)
+        work()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def forked_on_two_ranks(work: Callable[[], None], folder: Path) -> None:
+    """Does the work in two forks, with everything imported; raises `AssertionError` with what they wrote."""
+    variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+
+    def of_rank(rank: int) -> None:
+        os.environ |= variables | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        work()
+
+    logs = [folder / f"rank{rank}.log" for rank in range(2)]
+    children = [in_a_child(functools.partial(of_rank, rank), log) for rank, log in enumerate(logs)]
+    statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert statuses == [0, 0], "\n".join(log.read_text()[-3000:] for log in logs)
 
 
 def use_deepspeed() -> None:

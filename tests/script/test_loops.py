@@ -88,6 +88,7 @@ LOOPS = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @LOOPS
 def test_a_loop_without_a_trainer_is_refused(tmp_path, package, loop, name):
     pytest.importorskip(package)
@@ -98,6 +99,7 @@ def test_a_loop_without_a_trainer_is_refused(tmp_path, package, loop, name):
     assert LINES.format(heads=["region"]) in refused.stderr
 
 
+@pytest.mark.slow
 @LOOPS
 def test_with_the_lines_that_are_named_it_trains(tmp_path, package, loop, name):
     pytest.importorskip(package)

@@ -107,6 +107,7 @@ def box(*numbers: float) -> dict[str, Any]:
     return {"head": "region", "boxes": [list(numbers)]}
 
 
+@pytest.mark.slow
 def test_a_script_with_a_collator_of_its_own(host, tmp_path):
     turns = [{"role": "user", "content": "where is the circle"}, {"role": "assistant", "content": "it stands <region>"}]
     rows = [{"messages": turns, "tasks": [box(0.1, 0.2, 0.3, 0.4)]}] * 3 + [{"messages": turns[:1]}]

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.harm import HARMS
+from tests.ranks import in_a_child
 from tests.training import tiny_run
-from tests.training.kills import in_a_child
 from tpo_plugin.training.run import train
 
 

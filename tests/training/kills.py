@@ -21,9 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
 from collections import Counter
-from collections.abc import Callable
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -31,7 +29,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from tests.ranks import free_port, use_deepspeed
+from tests.ranks import free_port, in_a_child, use_deepspeed
 from tests.training import tiny_run
 from tpo_plugin.training.run import read_run, train
 from tpo_plugin.training.whole import MANIFEST, UNFINISHED
@@ -109,23 +107,6 @@ def write_world(folder: Path, engine: str) -> Path:
     values["stages"]["stage3"] |= common | {"steps": 3}
     path.write_text(json.dumps(values))
     return path
-
-
-def in_a_child(work: Callable[[], None], log: Path) -> int:
-    """The process id of a fork that does the work and exits with 0, or with 1 and a traceback in the log."""
-    child = os.fork()
-    if child:
-        return child
-    try:
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        torch.set_num_threads(1)  # in the parent it would make a pool of threads, which no fork may have
-        work()
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    os._exit(0)
 
 
 def run(config: Path, engine: str, log: Path, kill: dict[str, Any] | None = None, rank: int = 0) -> list[int]:

@@ -1,6 +1,6 @@
 """The same global batches give the same training, however they are cut into micro-batches and ranks."""
 
-import json
+import os
 import tempfile
 from functools import cache
 
@@ -8,7 +8,7 @@ import pytest
 import tiny_run
 import torch
 import transformers
-from ranks import on_two_ranks
+from ranks import forked_on_two_ranks, on_two_ranks
 from tiny_run import Run
 
 from tpo_plugin.training import checkpoints
@@ -72,7 +72,13 @@ def test_epoch_that_ends_in_a_shorter_step(host, tmp_path):
 def test_two_ranks(host, micro, accumulation, average, tmp_path):
     if not SEES_WHOLE_STEP and not average:
         pytest.skip("transformers 4.45 has no average_tokens_across_devices")
-    on_two_ranks(tiny_run.__file__, json.dumps(vars(Run(host, micro, accumulation, average))), tmp_path)
+
+    def train():
+        result = tiny_run.train(Run(host, micro, accumulation, average), tmp_path)
+        if os.environ["RANK"] == "0":
+            torch.save(result, tmp_path / "result.pt")
+
+    forked_on_two_ranks(train, tmp_path)
     tiny_run.assert_same(torch.load(tmp_path / "result.pt", weights_only=True), reference())
 
 

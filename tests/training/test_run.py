@@ -5,14 +5,12 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import tiny_run
 import torch
 from harm import flipped, halved
+from ranks import in_a_child
 from safetensors.torch import load_file
 
 from tpo_plugin import TPOError, unregister_plugin
@@ -106,11 +104,15 @@ def test_loaded_run_computes_what_was_trained(finished):
 @pytest.mark.parametrize("kill_at", [8, 27, 30])
 def test_killed_and_resumed_is_bitwise_the_same(finished, kill_at, tmp_path):
     config = tiny_run.write_world(tmp_path)
-    env = os.environ | {
-        "AT": str(kill_at), "SIGNAL_AT": "9", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])
-    }  # fmt: skip
-    killed = subprocess.run([sys.executable, tiny_run.__file__, "run", str(config)], env=env, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+
+    def die():
+        tiny_run.PointHead.num_forwards = 0
+        os.environ |= {"AT": str(kill_at), "SIGNAL_AT": "9"}
+        train(config)
+
+    log = tmp_path / "log"
+    status = os.waitstatus_to_exitcode(os.waitpid(in_a_child(die, log), 0)[1])
+    assert status == -signal.SIGKILL, log.read_text()
     run = tmp_path / "run"
     assert not (run / "run.json").exists()
     assert checkpoints.last_checkpoint(run / ("stage1" if kill_at < 12 else "stage2")) is not None

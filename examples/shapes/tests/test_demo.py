@@ -53,6 +53,7 @@ def run(tmp_path_factory, host):
     return directory, run_demo(directory, TINY, seed=3, host=host)
 
 
+@pytest.mark.slow
 def test_the_table_shows_what_results_json_says(run):
     directory, results = run
     saved = json.loads((directory / "results.json").read_text())
@@ -78,6 +79,7 @@ def test_the_table_shows_what_results_json_says(run):
     assert all(saved["seconds"]["cpu"][name]["training"] > 0 for name in (TPO, BASELINE))
 
 
+@pytest.mark.slow
 def test_the_same_call_adds_up_its_minutes_and_trains_nothing_twice(run, host):
     directory, results = run
     written = {name: (directory / name).read_bytes() for name in ("results.json", "report.html")}
@@ -92,6 +94,7 @@ def test_the_same_call_adds_up_its_minutes_and_trains_nothing_twice(run, host):
         (directory / name).write_bytes(content)
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_the_answers(run):
     directory, results = run
     questions = read_questions(heldout_files(directory))
@@ -101,6 +104,7 @@ def test_the_numbers_are_those_of_the_answers(run):
     assert results["rows"][CONSTANT]["clips"]["moment_iou"] > 0
 
 
+@pytest.mark.slow
 def test_the_table_of_masks_shows_the_scores_of_the_tracks(run):
     directory, results = run
     assert list(results["masks"]) == [TPO, FILLED, BOUND]
@@ -120,6 +124,7 @@ def test_the_table_of_masks_shows_the_scores_of_the_tracks(run):
     assert f'"checkpoint_sha256": "{sha256}"' in (directory / "tpo_config.json").read_text()
 
 
+@pytest.mark.slow
 def test_the_report_has_pictures_curves_and_the_table(run):
     directory, results = run
     page = (directory / "report.html").read_text(encoding="utf-8")
@@ -134,6 +139,7 @@ def test_the_report_has_pictures_curves_and_the_table(run):
     assert "http" not in page
 
 
+@pytest.mark.slow
 def test_predict_takes_the_run(run):
     directory, _ = run
     picture = directory / "data" / "heldout" / "images" / "000000.png"
@@ -143,6 +149,7 @@ def test_predict_takes_the_run(run):
     assert (first["head"], len(first["value"])) == ("region", 4)
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_run_is_refused(run, host):
     directory, _ = run
     with pytest.raises(TPOError, match="other settings"):
