@@ -5,7 +5,8 @@
     python -m tests.training.kills --count 100 --engine zero2    # two ranks, needs deepspeed
 
 Every run is forked from this process, which has imported everything. Every second kill is at a file operation inside a
-checkpoint's writing, often with half of the file that was written last; the others come at a random time.
+checkpoint's writing, often with half of the file that was written last; the others come at a random time. Every fifth
+run is first killed between the last checkpoint of a stage and the stage's end.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def run(config: Path, engine: str, log: Path, kill: dict[str, Any] | None = None
                 "WORLD_SIZE": str(ranks), "RANK": str(own), "LOCAL_RANK": str(own),
                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
             }  # fmt: skip
-        operations = Operations(UNFINISHED, **(kill or {}).get("operation", {}) if own == rank else {})
+        operations = Operations(**{"below": UNFINISHED} | ((kill or {}).get("operation", {}) if own == rank else {}))
         operations.watch()
         if kill and own == rank and "after_s" in kill:
             timer = threading.Timer(kill["after_s"], os.kill, (os.getpid(), signal.SIGKILL))
@@ -207,10 +208,12 @@ class Straight:
         return struck, same(folder / "run", self.folder)
 
 
-def random_kills(rng: random.Random, straight: Straight, number: int) -> list[dict[str, Any]]:
+def random_kills(rng: random.Random, straight: Straight, number: int, *, at_stage_end: bool) -> list[dict[str, Any]]:
     """Kills of one run after another."""
     kills: list[dict[str, Any]] = []
-    for index in range(number):
+    if at_stage_end:
+        kills.append({"rank": 0, "operation": {"below": f"{UNFINISHED}/final", "kill_at": 1}})
+    for index in range(len(kills), number):
         rank = rng.randrange(ENGINES[straight.engine])
         if index % 2 == 0:
             # A run does most of its operations after it has gone on: early ones are drawn more often.
@@ -239,10 +242,9 @@ def main() -> None:
         print(f"a straight run: {straight.seconds:.1f} s; operations of each rank: {straight.names}", flush=True)
         case = 0
         while outcome["kills"] < given.count:
-            case += 1
             place = Path(folder, f"case{case}")
             place.mkdir()
-            kills = random_kills(rng, straight, 4)
+            kills = random_kills(rng, straight, 4, at_stage_end=case % 5 == 0)
             struck, different = straight.killed(place, kills)
             outcome["kills"] += struck
             outcome["runs"] += 1
@@ -251,6 +253,7 @@ def main() -> None:
             for line in different:
                 print(f"   {line}\n   {kills}")
             shutil.rmtree(place)
+            case += 1
     print(f"{given.engine}, seed {given.seed}: {dict(outcome)}")
     sys.exit(bool(outcome["different"]))
 

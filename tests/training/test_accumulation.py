@@ -82,6 +82,16 @@ def test_two_ranks(host, micro, accumulation, average, tmp_path):
     tiny_run.assert_same(torch.load(tmp_path / "result.pt", weights_only=True), reference())
 
 
+def test_two_ranks_train_together_after_an_evaluation(tmp_path):
+    def train():
+        result = tiny_run.train(Run(micro=2, accumulation=2, evaluates_first=True), tmp_path)
+        if os.environ["RANK"] == "0":
+            torch.save(result, tmp_path / "result.pt")
+
+    forked_on_two_ranks(train, tmp_path)
+    tiny_run.assert_same(torch.load(tmp_path / "result.pt", weights_only=True), reference())
+
+
 def test_steps_across_epochs_on_old_transformers(tmp_path):
     if SEES_WHOLE_STEP:
         pytest.skip("only transformers 4.45 lets a step reach over the end of an epoch")

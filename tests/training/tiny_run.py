@@ -174,6 +174,7 @@ class Run:
     average: bool = True
     """`average_tokens_across_devices`, where transformers has it."""
     num_samples: int = 24
+    evaluates_first: bool = False
 
 
 def train(run: Run, output_dir: Any) -> dict[str, Any]:
@@ -187,6 +188,8 @@ def train(run: Run, output_dir: Any) -> dict[str, Any]:
     trainer = wrap_trainer(transformers.Trainer)(
         model=model, args=args, train_dataset=Samples(tokenizer, run.num_samples), data_collator=collate
     )
+    if run.evaluates_first:
+        trainer.evaluate(Samples(tokenizer, 16))
     trainer.train()
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     evaluation = trainer.evaluate(Samples(tokenizer, 16))

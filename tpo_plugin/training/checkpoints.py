@@ -87,14 +87,15 @@ def numpy_state_allowed() -> AbstractContextManager[None]:
     return allowed([array.__reduce__()[0], np.ndarray, np.dtype, type(array.dtype)])
 
 
-def last_checkpoint(directory: str | os.PathLike[str]) -> str | None:
+def last_checkpoint(directory: str | os.PathLike[str], before: int | None = None) -> str | None:
     """The checkpoint of the highest step in a folder that is as it was written, or None where there is none at all.
 
-    All ranks call it, and get the same. Those that are passed over are named in the log. Raises `TPOError` where there
+    With `before`, of a step below it. All ranks call it, and get the same. Those that are passed over are named in the log. Raises `TPOError` where there
     are checkpoints and each is damaged.
     """
     state = PartialState()
-    found = {step for steps in gathered([list(_by_step(directory))]) for step in steps}
+    everywhere = {step for steps in gathered([list(_by_step(directory))]) for step in steps}
+    found = {step for step in everywhere if before is None or step < before}
     reasons: list[str] = []
     for step in sorted(found, reverse=True):
         path = Path(directory) / f"checkpoint-{step}"

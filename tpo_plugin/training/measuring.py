@@ -23,6 +23,8 @@ else:
 
 _NUMBERS = ("num_steps", "num_left_out", "total_loss", "total_steps")
 """What is saved beside the sums."""
+_PREPARED = ("_is_accelerate_prepared", "_original_forward", "forward")
+"""What accelerate sets on a model that it prepares."""
 
 
 class MeasuringMixin(_Trainer):
@@ -133,13 +135,32 @@ class MeasuringMixin(_Trainer):
         prefix = given.get("metric_key_prefix", "eval")
         self._evaluation = Evaluation(self.tpo)
         try:
-            with _random_states_kept():
+            with _random_states_kept(), self._prepared_for_now():
                 output = super().evaluation_loop(*args, **kwargs)
                 metrics = self._evaluation.compute(self.accelerator)
         finally:
             self._evaluation = None
         output.metrics.update({f"{prefix}_{name}": value for name, value in metrics.items()})
         return output
+
+    @contextmanager
+    def _prepared_for_now(self) -> Iterator[None]:
+        """Accelerate prepares a model for an evaluation without DDP, and never again: a training after it would be apart.
+
+        So a model that was not prepared before is not afterwards.
+        """
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            yield
+            return
+        attributes, models = vars(self.model), self.accelerator._models
+        before, models_before = {name: attributes[name] for name in _PREPARED if name in attributes}, list(models)
+        try:
+            yield
+        finally:
+            for name in _PREPARED:
+                attributes.pop(name, None)
+            attributes.update(before)
+            models[:] = models_before
 
     def prediction_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """The base trainer's step; what the heads gave in it is measured."""

@@ -109,9 +109,9 @@ class SavingMixin(_Trainer):
 
     # -- going on ------------------------------------------------------------------------------------------------------
 
-    def last_checkpoint(self) -> str | None:
+    def last_checkpoint(self, before: int | None = None) -> str | None:
         """`checkpoints.last_checkpoint` of this trainer's folder."""
-        self._found_whole = last_checkpoint(self.args.output_dir)
+        self._found_whole = last_checkpoint(self.args.output_dir, before)
         return self._found_whole
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:

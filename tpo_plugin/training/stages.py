@@ -101,10 +101,14 @@ def train_stage(
         block = stage.micro_batch_size * args.world_size
         trainer.same_media = SameMedia(dataset, block, config.seed, lambda: max(epochs.epoch, 0))
     checkpoint = trainer.last_checkpoint()
+    reached = _state_of(checkpoint)
+    if reached is not None and _is_over(reached) and trainer.is_deepspeed_enabled:
+        # Its engine is made by training alone: the steps since the checkpoint before are done again.
+        checkpoint = trainer.last_checkpoint(before=reached.global_step)
+        reached = _state_of(checkpoint)
     if checkpoint is not None:
         logger.info("%s goes on from %s", name, checkpoint)
-        reached = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
-    if checkpoint is not None and reached.global_step >= reached.max_steps:
+    if checkpoint is not None and reached is not None and _is_over(reached):
         trainer._load_from_checkpoint(checkpoint)  # the Trainer would do one step more
         trainer.state = reached
         trainer.take_up(checkpoint)
@@ -118,6 +122,14 @@ def train_stage(
     skipped = dataset.report()
     (logger.warning if dataset.skipped else logger.info)("%s: %s", name, skipped)
     return trainer, metrics | {"media": skipped}
+
+
+def _state_of(checkpoint: str | None) -> TrainerState | None:
+    return None if checkpoint is None else TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
+
+
+def _is_over(state: TrainerState) -> bool:
+    return bool(state.global_step >= state.max_steps)
 
 
 class StageTrainer(wrap_trainer(transformers.Trainer)):  # type: ignore[misc]
