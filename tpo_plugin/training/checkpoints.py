@@ -90,8 +90,8 @@ def numpy_state_allowed() -> AbstractContextManager[None]:
 def last_checkpoint(directory: str | os.PathLike[str], before: int | None = None) -> str | None:
     """The checkpoint of the highest step in a folder that is as it was written, or None where there is none at all.
 
-    With `before`, of a step below it. All ranks call it, and get the same. Those that are passed over are named in the log. Raises `TPOError` where there
-    are checkpoints and each is damaged.
+    With `before`, of a step below it. All ranks call it, and get the same. Those that are passed over are named in the
+    log. Raises `TPOError` where there are checkpoints and each is damaged.
     """
     state = PartialState()
     everywhere = {step for steps in gathered([list(_by_step(directory))]) for step in steps}

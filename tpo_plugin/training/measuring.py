@@ -145,14 +145,14 @@ class MeasuringMixin(_Trainer):
 
     @contextmanager
     def _prepared_for_now(self) -> Iterator[None]:
-        """Accelerate prepares a model for an evaluation without DDP, and never again: a training after it would be apart.
+        """A model that accelerate prepares for an evaluation is afterwards as it was before.
 
-        So a model that was not prepared before is not afterwards.
+        For an evaluation it prepares it without DDP, and never again: a training after it would leave the ranks apart.
         """
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             yield
             return
-        attributes, models = vars(self.model), self.accelerator._models
+        attributes, models = self.model.__dict__, self.accelerator._models
         before, models_before = {name: attributes[name] for name in _PREPARED if name in attributes}, list(models)
         try:
             yield
