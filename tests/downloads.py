@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import av
 import numpy as np
@@ -18,6 +20,7 @@ from typer.testing import CliRunner
 
 import tpo_plugin.cli
 from tpo_plugin import TPOError
+from tpo_plugin.convert import convert
 
 HEADS = Path(__file__).parents[1] / "heads"
 SIZE = (24, 32)
@@ -82,6 +85,13 @@ def converted(download: Download) -> tuple[str, list[dict[str, Any]]]:
     path = Path("records.jsonl")
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return said, [json.loads(line) for line in lines]
+
+
+def converter(download: Download) -> Callable[[], Any]:
+    """Its command without the command line, which takes longer than the rest: it raises what is refused."""
+    with mock.patch("tpo_plugin.cli.convert._run") as run:
+        tpo("convert", *download["command"].split(), "-o", "records.jsonl")
+    return functools.partial(convert, run.call_args.args[0], Path("records.jsonl"))
 
 
 def tpo(*arguments: str) -> str:

@@ -207,6 +207,22 @@ def test_what_is_left_out_is_counted_and_named(tmp_path: Path) -> None:
     assert "2: image: has 0 file(s), the conversation 1 tag(s) <image>" in text
 
 
+def test_a_name_that_no_file_can_have_is_that_of_one_entry(tmp_path: Path) -> None:
+    @dataclass(kw_only=True)
+    class Opens(Given):
+        def entries(self, report: Report) -> Iterator[Entry]:
+            for name in self.given:
+                with report.faults():
+                    yield Entry("1", ["Hi", (tmp_path / name).read_text()])
+
+    (tmp_path / "a").write_text("Hello")
+    report = convert(Opens(given=["x" * 5000, "a"]), tmp_path / "out.jsonl")
+    assert (report.written, report.num_left_out) == (1, 1)
+    assert "no file can have so long a name" in str(report)
+    with pytest.raises(FileNotFoundError):  # of which a format has to say more
+        convert(Opens(given=["b"]), tmp_path / "out.jsonl")
+
+
 def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text("before")

@@ -67,7 +67,7 @@ def convert(
 def _command(spec: FormatSpec) -> Any:
     cls = spec.format_class()
 
-    def run(output: Path, exclude_images: Path | None, keep_going: bool, **given: Any) -> None:
+    def run(output: Path, exclude_images: str | None, keep_going: bool, **given: Any) -> None:
         fields = {name: _value(value, name in paths) for name, value in given.items()}
         _run(cls(**fields), output, exclude_images, keep_going)
 
@@ -82,14 +82,14 @@ def _command(spec: FormatSpec) -> Any:
     return typer.main.get_command(one)
 
 
-def _run(format: Format, output: Path, exclude_images: Path | None, keep_going: bool) -> None:
+def _run(format: Format, output: Path, exclude_images: str | None, keep_going: bool) -> None:
     from rich.console import Console
     from rich.progress import Progress
 
-    from tpo_plugin.convert import Report, convert, read_excluded
+    from tpo_plugin.convert import Report, convert, local, read_excluded
 
     console = Console(stderr=True)
-    exclude = read_excluded(exclude_images) if exclude_images is not None else ()
+    exclude = read_excluded(local(exclude_images)) if exclude_images is not None else ()
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task("entries")
         report = Report(progress=lambda done, total: bar.update(task, completed=done, total=total))
@@ -109,7 +109,7 @@ _COMMON = [
             "exclude_images",
             None,
             Annotated[
-                Path | None,
+                str | None,
                 typer.Option(help="Pictures to leave out: a file of ids or names, one a line, or of records."),
             ],
         ),

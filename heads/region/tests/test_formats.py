@@ -3,6 +3,7 @@ place and field. The downloads are in layouts.yaml and dialogues.yaml."""
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from pathlib import Path
@@ -29,6 +30,7 @@ def boxes(record: dict[str, Any]) -> list[Any]:
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TPO_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=format_of)
@@ -95,6 +97,22 @@ def test_a_convention_is_verified_over_the_whole_source() -> None:
 
 README = (HERE.parent / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^    tpo (.*)$", README, re.MULTILINE)
+
+
+def test_the_pictures_of_another_set_are_left_out() -> None:
+    """COCO's train2017 holds the pictures of RefCOCO's val: what was converted of it, packed, says which."""
+    other = download("region", "refcoco")
+    unpack(other)
+    converted(other | {"command": other["command"] + " --split val"})
+    Path("val.jsonl.gz").write_bytes(gzip.compress(Path("records.jsonl").read_bytes()))
+    text = download("region", "coco")["files"]["instances.json"]
+    shared = text.replace('"id": 9, "file_name": "000000000009', '"id": 581857, "file_name": "000000581857')
+    unpack({"files": {"instances.json": shared.replace('"image_id": 9', '"image_id": 581857')}})
+    unpack({"pictures": {"train2017/000000581857.jpg": [640, 480]}})
+    command = "coco instances.json --pictures train2017"
+    assert "2 records written, 0 left out" in converted({"command": command})[0]
+    said, _ = converted({"command": f"{command} --exclude-images val.jsonl.gz"})
+    assert "left out 2 x shows a picture that was to be left out\n  coco:581857:dog: 581857" in said
 
 
 SLOW = [pytest.param(format, marks=pytest.mark.slow) for format in ("coco", "swift")]
