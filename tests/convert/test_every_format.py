@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ HEADS: dict[str, dict[str, Any]] = {
 }
 """Tiny, and able to learn from all that its formats give."""
 INSTALLED = [head for head in HEADS if head in registry().heads]
+ROOT = Path(__file__).parents[2]
 VIDEO = VideoOptions(num_frames=4)
 
 DOWNLOADS = [
@@ -94,6 +96,16 @@ def test_a_download_is_converted_checked_and_trained_on(
     assert bool([name for name in moved if name.startswith("heads.")]) == has_tasks, moved
 
 
-def test_every_format_has_a_download() -> None:
-    own = {name for name, spec in formats().items() if spec.plugin.name in INSTALLED}
-    assert {format_of(each) for head in INSTALLED for each in downloads(head)} == own
+PAGES = {"region": "docs/formats.md", "temporal": "heads/temporal/README.md", "mask": "heads/mask/DATA.md"}
+
+
+@pytest.mark.parametrize("head", INSTALLED)
+def test_every_format_has_a_download_and_says_in_its_page_how_it_is_known(head: str) -> None:
+    own = {name for name, spec in formats().items() if spec.plugin.name == head}
+    assert {format_of(each) for each in downloads(head)} == own
+    lines = (ROOT / PAGES[head]).read_text(encoding="utf-8").replace("\\|", "/").splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    start = next(number for number, row in enumerate(rows) if row[0].lower() == "format")
+    column = rows[start].index("known from")
+    known = {name: row[column] for row in rows[start:] for name in re.findall(r"`([\w.-]+)`", row[0])}
+    assert all(known.get(name) for name in own), known
