@@ -68,8 +68,10 @@ def _command(spec: FormatSpec) -> Any:
     cls = spec.format_class()
 
     def run(output: Path, exclude_images: str | None, keep_going: bool, **given: Any) -> None:
-        fields = {name: _value(value, name in paths) for name, value in given.items()}
-        _run(cls(**fields), output, exclude_images, keep_going)
+        named: dict[Path, str] = {}
+        format = cls(**{name: _value(value, named if name in paths else None) for name, value in given.items()})
+        format.named.update(named)
+        _run(format, output, exclude_images, keep_going)
 
     hints = typing.get_type_hints(cls, include_extras=True)
     paths = {name for name, hint in hints.items() if _is_path(hint)}
@@ -131,6 +133,8 @@ def _parameters(cls: type[Format], hints: Mapping[str, Any]) -> list[inspect.Par
     """The fields of a format as parameters of a command."""
     found = []
     for field in dataclasses.fields(cls):
+        if not field.init:
+            continue
         default: Any = inspect.Parameter.empty
         if field.default is not dataclasses.MISSING:
             default = field.default
@@ -145,15 +149,19 @@ def _is_path(hint: Any) -> bool:
     return hint is Path or any(_is_path(part) for part in get_args(hint))
 
 
-def _value(given: Any, is_path: bool) -> Any:
-    """What typer parsed, as the format takes it: sources are fetched and unpacked where need be."""
+def _value(given: Any, named: dict[Path, str] | None) -> Any:
+    """What typer parsed, as the format takes it; with `named` a source, which is fetched and unpacked where need be."""
     from tpo_plugin.convert import local
 
     if isinstance(given, list):
-        return [_value(value, is_path) for value in given]
+        return [_value(value, named) for value in given]
     if isinstance(given, enum.Enum):
         return given.value
-    return local(given) if is_path and given is not None else given
+    if named is None or given is None:
+        return given
+    path = local(given)
+    named[path] = given
+    return path
 
 
 def _for_typer(hint: Any) -> Any:

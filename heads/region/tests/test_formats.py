@@ -6,6 +6,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,23 @@ def test_a_convention_is_verified_over_the_whole_source() -> None:
 
 README = (HERE.parent / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^    tpo (.*)$", README, re.MULTILINE)
+
+
+@pytest.mark.parametrize("packed", ["rows.jsonl.gz", "rows.tar/rows.jsonl"])
+def test_pictures_lie_beside_a_source_that_is_packed(packed: str) -> None:
+    layout = download("region", "swift")
+    unpack(layout)
+    if packed.endswith(".gz"):
+        Path(packed).write_bytes(gzip.compress(Path("rows.jsonl").read_bytes()))
+    else:
+        with tarfile.open("rows.tar", "w") as archive:
+            archive.add("rows.jsonl")
+            archive.add("a.png")
+        Path("a.png").unlink()
+    Path("rows.jsonl").unlink()
+    said, records = converted({"command": f"swift {packed}"})
+    assert "1 records written, 0 left out" in said
+    assert (Path.cwd() / records[0]["image"]).is_file()
 
 
 def test_the_pictures_of_another_set_are_left_out() -> None:

@@ -196,7 +196,7 @@ class DialogueFormat(Format):
         return dialogue.entry([text for _, text in dialogue.turns])
 
     def entries(self, report: Report) -> Iterator[Entry]:
-        rows, root = Rows(self.source), self.pictures or self.source.parent
+        rows, root = Rows(self.source), self.pictures or self.beside(self.source)
         self.start(report)
         for index in report.track(range(len(rows))):
             with report.faults():
