@@ -95,8 +95,19 @@ def _run(format: Format, output: Path, exclude_images: str | None, keep_going: b
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task("entries")
         report = Report(progress=lambda done, total: bar.update(task, completed=done, total=total))
-        convert(format, output, exclude=exclude, keep_going=keep_going, report=report)
-    typer.echo(f"{output}: {report}")
+        try:
+            convert(format, output, exclude=exclude, keep_going=keep_going, report=report)
+        except TPOError as error:
+            raise TPOError(_as_named(str(error), format)) from error
+    typer.echo(_as_named(f"{output}: {report}", format))
+
+
+def _as_named(text: str, format: Format) -> str:
+    """A message with the names that were given, in place of the copies that were read."""
+    for path, given in format.named.items():
+        if path != Path(given):
+            text = text.replace(str(path), given)
+    return text
 
 
 _COMMON = [
