@@ -24,6 +24,8 @@ FILES = [
     ("temporal", "activitynet-captions", "train.json"),
     ("temporal", "didemo", "train_data.json"),
     ("temporal", "youcook2", "youcookii_annotations_trainval.json"),
+    ("temporal", "videochat2-it", "train.json"),
+    ("mask", "sa-v", "sav/sav_000/sav_000001_manual.json"),
     ("mask", "mevis", "mevis/train/meta_expressions.json"),
     ("mask", "mevis", "mevis/train/mask_dict.json"),
     ("mask", "got-10k", "got/train/list.txt"),

@@ -125,6 +125,8 @@ def test_youtube_vos(data: Any, out: Path) -> None:
         ({"0": {"exp": "a dog"}}, "videos.v1.expressions.0.obj_id: is missing; expected a text or a whole number"),
         ({"0": {"exp": 5, "obj_id": "1"}}, "videos.v1.expressions.0.exp: is 5; expected a text"),
         ({"0": {"exp": "a dog", "obj_id": "one"}}, "videos.v1.expressions.0.obj_id: is 'one'; expected an object's id"),
+        ({"0": {"exp": "a dog", "obj_id": "²"}}, "videos.v1.expressions.0.obj_id: is '²'; expected an object's id"),
+        ({"0": {"exp": "a dog", "obj_id": "9" * 5000}}, "999; expected an object's id"),
         ({"0": {"exp": "a dog", "obj_id": "9"}}, "its annotations hold no object 9"),
     ],
 )
@@ -209,6 +211,8 @@ def test_sa_v_train(data: Any, out: Path) -> None:
     for changes, message in (
         ({"masklet": [[first]] * 3}, "masklet[0]: is '1 masks'; expected one for each of the 2 masklets"),
         ({"video_height": 100}, "masklet[0][0]: is of size [24, 32], its image of [100, 32]"),
+        ({"video_height": float("inf")}, "video_height: is inf; expected a whole number or a number"),
+        ({"video_frame_count": "ten"}, "video_frame_count: is 'ten'; expected a whole number or a number"),
         ({"video_frame_count": 24}, "masklet: is '3 frames'; expected masks of every fourth of the 24 frames, 6"),
     ):
         assert message in data.outcome("sa-v", out, root=sav(**changes))[1]

@@ -60,7 +60,7 @@ def test_a_folder_with_words_for_ids(mine: Path, data: Any, out: Path) -> None:
     assert record["id"] == "folder:good/1"
     assert "the dog" in record["conversations"][0]["value"]
     assert "holds the object ids [9], which objects.json does not list" in text
-    for wrong in ({"0": "dog"}, {"dog": "dog"}, {"1": ""}, {"1": 5}):
+    for wrong in ({"0": "dog"}, {"dog": "dog"}, {"1": ""}, {"1": 5}, {"²": "dog"}, {"9" * 5000: "dog"}):
         (mine / "objects.json").write_text(json.dumps(wrong))
         _, text = data.outcome("folder", out.with_name("b.jsonl"), root=mine)
         assert "expected an id above 0 with its words, or null" in text

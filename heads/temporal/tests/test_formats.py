@@ -255,6 +255,7 @@ def test_queryd(tmp_path: Path, videos: Path, protocol: int) -> None:
                 ({"QA": []}, "QA: is []; expected at least one question"),
                 ({"start": 1}, "start, end: is [1, None]; expected start and end, both or none"),
                 ({"start": 1, "end": 2}, "start, end: is [1, 2]; expected a whole video; cut this part out"),
+                ({"QA": [{"q": "Why?", "a": "x"}, 5]}, "QA[1]: is 5; expected an object"),
                 ({"QA": [{"i": "", "q": "", "a": "x"}]}, "QA[0].q: is ''; expected text"),
                 ({"video": "none.mp4"}, "video: is 'none.mp4'; expected a file in"),
             ],

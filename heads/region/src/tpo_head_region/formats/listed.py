@@ -76,7 +76,7 @@ class Ferret(BoxDialogueFormat):
         for number, (place, text) in enumerate(dialogue.turns):
             where, own = dialogue.place.at("box_x1y1x2y2", number), lists[number]
             for match in _LOCATION.finditer(text):
-                if int(match[1]) >= len(own):
+                if len(match[1]) > 9 or int(match[1]) >= len(own):
                     raise place.fault(match[0], f"one of the {len(own)} boxes of this turn")
                 tasks.append(task([self._boxes.read(own[int(match[1])], shown, where.at(int(match[1])))]))
             turns.append(_LOCATION.sub("<region>", text))

@@ -185,7 +185,7 @@ class Florence(SpelledFormat):
         numbers = re.findall(r"\d+", match[0])
         if len(numbers) != 4:
             raise place.fault(match[0], "four tokens <loc_0> to <loc_999> for a box (quads and polygons are none)")
-        return "<region>", [[[int(number) + 0.5 for number in numbers]]]  # the middle of its bin
+        return "<region>", [[[float(number) + 0.5 for number in numbers]]]  # the middle of its bin
 
 
 @dataclass(kw_only=True)
@@ -221,7 +221,7 @@ class AsV2(OfPictureOrSquare, InternVL):
                 raise place.fault(match[0], "two boxes behind a <pred>, of its subject and its object")
 
 
-_PATCH = re.compile(r"\s*<patch_index_(\d+)>\s*<patch_index_(\d+)>\s*")
+_PATCH = re.compile(r"\s*<patch_index_(\d{1,9})>\s*<patch_index_(\d{1,9})>\s*")
 
 
 @dataclass(kw_only=True)
