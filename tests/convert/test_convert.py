@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import pytest
-import typer
 from PIL import Image, ImageOps
-from typer.testing import CliRunner
 
 import tpo_plugin.cli
-from tpo_plugin import MediaError, TPOError, hookimpl, register_plugin, unregister_plugin
+from tpo_plugin import MediaError, TPOError
 from tpo_plugin.convert import (
     Boxes,
     Entry,
@@ -29,7 +25,6 @@ from tpo_plugin.convert import (
     Rows,
     StoredPicture,
     convert,
-    formats,
     picture,
     read_excluded,
     read_pickle,
@@ -207,6 +202,22 @@ def test_what_is_left_out_is_counted_and_named(tmp_path: Path) -> None:
     assert "2: image: has 0 file(s), the conversation 1 tag(s) <image>" in text
 
 
+def test_a_name_that_no_file_can_have_is_that_of_one_entry(tmp_path: Path) -> None:
+    @dataclass(kw_only=True)
+    class Opens(Given):
+        def entries(self, report: Report) -> Iterator[Entry]:
+            for name in self.given:
+                with report.faults():
+                    yield Entry("1", ["Hi", (tmp_path / name).read_text()])
+
+    (tmp_path / "a").write_text("Hello")
+    report = convert(Opens(given=["x" * 5000, "a"]), tmp_path / "out.jsonl")
+    assert (report.written, report.num_left_out) == (1, 1)
+    assert "no file can have so long a name" in str(report)
+    with pytest.raises(FileNotFoundError):  # of which a format has to say more
+        convert(Opens(given=["b"]), tmp_path / "out.jsonl")
+
+
 def test_a_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text("before")
@@ -342,65 +353,3 @@ def test_a_wording_belongs_to_an_id() -> None:
     assert chosen == [worded(wordings, str(number), name="{x}") for number in range(60)]
     assert set(chosen) == {"Where is {x}?", "Find {x}.", "Show {x}."}
     assert worded(wordings, "refcoco:0:1", name="it") == "Show it."  # for good: a file can be made again
-
-
-# -- the command -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(kw_only=True)
-class Greetings(Format):
-    """Greetings, one a line."""
-
-    source: Annotated[Path, typer.Argument(help="The lines.")]
-    tone: Annotated[Literal["warm", "cool"], typer.Option(help="How.")] = "warm"
-    times: Annotated[int, typer.Option(min=1, help="How often.")] = 1
-
-    def __post_init__(self) -> None:
-        if self.tone == "cool" and self.times > 1:
-            raise TPOError("--tone cool goes with --times 1")
-
-    def entries(self, report: Report) -> Iterator[Entry]:
-        for number, line in enumerate(self.source.read_text().splitlines()):
-            yield Entry(f"{self.tone}:{number}", [line, line * self.times])
-
-
-@pytest.fixture
-def greetings() -> Iterator[None]:
-    def plugin(*names: str) -> ModuleType:
-        module = ModuleType("made_here")
-
-        def add(register: Any) -> None:
-            for name in names:
-                register(name, Greetings)
-
-        module.register_formats = hookimpl(specname="register_formats")(add)  # type: ignore[attr-defined]
-        return module
-
-    register_plugin(plugin("greetings"), "greeter")
-    register_plugin(plugin("greetings", "greetings-2"), "second")
-    register_plugin(plugin("No such name"), "wrong")
-    formats.cache_clear()
-    yield
-    for name in ("greeter", "second", "wrong"):
-        unregister_plugin(name)
-    formats.cache_clear()
-
-
-def run(*arguments: str) -> tuple[int, str]:
-    result = CliRunner().invoke(tpo_plugin.cli.app, ["convert", *arguments])
-    return result.exit_code, str(result.exception) if isinstance(result.exception, TPOError) else result.output
-
-
-def test_a_plugin_s_format_is_a_command(greetings: None, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "in.txt").write_text("Hi\nHo\n")
-    source, out = str(tmp_path / "in.txt"), str(tmp_path / "out.jsonl")
-    with caplog.at_level(logging.WARNING):
-        code, said = run("greetings", source, "--times", "2", "-o", out)
-    assert (code, said.strip()) == (0, f"{out}: 2 records written, 0 left out")
-    assert [record["conversations"][1]["value"] for record in written(Path(out))] == ["HiHi", "HoHo"]
-    assert "format 'greetings' of plugin 'second' (this process) is left out: the name is taken" in caplog.text
-    assert "no formats from plugin 'wrong' (this process)" in caplog.text
-    assert "  greetings           Greetings, one a line." in run("--list")[1]
-    assert run("greetings", source, "--tone", "cool", "--times", "2", "-o", out)[1] == "--tone cool goes with --times 1"
-    assert run("greetings", source, "--tone", "odd", "-o", out)[0] == 2
-    assert run("greetings-3", source)[1].startswith("no format 'greetings-3' is installed; did you mean 'greetings-2'?")

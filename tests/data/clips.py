@@ -141,7 +141,10 @@ def _special() -> list[Clip]:
     streams += [replace(c, extra="negative") for c in (*mp4[:2], b264[1])]
     streams += [replace(c, options=(("movflags", "frag_keyframe+empty_moov"),)) for c in mp4[::2]]
     ts = [Clip("ts", "libx264", 2), Clip("ts", "mpeg2video", 2), Clip("ts", "libx265", 3)]
-    streams += [replace(c, extra=extra) for c in ts for extra in ("twice", "middle lost", "end lost")]
+    streams += [replace(c, extra=extra) for c in ts for extra in ("twice", "middle lost", "end lost", "clock wraps")]
+    streams += [
+        replace(c, container="m2ts", options=(("mpegts_m2ts_mode", "1"),), cut=cut) for c in ts for cut in (0, 7)
+    ]
     streams += [replace(mp4[0], extra=extra) for extra in ("cover", "end lost")] + [replace(b264[1], extra="end lost")]
     few = [(mp4[0], 1), (mp4[0], 2), (ts[0], 1), (ts[0], 2), (Clip("mpg", "mpeg2video"), 1), (Clip("mkv", "ffv1"), 1)]
     return [*streams, *(replace(c, num=num) for c, num in few), Clip("h264", "libx264", 2)]

@@ -125,10 +125,10 @@ def make(clip: Clip, folder: Path) -> Path:
     return path
 
 
-_FORMATS = {"mpg": "mpeg", "ts": "mpegts", "mkv": "matroska", "wmv": "asf"}
+_FORMATS = {"mpg": "mpeg", "ts": "mpegts", "m2ts": "mpegts", "mkv": "matroska", "wmv": "asf"}
 """Name of a muxer by an extension that is none."""
 
-_OFFSETS = {"late": 125, "negative": -6}
+_OFFSETS = {"late": 125, "negative": -6, "clock wraps": int(2**33 / 90_000 * 25) - 12}
 """Ticks at which the first frame is shown."""
 
 

@@ -74,6 +74,20 @@ def test_sixteen_bits_are_divided_by_256(tmp_path: Path, name: str, dtype: Any) 
     assert (pixels == (values >> 8)[..., None]).all()
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_tiff_in_which_0_is_white(tmp_path: Path, dtype: type) -> None:
+    """As X-ray and fax machines write them; Pillow turns only those of eight bits over."""
+    top = np.iinfo(dtype).max
+    values = (ramp() * (top / 65535)).astype(dtype)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    black_is_0, white_is_0 = (struct.pack("<HHIHH", 262, 3, 1, value, 0) for value in (1, 0))
+    data = (tmp_path / "a.tif").read_bytes()
+    assert data.count(black_is_0) == 1
+    (tmp_path / "a.tif").write_bytes(data.replace(black_is_0, white_is_0))
+    pixels = np.asarray(read_image(tmp_path / "a.tif"))
+    assert (pixels == 255 - (values >> (8 if top > 255 else 0))[..., None]).all()
+
+
 def write_png(path: Path, pixels: np.ndarray, kind: int, *chunks: tuple[bytes, bytes]) -> Path:
     """A PNG of 16 bits a channel, which Pillow does not write in colours; `kind` is its colour type."""
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)

@@ -19,6 +19,7 @@ B264 = Clip("mp4", "libx264", 2)
 SHORT = [
     B264,
     Clip("ts", "libx264", 2),
+    Clip("ts", "libx264", 2, extra="clock wraps"),
     Clip("ts", "mpeg2video", 2, open_gop=True, cut=7),
     Clip("mpg", "mpeg2video", 2, rate="29.97"),
     Clip("avi", "libx264", 2),

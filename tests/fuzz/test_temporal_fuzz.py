@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import zoo
+from downloads import download
 from fuzzing import Files, changed, files, fuzz, texts
 from safetensors.numpy import save
 
@@ -32,19 +33,11 @@ RECORD = {
         {"head": "temporal", "spans": [[1, 2.5], [4, 5]], "saliency": [1, 2.5, 12], "clip_s": 2.0, "query": "it"}
     ],
 }
-MOMENT = {
-    "qid": 1,
-    "query": "it",
-    "vid": "v",
-    "duration": 8,
-    "relevant_windows": [[0, 4]],
-    "relevant_clip_ids": [0, 1],
-    "saliency_scores": [[1, 2, 3], [4, 4, 0]],
-}
+TRUTH = json.loads(download("temporal", "qvhighlights")["files"]["highlight_train_release.jsonl"])
 PREDICTION = {
-    "qid": 1,
+    "qid": TRUTH["qid"],
     "pred_relevant_windows": [[0, 3, 0.9], [2, 4, 0.1]],
-    "pred_saliency_scores": [0.1, 0.2, 0.3, 0.4],
+    "pred_saliency_scores": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0],
 }
 
 
@@ -81,7 +74,7 @@ def test_safetensors(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["predictions.jsonl", "truth.jsonl"])
 def test_predictions_and_truth(tmp_path: Path, name: str) -> None:
-    good = {"predictions.jsonl": PREDICTION, "truth.jsonl": MOMENT}
+    good = {"predictions.jsonl": PREDICTION, "truth.jsonl": TRUTH}
     paths = [tmp_path / each for each in good]
     for path in paths:
         path.write_text(json.dumps(good[path.name]))

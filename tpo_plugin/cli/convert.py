@@ -67,9 +67,11 @@ def convert(
 def _command(spec: FormatSpec) -> Any:
     cls = spec.format_class()
 
-    def run(output: Path, exclude_images: Path | None, keep_going: bool, **given: Any) -> None:
-        fields = {name: _value(value, name in paths) for name, value in given.items()}
-        _run(cls(**fields), output, exclude_images, keep_going)
+    def run(output: Path, exclude_images: str | None, keep_going: bool, **given: Any) -> None:
+        named: dict[Path, str] = {}
+        format = cls(**{name: _value(value, named if name in paths else None) for name, value in given.items()})
+        format.named.update(named)
+        _run(format, output, exclude_images, keep_going)
 
     hints = typing.get_type_hints(cls, include_extras=True)
     paths = {name for name, hint in hints.items() if _is_path(hint)}
@@ -82,19 +84,30 @@ def _command(spec: FormatSpec) -> Any:
     return typer.main.get_command(one)
 
 
-def _run(format: Format, output: Path, exclude_images: Path | None, keep_going: bool) -> None:
+def _run(format: Format, output: Path, exclude_images: str | None, keep_going: bool) -> None:
     from rich.console import Console
     from rich.progress import Progress
 
-    from tpo_plugin.convert import Report, convert, read_excluded
+    from tpo_plugin.convert import Report, convert, local, read_excluded
 
     console = Console(stderr=True)
-    exclude = read_excluded(exclude_images) if exclude_images is not None else ()
+    exclude = read_excluded(local(exclude_images)) if exclude_images is not None else ()
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task("entries")
         report = Report(progress=lambda done, total: bar.update(task, completed=done, total=total))
-        convert(format, output, exclude=exclude, keep_going=keep_going, report=report)
-    typer.echo(f"{output}: {report}")
+        try:
+            convert(format, output, exclude=exclude, keep_going=keep_going, report=report)
+        except TPOError as error:
+            raise TPOError(_as_named(str(error), format)) from error
+    typer.echo(_as_named(f"{output}: {report}", format))
+
+
+def _as_named(text: str, format: Format) -> str:
+    """A message with the names that were given, in place of the copies that were read."""
+    for path, given in format.named.items():
+        if path != Path(given):
+            text = text.replace(str(path), given)
+    return text
 
 
 _COMMON = [
@@ -109,7 +122,7 @@ _COMMON = [
             "exclude_images",
             None,
             Annotated[
-                Path | None,
+                str | None,
                 typer.Option(help="Pictures to leave out: a file of ids or names, one a line, or of records."),
             ],
         ),
@@ -131,6 +144,8 @@ def _parameters(cls: type[Format], hints: Mapping[str, Any]) -> list[inspect.Par
     """The fields of a format as parameters of a command."""
     found = []
     for field in dataclasses.fields(cls):
+        if not field.init:
+            continue
         default: Any = inspect.Parameter.empty
         if field.default is not dataclasses.MISSING:
             default = field.default
@@ -145,15 +160,19 @@ def _is_path(hint: Any) -> bool:
     return hint is Path or any(_is_path(part) for part in get_args(hint))
 
 
-def _value(given: Any, is_path: bool) -> Any:
-    """What typer parsed, as the format takes it: sources are fetched and unpacked where need be."""
+def _value(given: Any, named: dict[Path, str] | None) -> Any:
+    """What typer parsed, as the format takes it; with `named` a source, which is fetched and unpacked where need be."""
     from tpo_plugin.convert import local
 
     if isinstance(given, list):
-        return [_value(value, is_path) for value in given]
+        return [_value(value, named) for value in given]
     if isinstance(given, enum.Enum):
         return given.value
-    return local(given) if is_path and given is not None else given
+    if named is None or given is None:
+        return given
+    path = local(given)
+    named[path] = given
+    return path
 
 
 def _for_typer(hint: Any) -> Any:

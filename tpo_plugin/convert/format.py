@@ -7,11 +7,12 @@ import logging
 import re
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from tpo_plugin.convert.report import Report
+from tpo_plugin.data.storage import media_folder
 from tpo_plugin.errors import TPOError
 from tpo_plugin.plugins import Plugin, registry, resolve
 
@@ -76,6 +77,14 @@ class Format:
     """Heads whose tasks its records may hold."""
     settings: ClassVar[Mapping[str, Any]] = {}
     """Configuration by head, with which its records are checked: what a head must be set to, to learn from them."""
+
+    named: dict[Path, str] = field(default_factory=dict, init=False, repr=False)
+    """What its sources were called before they were fetched and unpacked."""
+
+    def beside(self, source: Path) -> Path:
+        """The folder in which media lie that a source names by relative paths: beside it, packed or not, or in its tar;
+        for a URL the working directory."""
+        return media_folder(self.named.get(source, source))
 
     def entries(self, report: Report) -> Iterator[Entry]:
         """The entries of the sources, one at a time.

@@ -50,7 +50,7 @@ def read_text(path: Path, encoding: str = "utf-8-sig") -> str:
     """A text file's content. Raises `RecordError`."""
     try:
         return path.read_text(encoding=encoding)
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: of bytes that are no text, of a name with a null byte
         raise RecordError(f"cannot be read: {getattr(error, 'strerror', None) or error}", file=str(path)) from error
 
 

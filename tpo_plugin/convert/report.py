@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -82,9 +83,15 @@ class Report:
 
     @contextmanager
     def faults(self) -> Iterator[None]:
-        """An entry in whose making a `RecordError` or `MediaError` is raised is left out, counted, and named."""
+        """An entry in whose making a `RecordError` or `MediaError` is raised is left out, counted, and named; so is one
+        that names a file by more than a file's name can hold."""
         try:
-            yield
+            try:
+                yield
+            except OSError as error:
+                if error.errno != errno.ENAMETOOLONG:
+                    raise
+                raise MediaError(f"{str(error.filename)[:80]}...: no file can have so long a name") from error
         except (RecordError, MediaError) as error:
             _count(self.left_out, kind_of(error), str(error))
 

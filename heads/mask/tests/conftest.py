@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from downloads import SIZE, labels, picture
 from tpo_head_mask import rle
 from tpo_head_mask.architecture import Architecture, architecture_of
 from tpo_head_mask.checkpoints import _backend_class, chosen_backend
@@ -51,29 +51,8 @@ def micro(backend_name: str, build: Callable[..., Any]) -> Any:
     return backend
 
 
-HEIGHT, WIDTH = 24, 32
-Corners = tuple[int, int, int, int]
-"""y1, x1, y2, x2 in pixels."""
-
-
-def picture(path: Path, grey: int = 128, size: tuple[int, int] = (HEIGHT, WIDTH)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full((*size, 3), grey, np.uint8)).save(path)
-
-
-def labels(path: Path, objects: Mapping[int, Corners], size: tuple[int, int] = (HEIGHT, WIDTH)) -> None:
-    """A palette PNG with boxes of object ids."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    values = np.zeros(size, np.uint8)
-    for number, (y1, x1, y2, x2) in objects.items():
-        values[y1:y2, x1:x2] = number
-    image = Image.fromarray(values)
-    image.putpalette(list(range(256)) * 3)
-    image.save(path)
-
-
 def mask_of(y1: int, x1: int, y2: int, x2: int) -> rle.RLE:
-    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask = np.zeros(SIZE, bool)
     mask[y1:y2, x1:x2] = True
     return rle.encode(mask)
 
@@ -98,7 +77,7 @@ def outcome(name: str, output: Path, **options: Any) -> tuple[list[dict[str, Any
 def data() -> Any:
     """What tests of formats make their sources with."""
     return SimpleNamespace(
-        size=(HEIGHT, WIDTH),
+        size=SIZE,
         picture=picture,
         labels=labels,
         mask_of=mask_of,

@@ -9,8 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from downloads import download, unpack
 
 from tpo_plugin.data import VideoOptions, read_sample
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
@@ -23,13 +29,11 @@ def davis(tmp_path: Path, data: Any) -> Callable[[str], Path]:
     """Sequence "bear": object 1 moves, object 2 appears in frame 1, 255 is void; "cat" has a map of another size."""
 
     def make(name: str = "DAVIS") -> Path:
-        root = tmp_path / name
-        (root / "ImageSets/2017").mkdir(parents=True)
+        unpack(download("mask", "davis"))
+        root = Path("DAVIS").rename(tmp_path / name)
         (root / "ImageSets/2017/train.txt").write_text("bear\ncat\n")
         for k in range(3):
             data.picture(root / f"JPEGImages/480p/bear/{k:05d}.jpg", 40 * k)
-            objects = {1: (2, 2 + k, 8, 10 + k), 255: (0, 0, 1, 1)} | ({2: (12, 4, 20, 12)} if k else {})
-            data.labels(root / f"Annotations/480p/bear/{k:05d}.png", objects)
             data.picture(root / f"JPEGImages/480p/cat/{k:05d}.jpg")
             data.labels(root / f"Annotations/480p/cat/{k:05d}.png", {1: (0, 0, 5, 5)}, (12, 16))
         return root
@@ -88,19 +92,18 @@ def test_ref_davis(davis: Any, data: Any, out: Path) -> None:
     assert len(out.read_text().splitlines()) == 2  # what was there is kept
 
 
-def youtube(root: Path, data: Any, expressions: dict[str, Any]) -> Path:
-    for number in (5, 10, 20):
-        data.picture(root / f"train/JPEGImages/v1/{number:05d}.jpg")
-        data.labels(root / f"train/Annotations/v1/{number:05d}.png", {1: (1, 1, 9, 9), 3: (10, 10, 20, 20)})
-    path = root / "meta_expressions/train/meta_expressions.json"
-    path.parent.mkdir(parents=True)
-    entry = {"expressions": expressions, "frames": ["00010", "00005", "00020"]}
-    path.write_text(json.dumps({"videos": {"v1": entry}}))
-    return root
+EXPRESSIONS = "yt/meta_expressions/train/meta_expressions.json"
 
 
-def test_youtube_vos(tmp_path: Path, data: Any, out: Path) -> None:
-    root = youtube(tmp_path / "yt", data, {"0": {"exp": "a dog", "obj_id": "3"}, "1": {"exp": "x", "obj_id": "2"}})
+def youtube(expressions: dict[str, Any]) -> Path:
+    layout = download("mask", "ref-youtube-vos")
+    old = json.loads(layout["files"][EXPRESSIONS])["videos"]["v1"]["expressions"]
+    unpack(layout, EXPRESSIONS, json.dumps(old), json.dumps(expressions))
+    return Path("yt")
+
+
+def test_youtube_vos(data: Any, out: Path) -> None:
+    root = youtube({"0": {"exp": "a dog", "obj_id": "3"}, "1": {"exp": "x", "obj_id": "2"}})
     (record,), text = data.outcome("ref-youtube-vos", out, root=root)
     assert "v1/1: its annotations hold no object 2; they hold [1, 3]" in text
     times = pytest.approx([0, 5 / 30, 15 / 30], abs=1e-6)
@@ -122,13 +125,13 @@ def test_youtube_vos(tmp_path: Path, data: Any, out: Path) -> None:
         ({"0": {"exp": "a dog"}}, "videos.v1.expressions.0.obj_id: is missing; expected a text or a whole number"),
         ({"0": {"exp": 5, "obj_id": "1"}}, "videos.v1.expressions.0.exp: is 5; expected a text"),
         ({"0": {"exp": "a dog", "obj_id": "one"}}, "videos.v1.expressions.0.obj_id: is 'one'; expected an object's id"),
+        ({"0": {"exp": "a dog", "obj_id": "²"}}, "videos.v1.expressions.0.obj_id: is '²'; expected an object's id"),
+        ({"0": {"exp": "a dog", "obj_id": "9" * 5000}}, "999; expected an object's id"),
         ({"0": {"exp": "a dog", "obj_id": "9"}}, "its annotations hold no object 9"),
     ],
 )
-def test_wrong_expressions_name_file_and_field(
-    tmp_path: Path, data: Any, out: Path, expressions: dict[str, Any], message: str
-) -> None:
-    records, text = data.outcome("ref-youtube-vos", out, root=youtube(tmp_path / "yt", data, expressions))
+def test_wrong_expressions_name_file_and_field(data: Any, out: Path, expressions: dict[str, Any], message: str) -> None:
+    records, text = data.outcome("ref-youtube-vos", out, root=youtube(expressions))
     assert records == []
     assert message in text
     assert not out.exists()
@@ -136,7 +139,7 @@ def test_wrong_expressions_name_file_and_field(
 
 def test_masks_by_running_number_differ_from_eleven_expressions_on(tmp_path: Path, data: Any, out: Path) -> None:
     names = [str(i) for i in range(11)]
-    root = youtube(tmp_path / "yt", data, {name: {"exp": f"thing {name}"} for name in names})
+    root = youtube({name: {"exp": f"thing {name}"} for name in names})
     masks = {str(i): [data.mask_of(0, i, 5, i + 2)] * 3 for i in range(11)}
     path = tmp_path / "mask_dict.pkl"
     path.write_bytes(pickle.dumps(masks))
@@ -151,88 +154,81 @@ def test_masks_by_running_number_differ_from_eleven_expressions_on(tmp_path: Pat
     assert "mask_dict.pkl: 2: is missing; expected masks of expression 2 of video v1" in text
 
 
-def mevis(root: Path, data: Any, masks: dict[str, Any], frames: tuple[str, ...] = ("00000", "00001")) -> Path:
-    for k in range(2):
-        data.picture(root / f"train/JPEGImages/v1/{k:05d}.jpg")
-    expressions = {
-        "0": {"exp": "The two cats.", "obj_id": [0, 1], "anno_id": [10, 11]},
-        "1": {"exp": "a ghost", "obj_id": [2], "anno_id": [12]},
-    }
-    meta = {"videos": {"v1": {"expressions": expressions, "frames": list(frames), "vid_id": 0}}}
-    (root / "train/meta_expressions.json").write_text(json.dumps(meta))
-    (root / "train/mask_dict.json").write_text(json.dumps(masks))
-    return root
+def mevis(masks: dict[str, Any] | None = None, frames: tuple[str, ...] = ("00000", "00001")) -> Path:
+    unpack(
+        download("mask", "mevis"),
+        "mevis/train/meta_expressions.json",
+        '"frames": ["00000", "00001"]',
+        f'"frames": {json.dumps(frames)}',
+    )
+    if masks is not None:
+        Path("mevis/train/mask_dict.json").write_text(json.dumps(masks))
+    return Path("mevis")
 
 
-def test_mevis(tmp_path: Path, data: Any, out: Path) -> None:
-    m = data.mask_of
-    masks: dict[str, Any] = {"10": [m(1, 1, 5, 5), None], "11": [m(8, 8, 20, 20), m(8, 9, 20, 21)]}
-    (record,), text = data.outcome("mevis", out, root=mevis(tmp_path / "mevis", data, masks))
-    assert "anno_id: is [12]; expected ids of masks in mask_dict.json, which lacks [12]" in text
+def test_mevis(data: Any, out: Path) -> None:
+    masks: dict[str, Any] = json.loads(download("mask", "mevis")["files"]["mevis/train/mask_dict.json"])
+    (record, _), _ = data.outcome("mevis", out, root=mevis())
     assert "The two cats" in record["conversations"][0]["value"]
     assert record["conversations"][1]["value"].count("<mask>, <mask>") == 1
     assert [task["masks"] for task in record["tasks"]] == list(masks.values())
     assert data.records_of(out)[0].turns[1].text.count("<tracking>") == 2
-    out.unlink()
-    for wrong, message in (
-        ([m(8, 8, 20, 20) | {"counts": "5"}, None], "mask_dict.json: 11[0]: is {"),
-        ([m(8, 8, 20, 20)], "11: is '1 entries'; expected a list of RLE or null for each of the 2 frames"),
+    missing = "anno_id: is [10, 11]; expected ids of masks in mask_dict.json, which lacks [10]"
+    for changed, message in (
+        ({"11": masks["11"]}, missing),
+        (masks | {"11": [masks["11"][0] | {"counts": "5"}, None]}, "mask_dict.json: 11[0]: is {"),
+        (masks | {"11": masks["11"][:1]}, "is '1 entries'; expected a list of RLE or null for each of the 2 frames"),
     ):
-        root = mevis(tmp_path / "mevis", data, masks | {"11": wrong})
-        assert message in data.outcome("mevis", out, root=root)[1]
-    root = mevis(tmp_path / "mevis", data, masks, ("00001", "00000"))
-    assert "frames: is ['00001', '00000']; expected frame names, ascending" in data.outcome("mevis", out, root=root)[1]
+        assert message in data.outcome("mevis", out.with_name("b.jsonl"), root=mevis(changed))[1]
+    root = mevis(frames=("00001", "00000"))
+    message = "frames: is ['00001', '00000']; expected frame names, ascending"
+    assert message in data.outcome("mevis", out.with_name("c.jsonl"), root=root)[1]
 
 
-def sav(root: Path, data: Any, **changes: Any) -> Path:
-    folder = root / "sav_000"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "sav_000001.mp4").write_bytes(b"a video")
-    empty, small = data.mask_of(0, 0, 0, 0), data.mask_of(1, 2, 3, 4)
-    content = {
-        "video_id": "sav_000001",
-        "video_height": float(data.size[0]),
-        "video_width": float(data.size[1]),
-        "video_frame_count": 10.0,
-        "masklet": [[small, empty], [empty, empty], [small, empty]],
-        "masklet_id": [0, 5],
-    }
-    (folder / "sav_000001_manual.json").write_text(json.dumps(content | changes))
-    return root
+SAV = "sav/sav_000/sav_000001_manual.json"
 
 
-def test_sa_v_train(tmp_path: Path, data: Any, out: Path) -> None:
-    root, small = sav(tmp_path / "sav", data), data.mask_of(1, 2, 3, 4)
+def sav(**changes: Any) -> Path:
+    """Masklet 0, and 5, which shows nothing."""
+    layout = download("mask", "sa-v")
+    unpack(layout)
+    Path(SAV).write_text(json.dumps(json.loads(layout["files"][SAV]) | changes))
+    return Path("sav")
+
+
+def test_sa_v_train(data: Any, out: Path) -> None:
+    root = sav()
     (record,), text = data.outcome("sa-v", out, root=root)
+    (first, _), _, (third, _) = json.loads(Path(SAV).read_text())["masklet"]
     assert record["id"] == "sa-v:sav_000001_manual/0"
     assert record["video"] == "sav/sav_000/sav_000001.mp4"  # below the records' folder
     given, target = record["tasks"]
-    assert target["masks"] == [small, None, small]
+    assert target["masks"] == [first, None, third]
     assert target["times"] == pytest.approx([0, 1 / 6, 2 / 6], abs=1e-6)
-    assert given["box"] == [2 / 32, 1 / 24, 4 / 32, 3 / 24]
+    assert given["box"] == [4 / 32, 0, 12 / 32, 1]
     assert "sa-v:sav_000001_manual/5: the object is in no annotated frame" in text
     out.unlink()
     for changes, message in (
-        ({"masklet": [[small]] * 3}, "masklet[0]: is '1 masks'; expected one for each of the 2 masklets"),
+        ({"masklet": [[first]] * 3}, "masklet[0]: is '1 masks'; expected one for each of the 2 masklets"),
         ({"video_height": 100}, "masklet[0][0]: is of size [24, 32], its image of [100, 32]"),
+        ({"video_height": float("inf")}, "video_height: is inf; expected a whole number or a number"),
+        ({"video_frame_count": "ten"}, "video_frame_count: is 'ten'; expected a whole number or a number"),
         ({"video_frame_count": 24}, "masklet: is '3 frames'; expected masks of every fourth of the 24 frames, 6"),
     ):
-        assert message in data.outcome("sa-v", out, root=sav(root, data, **changes))[1]
-    sav(root, data)
+        assert message in data.outcome("sa-v", out, root=sav(**changes))[1]
+    sav()
     (root / "sav_000/sav_000001.mp4").unlink()
     assert "sav_000001.mp4: no such file" in data.outcome("sa-v", out, root=root)[1]
 
 
-def test_ref_sav(tmp_path: Path, data: Any, out: Path) -> None:
-    root = sav(tmp_path / "sav", data)
-    paths = {"video_path": "sav_000/sav_000001.mp4", "anno_path": "sav_000/sav_000001_manual.json"}
-    objects = {"0": {"formated": "A red kite."}, "7": {"formated": "x"}, "1": {"formatted": "x"}}
-    source = tmp_path / "ref.json"
-    source.write_text(json.dumps({"sav_000001": {**paths, "objects": objects}}))
-    (record,), text = data.outcome("ref-sav", out, source=source, videos=root)
+def test_ref_sav(data: Any, out: Path) -> None:
+    more = '"objects": {"7": {"formated": "x"}, "1": {"formatted": "x"}, '
+    unpack(download("mask", "ref-sav"), "sam_v_final_v3.json", '"objects": {', more)
+    (record,), text = data.outcome("ref-sav", out, source=Path("sam_v_final_v3.json"), videos=Path("sav"))
+    (first, _), _, (third, _) = json.loads(Path(SAV).read_text())["masklet"]
     assert record["id"] == "ref-sav:sav_000001/0"
     assert "A red kite" in record["conversations"][0]["value"]
-    assert record["tasks"][0]["masks"] == [data.mask_of(1, 2, 3, 4), None, data.mask_of(1, 2, 3, 4)]
+    assert record["tasks"][0]["masks"] == [first, None, third]
     assert "sav_000001.objects.7: is '7'; expected a column of the 2 masklets in sav_000001_manual.json" in text
     assert "sav_000001.objects.1.formated: is missing; expected a text" in text
 
@@ -250,18 +246,16 @@ def test_sa_v_val(tmp_path: Path, data: Any, out: Path) -> None:
     assert "001: holds the values [0, 1, 2], expected two" in text
 
 
-def lasot(root: Path, data: Any, boxes: str = "4,6,8,12\n0,0,0,0\n-4,6,8,30\n", flags: str = "0,1,0") -> Path:
-    path = root / "bear/bear-1"
-    for k in range(1, 4):
-        data.picture(path / f"img/{k:08d}.jpg")
-    (path / "groundtruth.txt").write_text(boxes)
-    (path / "full_occlusion.txt").write_text(flags)
-    (path / "out_of_view.txt").write_text("0,0,0\n")
-    return root
+def lasot(boxes: str | None = None, flags: str | None = None) -> Path:
+    unpack(download("mask", "lasot"))
+    for name, text in (("groundtruth.txt", boxes), ("full_occlusion.txt", flags)):
+        if text is not None:
+            Path("lasot/bear/bear-1", name).write_text(text)
+    return Path("lasot")
 
 
-def test_lasot(tmp_path: Path, data: Any, out: Path) -> None:
-    root = lasot(tmp_path / "lasot", data)
+def test_lasot(data: Any, out: Path) -> None:
+    root = lasot()
     (record,), text = data.outcome("lasot", out, root=root)
     given, target = record["tasks"]
     box = [4 / 32, 6 / 24, 12 / 32, 18 / 24]
@@ -289,8 +283,8 @@ def test_lasot(tmp_path: Path, data: Any, out: Path) -> None:
         ),
     ],
 )
-def test_wrong_boxes_are_named(tmp_path: Path, data: Any, out: Path, changes: dict[str, str], message: str) -> None:
-    assert message in data.outcome("lasot", out, root=lasot(tmp_path / "a", data, **changes))[1]
+def test_wrong_boxes_are_named(data: Any, out: Path, changes: dict[str, str], message: str) -> None:
+    assert message in data.outcome("lasot", out, root=lasot(**changes))[1]
 
 
 def test_got10k(tmp_path: Path, data: Any, out: Path) -> None:

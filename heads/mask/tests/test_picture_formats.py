@@ -8,7 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from downloads import download, unpack
 from tpo_head_mask import rle
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
@@ -54,7 +60,7 @@ def test_a_folder_with_words_for_ids(mine: Path, data: Any, out: Path) -> None:
     assert record["id"] == "folder:good/1"
     assert "the dog" in record["conversations"][0]["value"]
     assert "holds the object ids [9], which objects.json does not list" in text
-    for wrong in ({"0": "dog"}, {"dog": "dog"}, {"1": ""}, {"1": 5}):
+    for wrong in ({"0": "dog"}, {"dog": "dog"}, {"1": ""}, {"1": 5}, {"²": "dog"}, {"9" * 5000: "dog"}):
         (mine / "objects.json").write_text(json.dumps(wrong))
         _, text = data.outcome("folder", out.with_name("b.jsonl"), root=mine)
         assert "expected an id above 0 with its words, or null" in text
@@ -85,23 +91,20 @@ def test_a_folder_with_questions(mine: Path, data: Any, out: Path) -> None:
     assert "holds objects.json and questions.jsonl; expected one of them" in data.outcome("folder", out, root=mine)[1]
 
 
-LISA = {
-    "text": ["the thing that tells time", "what shows the hour"],
-    "is_sentence": False,
-    "shapes": [{"label": "target", "points": [[2, 2], [20, 2], [20, 20], [2, 20]]}],
-}
+CLOCK = "ReasonSeg/train/clock.json"
+LISA = json.loads(download("mask", "reason-seg")["files"][CLOCK])
 HOLE = {"label": "ignore", "points": [[5, 5], [9, 5], [9, 9], [5, 9]]}
 
 
-def lisa(root: Path, data: Any, **changes: Any) -> Path:
-    data.picture(root / "train/clock.jpg")
-    (root / "train/clock.json").write_bytes(json.dumps(LISA | changes, ensure_ascii=False).encode("cp1252"))
-    return root
+def lisa(**changes: Any) -> Path:
+    unpack(download("mask", "reason-seg"))
+    Path(CLOCK).write_bytes(json.dumps(LISA | changes, ensure_ascii=False).encode("cp1252"))
+    return Path("ReasonSeg")
 
 
-def test_reason_seg(tmp_path: Path, data: Any, out: Path) -> None:
+def test_reason_seg(data: Any, out: Path) -> None:
     shapes = [HOLE, *LISA["shapes"], {"label": "flag", "points": [[0, 0], [31, 0], [31, 23]]}]
-    records, text = data.outcome("reason-seg", out, root=lisa(tmp_path / "ReasonSeg", data, shapes=shapes))
+    records, text = data.outcome("reason-seg", out, root=lisa(shapes=shapes))
     assert [record["id"] for record in records] == ["reason-seg:clock/0", "reason-seg:clock/1"]
     assert "the thing that tells time" in records[0]["conversations"][0]["value"]
     expected = np.zeros(data.size, bool)
@@ -109,10 +112,10 @@ def test_reason_seg(tmp_path: Path, data: Any, out: Path) -> None:
     expected[5:10, 5:10] = False
     assert np.array_equal(rle.decode(records[0]["tasks"][0]["masks"][0]), expected)
     assert "changed 1 x areas to ignore became background" in text
-    root = lisa(tmp_path / "ReasonSeg", data, text=["What is shown… in the café?"], is_sentence=True)  # in cp1252
+    root = lisa(text=["What is shown… in the café?"], is_sentence=True)  # in cp1252
     (record,), _ = data.outcome("reason-seg", out, root=root)
     assert "What is shown… in the café?" in record["conversations"][0]["value"]
-    records, _ = data.outcome("reason-seg", out, root=lisa(tmp_path / "ReasonSeg", data), texts="first")
+    records, _ = data.outcome("reason-seg", out, root=lisa(), texts="first")
     assert len(records) == 1
 
 
@@ -126,43 +129,41 @@ def test_reason_seg(tmp_path: Path, data: Any, out: Path) -> None:
         ({"text": []}, "clock.json: text: is []; expected at least one text"),
     ],
 )
-def test_wrong_shapes(tmp_path: Path, data: Any, out: Path, changes: dict[str, Any], message: str) -> None:
-    assert message in data.outcome("reason-seg", out, root=lisa(tmp_path / "ReasonSeg", data, **changes))[1]
+def test_wrong_shapes(data: Any, out: Path, changes: dict[str, Any], message: str) -> None:
+    assert message in data.outcome("reason-seg", out, root=lisa(**changes))[1]
 
 
-def test_semantic(tmp_path: Path, data: Any, out: Path) -> None:
-    for name in ("a", "b", "c"):
-        data.picture(tmp_path / f"images/{name}.jpg")
-    data.labels(tmp_path / "maps/a.png", {1: (0, 0, 5, 5), 3: (6, 6, 9, 9)})
-    data.labels(tmp_path / "maps/b.png", {151: (0, 0, 5, 5)})
-    data.picture(tmp_path / "maps/c.png")
-    (tmp_path / "classes.txt").write_text("wall\nbuilding\nsky\n")
-    options = {"images": tmp_path / "images", "maps": tmp_path / "maps", "classes": tmp_path / "classes.txt"}
+def test_semantic(data: Any, out: Path) -> None:
+    unpack(download("mask", "semantic"))
+    images, maps = Path("images/training"), Path("annotations/training")
+    for name in ("b", "c"):
+        data.picture(images / f"{name}.jpg")
+    data.labels(maps / "b.png", {151: (0, 0, 5, 5)})
+    data.picture(maps / "c.png")
+    options = {"images": images, "maps": maps, "classes": Path("classes.txt")}
     (record,), text = data.outcome("semantic", out, **options)
     assert "wall, sky" in record["conversations"][0]["value"]
     assert [task["masks"] for task in record["tasks"]] == [[data.mask_of(0, 0, 5, 5)], [data.mask_of(6, 6, 9, 9)]]
     assert "b.png: holds the values [151]; expected 1 to 3" in text
     assert "c.png: is an image of mode RGB, in colours" in text
+    Path("classes.txt").write_text("\n")
+    assert "classes.txt: names no class" in data.outcome("semantic", out, **options)[1]
 
 
-def test_grand_f(tmp_path: Path, data: Any, out: Path) -> None:
-    data.picture(tmp_path / "sa_1.jpg")
-    mask, other = data.mask_of(0, 0, 5, 5), data.mask_of(6, 6, 9, 9)
-    cats = {"token_positives": [0, 8], "rle_masks": [mask, other]}
-    mat = {"token_positives": [16, 21], "rle_masks": [other]}
-    good = {
-        "file_name": "sa_1.jpg",
-        "caption": '"Two cats sit on a mat."',
-        "groundings": {"a mat": mat, "Two cats": cats},
-    }
+def test_grand_f(data: Any, out: Path) -> None:
+    layout = download("mask", "grand-f")
+    unpack(layout)
+    ((name, text),) = layout["files"].items()
+    (good,) = json.loads(text)
+    cats, mat = (good["groundings"][phrase] for phrase in ("Two cats", "a mat"))
+    mask, other = cats["rle_masks"]
     wrong = [
         {"a mat": mat | {"token_positives": [0, 99]}},
         {"a mat": mat | {"rle_masks": [rle.encode(np.ones((4, 4)))]}},
         {"a mat": mat | {"token_positives": [5, 12]}, "Two cats": cats},
     ]
-    source = tmp_path / "a.json"
-    source.write_text(json.dumps([good, *(good | {"groundings": groundings} for groundings in wrong)]))
-    (record,), text = data.outcome("grand-f", out, source=source, images=tmp_path)
+    Path(name).write_text(json.dumps([good, *(good | {"groundings": groundings} for groundings in wrong)]))
+    (record,), text = data.outcome("grand-f", out, source=Path(name), images=Path("images"))
     assert record["conversations"][1]["value"] == "Two cats <mask> <mask> sit on a mat <mask>."
     assert [task["masks"][0] for task in record["tasks"]] == [mask, other, other]
     for message in (

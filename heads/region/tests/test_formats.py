@@ -1,110 +1,42 @@
-"""Every format of boxes: a small download of its layout becomes these records, which `tpo check` accepts; what is wrong
-in one is refused, by its place and field. The downloads are in layouts.yaml and dialogues.yaml."""
+"""Every format of boxes: a small download of its layout becomes these records; what is wrong in one is refused, by its
+place and field. The downloads are in layouts.yaml and dialogues.yaml."""
 
 from __future__ import annotations
 
-import io
+import gzip
 import json
-import pickle
 import re
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from PIL import Image
-from tpo_head_region.formats import FORMATS
+from downloads import converted, download, downloads, format_of, tpo, unpack
 from tpo_head_region.formats.spelled import Qwen25VL
-from typer.testing import CliRunner
 
-import tpo_plugin.cli
-from tpo_plugin import TPOError
 from tpo_plugin.convert import Picture
 
 HERE = Path(__file__).parent
-LAYOUTS = yaml.safe_load((HERE / "layouts.yaml").read_text(encoding="utf-8"))
-DIALOGUES = yaml.safe_load((HERE / "dialogues.yaml").read_text(encoding="utf-8"))
-
-
-def tpo(*arguments: str) -> str:
-    """What the command says, also when it is refused."""
-    result = CliRunner().invoke(tpo_plugin.cli.app, arguments)
-    if isinstance(result.exception, TPOError):
-        return str(result.exception)
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
-def write(name: str, text: str) -> None:
-    path = Path(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".p":
-        path.write_bytes(pickle.dumps(json.loads(text), protocol=2))
-    elif path.suffix == ".parquet":
-        pyarrow = pytest.importorskip("pyarrow")
-        pytest.importorskip("pyarrow.parquet")
-        rows = json.loads(text)
-        for row in rows:
-            for image in row.get("images", ()):
-                image["bytes"] = png(640, 480)
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    else:
-        path.write_text(text, encoding="utf-8")
-
-
-def png(width: int, height: int) -> bytes:
-    file = io.BytesIO()
-    Image.new("L", (width, height)).save(file, "PNG")
-    return file.getvalue()
-
-
-def unpack(layout: dict[str, Any], file: str = "", old: str = "", new: str = "") -> None:
-    for name, size in layout["pictures"].items():
-        Path(name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("L", size).save(name)
-    for name, text in layout["files"].items():
-        if name == file:
-            assert old in text, f"{old!r} is not in {name}"
-            text = text.replace(old, new, 1)
-        write(name, text)
-
-
-def convert(layout: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
-    said = tpo("convert", *layout["command"].split(), "-o", "records.jsonl")
-    path = Path("records.jsonl")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return said, [json.loads(line) for line in lines]
+DOWNLOADS = downloads("region")
+LAYOUTS = [each for each in DOWNLOADS if "records" in each]
+DIALOGUES = [each for each in DOWNLOADS if "turns" in each]
 
 
 def boxes(record: dict[str, Any]) -> list[Any]:
     return [task["boxes"] for task in record.get("tasks", ())]
 
 
-def name(layout: dict[str, Any]) -> str:
-    return "-".join(layout["command"].split()[:1])
-
-
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TPO_CACHE", str(tmp_path / "cache"))
 
 
-def dialogue(example: dict[str, Any]) -> dict[str, Any]:
-    """It as a layout: an answer about one picture, or a row of its own."""
-    turns = [("user", "Where?"), ("assistant", example.get("answer"))]
-    row = {"messages": [{"role": role, "content": text} for role, text in turns], "images": ["a.png"]}
-    text = json.dumps(example.get("row", row))
-    file = example["command"].split()[1]
-    return example | {
-        "pictures": {"a.png": [640, 480]},
-        "files": {file: f"[{text}]" if file.endswith(".parquet") else text + "\n"},
-    }
-
-
-@pytest.mark.parametrize("layout", LAYOUTS, ids=name)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=format_of)
 def test_a_download_becomes_records(layout: dict[str, Any]) -> None:
     unpack(layout)
-    said, records = convert(layout)
+    said, records = converted(layout)
     assert {record["id"] for record in records} == set(layout["records"]), said
     assert len(records) == len(layout["records"])
     for record in records:
@@ -114,27 +46,21 @@ def test_a_download_becomes_records(layout: dict[str, Any]) -> None:
         assert asked.startswith("<image>\n")
         assert answer.count("<region>") == bool(expected)
     assert layout.get("says", "") in said
-    assert "none wrong" in tpo("check", "records.jsonl", "--heads", "region", "--media", "--workers", "1")
 
 
-@pytest.mark.parametrize("example", DIALOGUES, ids=name)
+@pytest.mark.parametrize("example", DIALOGUES, ids=format_of)
 def test_a_conversation_becomes_a_record(example: dict[str, Any]) -> None:
-    layout = dialogue(example)
-    unpack(layout)
-    said, records = convert(layout)
+    unpack(example)
+    said, records = converted(example)
     assert len(records) == 1, said
     assert [turn["value"] for turn in records[0]["conversations"]] == example["turns"]
     assert boxes(records[0]) == example.get("boxes", [])
-    assert "none wrong" in tpo("check", "records.jsonl", "--heads", "region", "--media", "--workers", "1")
 
 
 WRONG = [
-    pytest.param(layout, wrong, id=f"{name(layout)}-{wrong[2]}")
-    for layout in LAYOUTS
-    for wrong in layout.get("wrong", ())
-] + [
-    pytest.param(layout, [*layout["files"], *wrong], id=f"{name(layout)}-{wrong[1]}")
-    for layout in map(dialogue, DIALOGUES)
+    # of a dialogue, which has one file, its name is left out
+    pytest.param(layout, [*layout["files"], *wrong][-4:], id=f"{format_of(layout)}-{wrong[-2]}")
+    for layout in DOWNLOADS
     for wrong in layout.get("wrong", ())
 ]
 
@@ -143,7 +69,7 @@ WRONG = [
 def test_what_is_wrong_is_refused_by_its_field(layout: dict[str, Any], wrong: list[str]) -> None:
     *swap, message = wrong
     unpack(layout, *swap)
-    said, records = convert(layout)
+    said, records = converted(layout)
     assert message in said
     assert len(records) < len(layout.get("records", [0])), "the wrong entry was written"
 
@@ -157,14 +83,14 @@ def test_a_convention_is_verified_over_the_whole_source() -> None:
     ]
     unpack({"pictures": {"a.png": [100, 100]}, "files": {"rows.jsonl": "\n".join(map(json.dumps, rows))}})
     command = {"command": "refcoco-jxu124 rows.jsonl --pictures ."}
-    said, records = convert(command)
+    said, records = converted(command)
     assert said.startswith(
         "3 of 5 boxes are not [x1, y1, x2, y2] in pixels, as was declared: 3 look like [x, y, width, height]\n"
         "Nothing was written; --keep-going writes the entries that fit."
     )
     assert "rows.jsonl:4: bbox: is [70, 80, 2, 3]" in said
     assert not records
-    said, records = convert({"command": command["command"] + " --keep-going"})
+    said, records = converted({"command": command["command"] + " --keep-going"})
     assert "2 records written, 3 left out" in said
     assert len(records) == 2
 
@@ -173,8 +99,37 @@ README = (HERE.parent / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^    tpo (.*)$", README, re.MULTILINE)
 
 
-def layout_of(format: str) -> dict[str, Any]:
-    return next(layout for layout in [*LAYOUTS, *map(dialogue, DIALOGUES)] if name(layout) == format)
+@pytest.mark.parametrize("packed", ["rows.jsonl.gz", "rows.tar/rows.jsonl"])
+def test_pictures_lie_beside_a_source_that_is_packed(packed: str) -> None:
+    layout = download("region", "swift")
+    unpack(layout)
+    if packed.endswith(".gz"):
+        Path(packed).write_bytes(gzip.compress(Path("rows.jsonl").read_bytes()))
+    else:
+        with tarfile.open("rows.tar", "w") as archive:
+            archive.add("rows.jsonl")
+            archive.add("a.png")
+        Path("a.png").unlink()
+    Path("rows.jsonl").unlink()
+    said, records = converted({"command": f"swift {packed}"})
+    assert "1 records written, 0 left out" in said
+    assert (Path.cwd() / records[0]["image"]).is_file()
+
+
+def test_the_pictures_of_another_set_are_left_out() -> None:
+    """COCO's train2017 holds the pictures of RefCOCO's val: what was converted of it, packed, says which."""
+    other = download("region", "refcoco")
+    unpack(other)
+    converted(other | {"command": other["command"] + " --split val"})
+    Path("val.jsonl.gz").write_bytes(gzip.compress(Path("records.jsonl").read_bytes()))
+    text = download("region", "coco")["files"]["instances.json"]
+    shared = text.replace('"id": 9, "file_name": "000000000009', '"id": 581857, "file_name": "000000581857')
+    unpack({"files": {"instances.json": shared.replace('"image_id": 9', '"image_id": 581857')}})
+    unpack({"pictures": {"train2017/000000581857.jpg": [640, 480]}})
+    command = "coco instances.json --pictures train2017"
+    assert "2 records written, 0 left out" in converted({"command": command})[0]
+    said, _ = converted({"command": f"{command} --exclude-images val.jsonl.gz"})
+    assert "left out 2 x shows a picture that was to be left out\n  coco:581857:dog: 581857" in said
 
 
 SLOW = [pytest.param(format, marks=pytest.mark.slow) for format in ("coco", "swift")]
@@ -184,7 +139,7 @@ SLOW = [pytest.param(format, marks=pytest.mark.slow) for format in ("coco", "swi
 def test_a_download_is_trained_on_in_three_commands(format: str) -> None:
     """RefCOCO by the commands of README.md, the others by theirs, on the README's configuration, with a tiny host."""
     hosts = pytest.importorskip("tpo_shapes.host")
-    layout, commands = layout_of(format), COMMANDS
+    layout, commands = download("region", format), COMMANDS
     if format != "refcoco":
         commands = [f"convert {layout['command']} -o data/refcoco_train.jsonl", *COMMANDS[1:]]
     unpack(layout)
@@ -220,14 +175,3 @@ def test_qwen2_5_resizes_as_its_processor_does(size: tuple[int, int]) -> None:
     except ValueError as error:
         pytest.skip(f"this transformers refuses such a picture: {error}")
     assert (seen.height, seen.width) == expected
-
-
-def test_every_format_has_a_layout() -> None:
-    assert {name(layout) for layout in [*LAYOUTS, *DIALOGUES]} == set(FORMATS)
-
-
-def test_the_page_has_a_row_for_each_format() -> None:
-    page = (HERE.parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `([\w.-]+)` \| .* \| (.*) \|.*\|$", page, re.MULTILINE)
-    assert sorted(name for name, _ in rows) == sorted(FORMATS)
-    assert all("seen" in known for _, known in rows), "every row says whether the layout was seen"

@@ -127,6 +127,7 @@ def test_a_source_that_is_packed_or_far_away(tmp_path: Path, videos: Path, monke
     packed = gzip.compress(b"A 0.0 2.5##first\nA 1 2")
     (tmp_path / "whole.txt.gz").write_bytes(packed)
     (tmp_path / "cut.txt.gz").write_bytes(packed[:-12])
+    (tmp_path / "empty.txt.gz").write_bytes(gzip.compress(b"A"))
     with tarfile.open(tmp_path / "videos.tar", "w") as archive:
         archive.add(videos / "part", "part")
 
@@ -136,14 +137,15 @@ def test_a_source_that_is_packed_or_far_away(tmp_path: Path, videos: Path, monke
 
     result = run_on(str(tmp_path / "whole.txt.gz"))
     assert "1 records written, 1 left out" in result.stdout, result.exception
-    assert "whole.txt:2: is 'A 1 2'; expected" in result.stdout
+    assert f"{tmp_path}/whole.txt.gz:2: is 'A 1 2'; expected" in result.stdout  # not the copy in the cache
     (record,) = (json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines())
     assert (tmp_path / record["video"]).is_file()
     for source, message in (
+        (f"{tmp_path}/empty.txt.gz", f"{tmp_path}/empty.txt.gz:1: is 'A'; expected"),
         (str(tmp_path / "cut.txt.gz"), "cut.txt.gz: cannot be unpacked: .*; it is cut off or damaged"),
         ("far://away/train.txt", "far://away/train.txt: cannot be fetched: Protocol not known"),
     ):
-        with pytest.raises(tpo.RecordError, match=message):
+        with pytest.raises(tpo.TPOError, match=message):
             raise run_on(source).exception
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from downloads import converted, download, downloads, format_of, unpack, video
 from tpo_head_temporal.formats.lines import QVHighlights
 from tpo_head_temporal.formats.moments import QUESTIONS
 
@@ -17,32 +18,21 @@ import tpo_plugin as tpo
 from tpo_plugin.convert import Report, convert, formats, worded
 from tpo_plugin.data import RecordFormat, Records
 
-QV = {
-    "qid": 7,
-    "query": "A dog jumps.",
-    "duration": 20,
-    "vid": "abc_210.0_230.0",
-    "relevant_windows": [[2, 6], [10, 12]],
-    "relevant_clip_ids": [1, 2, 5],
-    "saliency_scores": [[1, 2, 3], [4, 4, 4], [0, 0, 1]],
-}
-ANET = {"v_a": {"duration": 30.5, "timestamps": [[0.5, 4], [3, 30.6]], "sentences": ["One.", " Two "]}}
-DIDEMO = {
-    "annotation_id": 5, "video": "a.mov", "description": "jumps", "num_segments": 6,
-    "times": [[0, 0], [1, 2], [1, 1], [1, 2]],
-}  # fmt: skip
-TACOS = {"s1.avi": {"timestamps": [[224, 358]], "sentences": ["He took out a pan"], "fps": 29.4, "num_frames": 12438}}
-BENCH = {"v": {"duration": 20, "spans": [[1, 2], [3, 4.5]], "queries": ["a", "b"]}}
-LENS = {"video_path": "x/y/v.mp4", "duration": 20, "source": "s", "events": [{"query": "a", "span": [1, 2]}]}
-LENS["events"].append({"query": "b", "span": [[1, 2], [5, 6]]})
-STEP = {"index": 0, "heading": "Stir it", "absolute_bounds": [5, 9]}
-HIREST = {"relevant": True, "clip": True, "v_duration": 60, "bounds": [4, 20], "steps": [STEP]}
-NLQ_QUERY = {
-    "query": "Query Text: Where was the cup?",
-    "clip_start_sec": 2.5, "clip_end_sec": 4.0, "video_start_sec": 20.5, "video_end_sec": 22.0,
-}  # fmt: skip
-COOK = {"subset": "training", "duration": 100, "annotations": [{"id": 0, "segment": [37, 50], "sentence": "cut"}]}
-COOK["annotations"].append({"id": 1, "segment": [54, 64], "sentence": "stir"})
+DOWNLOADS = downloads("temporal")
+MOMENTS = [each for each in DOWNLOADS if "records" in each]
+
+
+def source(format: str) -> Any:
+    """What stands in the annotations of a format's download."""
+    return json.loads(next(iter(download("temporal", format)["files"].values())))
+
+
+QV, LENS = source("qvhighlights"), source("timelens-100k")
+ANET, TACOS, BENCH = source("activitynet-captions"), source("tacos"), source("timelens-bench")
+(DIDEMO, _) = source("didemo")
+HIREST = source("hirest")["Make soup"]["v.mp4"]
+COOK = source("youcook2")["database"]["xHr8X2Wpmno"]
+NLQ_QUERY = source("nlq")["videos"][0]["clips"][0]["annotations"][0]["language_queries"][0]
 
 
 def nlq(**changes: Any) -> dict[str, Any]:
@@ -58,23 +48,12 @@ def cook(**changes: Any) -> dict[str, Any]:
     return {"database": {"xHr8X2Wpmno": COOK | changes, "other": {**COOK, "subset": "validation"}}}
 
 
-VIDEOS = ["A", "AO8RW", "B", "a", "c1", "v", "v1", "v_a", "s1", "abc_210.0_230.0", "xHr8X2Wpmno", "other"]
-
-
 @pytest.fixture(scope="session")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One video of 30 seconds, under all names."""
-    import av
-
     folder = tmp_path_factory.mktemp("videos")
-    with av.open(str(folder / "A.mp4"), "w") as container:
-        stream = container.add_stream("libx264", rate=1)
-        stream.width, stream.height, stream.pix_fmt = 32, 24, "yuv420p"
-        for i in range(30):
-            frame = av.VideoFrame.from_ndarray(np.full((24, 32, 3), i, np.uint8), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    for name in VIDEOS[1:]:
+    video(folder / "A.mp4", 30, 1)
+    for name in ("B", "a", "c1", "v", "v_a", "s1", "abc_210.0_230.0", "xHr8X2Wpmno", "other"):
         os.link(folder / "A.mp4", folder / f"{name}.mp4")
     return folder
 
@@ -93,51 +72,17 @@ def outcome(name: str, data: Any, folder: Path, videos: Path, **options: Any) ->
     return [json.loads(line) for line in output.read_text().splitlines()], str(report)
 
 
-GOOD = [
-    (
-        "charades-sta",
-        "AO8RW 0.0 6.9##a person puts a book on a shelf.\r\nAO8RW 1 2.5##a person # sits\n\nB 3.5 33##x",
-        {},
-        [("AO8RW_1", "AO8RW", [[0, 6.9]]), ("AO8RW_2", "AO8RW", [[1, 2.5]]), ("B_1", "B", [[3.5, 30]])],
-        ["changed 1 x spans that ended behind their video were cut to its end", "data:4: [3.5, 33.0]"],
-    ),
-    ("qvhighlights", QV, {}, [("7", "abc_210.0_230.0", [[2, 6], [10, 12]])], ["1 records written, 0 left out"]),
-    (
-        "activitynet-captions",
-        ANET,
-        {},
-        [("v_a_0", "v_a", [[0.5, 4]]), ("v_a_1", "v_a", [[3, 30.5]])],
-        ["changed 1 x spans", "data: v_a.timestamps[1]: [3.0, 30.6]"],
-    ),
-    ("didemo", [DIDEMO], {}, [("5", "a", [[5, 15]])], []),  # the annotator who agrees most
-    ("didemo", [DIDEMO | {"times": [[5, 5]]}], {}, [("5", "a", [[25, 30]])], []),
-    ("tacos", TACOS, {}, [("s1.avi_0", "s1", [[224 / 29.4, 358 / 29.4]])], []),
-    ("timelens-bench", BENCH, {}, [("v_0", "v", [[1, 2]]), ("v_1", "v", [[3, 4.5]])], []),
-    ("timelens-100k", LENS, {}, [("0_0", "v", [[1, 2]]), ("0_1", "v", [[1, 2], [5, 6]])], []),
-    ("hirest", hirest(), {}, [("v.mp4:Make soup", "v", [[4, 20]])], []),
-    ("hirest", hirest(), {"what": "steps"}, [("v.mp4:Make soup:0", "v", [[5, 9]])], []),
-    ("nlq", nlq(), {"times": "clip"}, [("c1_0_0", "c1", [[2.5, 4]])], []),
-    ("nlq", nlq(), {"times": "video"}, [("c1_0_0", "v1", [[20.5, 22]])], []),
-    (
-        "youcook2",
-        cook(),
-        {"subset": "training"},
-        [("xHr8X2Wpmno_0", "xHr8X2Wpmno", [[37, 50]]), ("xHr8X2Wpmno_1", "xHr8X2Wpmno", [[54, 64]])],
-        [],
-    ),
-]
-
-
-@pytest.mark.parametrize(("name", "data", "options", "expected", "said"), GOOD)
-def test_records_of_a_layout(
-    tmp_path: Path, videos: Path, name: str, data: Any, options: Any, expected: Any, said: list[str]
-) -> None:
-    records, text = outcome(name, data, tmp_path, videos, **options)
-    found = [(record["id"], Path(record["video"]).stem, record["tasks"][0]["spans"]) for record in records]
-    for (id, video, spans), (found_id, found_video, found_spans) in zip(expected, found, strict=True):
-        assert (found_id, found_video) == (f"{name}:{id}", video)
-        assert np.array(found_spans) == pytest.approx(np.array(spans), abs=1e-9)
-    assert all(part in text for part in said), text
+@pytest.mark.parametrize("layout", MOMENTS, ids=format_of)
+def test_a_download_becomes_records(layout: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    unpack(layout)
+    said, records = converted(layout)
+    found = {record["id"]: [Path(record["video"]).stem, record["tasks"][0]["spans"]] for record in records}
+    assert list(found) == list(layout["records"]), said
+    for id, (name, spans) in layout["records"].items():
+        assert found[id][0] == name
+        assert np.array(found[id][1]) == pytest.approx(np.array(spans), abs=1e-8)
+    assert layout.get("says", "") in said
 
 
 BAD = [
@@ -301,32 +246,22 @@ def test_queryd(tmp_path: Path, videos: Path, protocol: int) -> None:
         convert(make(source=names[0], times=names[1], videos=videos), output)
 
 
-CHAT = {
-    "video": "A.mp4",
-    "QA": [{"i": "Watch.", "q": "What happens?", "a": "A dog jumps."}, {"q": "Why?", "a": "Joy."}],
-}
-HOUND = {"id": "h1", "prompt": "<video>\nWhat?", "chosen": "A dog.", "rejected": "A cat.", "video": "clips/1"}
-
-
 @pytest.mark.parametrize(
-    ("name", "row", "turns", "wrong"),
+    ("name", "wrong"),
     [
         (
             "videochat2-it",
-            CHAT,
-            ["<video>\nWatch.\nWhat happens?", "A dog jumps.", "Why?", "Joy."],
             [
                 ({"QA": []}, "QA: is []; expected at least one question"),
                 ({"start": 1}, "start, end: is [1, None]; expected start and end, both or none"),
                 ({"start": 1, "end": 2}, "start, end: is [1, 2]; expected a whole video; cut this part out"),
+                ({"QA": [{"q": "Why?", "a": "x"}, 5]}, "QA[1]: is 5; expected an object"),
                 ({"QA": [{"i": "", "q": "", "a": "x"}]}, "QA[0].q: is ''; expected text"),
                 ({"video": "none.mp4"}, "video: is 'none.mp4'; expected a file in"),
             ],
         ),
         (
             "llava-hound-dpo",
-            HOUND,
-            ["<video>\nWhat?", "A dog."],
             [
                 ({"rejected": "A dog."}, "rejected: is 'A dog.'; expected another answer than the chosen one"),
                 ({"rejected": None}, "rejected: is missing; expected text"),
@@ -335,18 +270,16 @@ HOUND = {"id": "h1", "prompt": "<video>\nWhat?", "chosen": "A dog.", "rejected":
         ),
     ],
 )
-def test_conversations(tmp_path: Path, videos: Path, name: str, row: Any, turns: list[str], wrong: Any) -> None:
-    from PIL import Image
-
-    media = tmp_path / "media"
-    (media / "clips/1").mkdir(parents=True)
-    os.link(videos / "A.mp4", media / "A.mp4")
-    Image.new("RGB", (8, 8)).save(media / "clips/1/c01_0001.jpeg")
-    source, output = tmp_path / "data.json", tmp_path / "records.jsonl"
-    source.write_text(json.dumps([row, *(row | changes for changes, _ in wrong)]))
-    report = convert(formats()[name].format_class()(source=source, media=media), output)
-    (record,) = (json.loads(line) for line in output.read_text().splitlines())
-    assert [turn["value"] for turn in record["conversations"]] == turns
-    assert Records(output, RecordFormat({}, {}))[0].videos[0].is_file()
+def test_conversations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, wrong: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    layout = download("temporal", name)
+    unpack(layout)
+    _, (record,) = converted(layout)
+    assert [turn["value"] for turn in record["conversations"]] == layout["turns"]
+    row = source(name)[0] if name == "videochat2-it" else source(name)
+    Path("data.json").write_text(json.dumps([row, *(row | changes for changes, _ in wrong)]))
+    make = formats()[name].format_class()
+    report = convert(make(source=Path("data.json"), media=Path("media")), Path("more.jsonl"))
+    assert report.written == 1
     for index, (_, message) in enumerate(wrong, start=1):
         assert f"data.json: [{index}].{message}" in str(report), str(report)

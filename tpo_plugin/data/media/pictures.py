@@ -19,6 +19,8 @@ from tpo_plugin.errors import MediaError
 
 logger = logging.getLogger(__name__)
 
+_PHOTOMETRIC = 262
+"""The tag of a TIFF that says whether 0 is black (1) or white (0)."""
 _BAND = 2**20
 """Pixels that are converted at once: a large picture is not held twice."""
 
@@ -62,7 +64,8 @@ def read_image(path: str | Path, options: ImageOptions | None = None) -> Image.I
             number = getattr(image, "n_frames", 1)
             if number > 1 and image.format != "MPO":  # a photo with its previews
                 _say_first(str(path), number)
-            return _as_rgb(ImageOps.exif_transpose(image), options.background)
+            zero_is_white = image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == 0  # type: ignore[attr-defined]
+            return _as_rgb(ImageOps.exif_transpose(image), options.background, zero_is_white)
 
 
 @lru_cache(maxsize=4096)
@@ -70,8 +73,8 @@ def _say_first(path: str, num: int) -> None:
     logger.warning("%s: holds %d pictures, the first is taken; give it as a video where all are meant", path, num)
 
 
-def _as_rgb(image: Image.Image, background: str) -> Image.Image:
-    """The picture as RGB, converted band by band."""
+def _as_rgb(image: Image.Image, background: str, zero_is_white: bool) -> Image.Image:
+    """The picture as RGB, converted band by band. Where 0 is white, Pillow turns eight bits over, but not sixteen."""
     image.load()
     see_through = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
     if image.mode == "RGB" and not see_through:
@@ -84,6 +87,7 @@ def _as_rgb(image: Image.Image, background: str) -> Image.Image:
         band = image.crop((0, top, image.width, min(top + rows, image.height)))
         if band.mode.startswith("I"):
             grey, mask = _eight_bits(band)
+            grey = ImageOps.invert(grey) if zero_is_white else grey
             converted.paste(grey, (0, top), mask)
         elif see_through:
             clear = band.convert("RGBA")

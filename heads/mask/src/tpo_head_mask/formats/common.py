@@ -6,6 +6,7 @@ What makes an entry unusable is a `MediaError` (masks of another size than their
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -226,11 +227,17 @@ def read_document(path: Path, what: str, fallback: str = "latin-1") -> Any:
 def field(data: Any, name: str, kind: type | tuple[type, ...], place: Place) -> Any:
     """`data[name]`, which must be of that kind. Raises `Fault`."""
     value = data.get(name) if isinstance(data, dict) else None
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+    odd = (isinstance(value, bool) and kind is not bool) or (isinstance(value, float) and not math.isfinite(value))
+    if not isinstance(value, kind) or odd:
         kinds = kind if isinstance(kind, tuple) else (kind,)
         words = {dict: "an object", list: "a list", str: "a text", int: "a whole number", float: "a number"}
         raise place.at(name).fault(shown(value), " or ".join(words[k] for k in kinds))
     return value
+
+
+def whole_number(text: str) -> int | None:
+    """What a text of at most nine digits says."""
+    return int(text) if text.isdecimal() and len(text) < 10 else None
 
 
 def shown(value: Any) -> Any:

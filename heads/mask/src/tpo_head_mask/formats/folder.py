@@ -26,6 +26,7 @@ from tpo_head_mask.formats.common import (
     mask_target,
     read_document,
     referring,
+    whole_number,
 )
 from tpo_plugin.convert import Entry, Report, Row, Rows
 
@@ -128,7 +129,7 @@ def _objects(path: Path) -> dict[int, str | None] | None:
     if not isinstance(data, dict) or not data:
         raise tpo.RecordError('expected an object like {"1": "the dog"}', file=str(path))
     for key, words in data.items():
-        if not key.isdigit() or int(key) == 0 or not (words is None or (isinstance(words, str) and words.strip())):
+        if not whole_number(key) or not (words is None or (isinstance(words, str) and words.strip())):
             raise tpo.RecordError(
                 f"is {words!r}; expected an id above 0 with its words, or null", file=str(path), field=key
             )

@@ -124,6 +124,8 @@ class Semantic(Format):
     def entries(self, report: Report) -> Iterator[Entry]:
         names = [line.strip() for line in read_text(self.classes, "names of classes").splitlines() if line.strip()]
         known = {value: name for value, name in enumerate(names, start=self.first) if value not in self.ignored}
+        if not known:
+            raise tpo.RecordError("names no class; expected the name of one a line", file=str(self.classes))
         folder(self.maps, "the PNGs of class numbers")
         for image in report.track(files(folder(self.images, "the pictures"), ".jpg", ".jpeg", ".png")):
             with report.faults():

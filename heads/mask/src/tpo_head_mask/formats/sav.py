@@ -27,6 +27,7 @@ from tpo_head_mask.formats.common import (
     referring,
     shown,
     tracking,
+    whole_number,
 )
 from tpo_plugin.convert import Entry, Format, FrameList, Place, Report
 
@@ -109,9 +110,10 @@ class RefSAV(Format):
                 for key, about in field(entry, "objects", dict, place).items():
                     with report.faults():
                         at = place.at("objects", key)
-                        if not key.isdigit() or int(key) >= len(masklets.ids):
+                        column = whole_number(key)
+                        if column is None or column >= len(masklets.ids):
                             raise at.fault(key, f"a column of the {len(masklets.ids)} masklets in {masklets.path.name}")
-                        target = mask_target(masklets.column(int(key)), masklets.times_s)
+                        target = mask_target(masklets.column(column), masklets.times_s)
                         yield referring(f"ref-sav:{name}/{key}", video, field(about, "formated", str, at), [target])
 
 
@@ -128,6 +130,7 @@ class Masklets:
         self.ids: list[Any] = field(data, "masklet_id", list, self.place)
         self.times_s = [round(index * EVERY / FPS, 6) for index in range(len(self.frames))]
         num = data.get("video_frame_count")
+        num = num if num is None else field(data, "video_frame_count", (int, float), self.place)
         if num is not None and len(self.frames) != math.ceil(num / EVERY):
             expected = f"masks of every fourth of the {num} frames, {math.ceil(num / EVERY)}"
             raise self.place.at("masklet").fault(f"{len(self.frames)} frames", expected)

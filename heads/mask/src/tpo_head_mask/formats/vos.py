@@ -28,6 +28,7 @@ from tpo_head_mask.formats.common import (
     referring,
     shown,
     tracking,
+    whole_number,
 )
 from tpo_plugin.convert import Entry, FrameList, Place, Report, read_pickle
 
@@ -37,7 +38,7 @@ YOUTUBE_FPS = 30.0
 MEVIS_FPS = 6.0
 """Nominal: its videos come from several sets, and their rates are not published."""
 
-_DAVIS_EXPRESSION = re.compile(r'(\S+)\s+(\d+)\s+"?(.*?)"?\s*')
+_DAVIS_EXPRESSION = re.compile(r'(\S+)\s+(\d{1,9})\s+"?(.*?)"?\s*')
 Split = Annotated[str, typer.Option(help="Part of the data set.")]
 
 
@@ -165,9 +166,10 @@ class RefYouTubeVOS(Masks):
             with report.faults():
                 at = place.at("expressions", key)
                 text, number = field(item, "exp", str, at), field(item, "obj_id", (str, int), at)
-                if not str(number).isdigit():
+                object_id = whole_number(str(number))
+                if object_id is None:
                     raise at.at("obj_id").fault(number, "an object's id")
-                yield _expression(f"ref-youtube-vos:{name}/{key}", video, text, int(number), masks)
+                yield _expression(f"ref-youtube-vos:{name}/{key}", video, text, object_id, masks)
 
     def _by_numbers(
         self,
@@ -200,7 +202,7 @@ def youtube_video(base: Path, name: str, frames: list[Any], place: Place) -> tup
 
 
 def _youtube_frames(base: Path, name: str, frames: list[Any], place: Place) -> FrameList:
-    if not frames or not all(isinstance(number, str) and number.isdigit() for number in frames):
+    if not frames or not all(isinstance(number, str) and whole_number(number) is not None for number in frames):
         raise place.fault(frames, "frame numbers")
     numbers = sorted(frames)
     starts = [round((int(number) - int(numbers[0])) / YOUTUBE_FPS, 6) for number in numbers]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,9 +62,12 @@ def _text(element: Element, name: str, place: Place) -> str:
 
 def _number(element: Element, name: str, place: Place) -> float:
     try:
-        return float(element.get(name, ""))
+        found = float(element.get(name, ""))
     except ValueError:
-        raise place.at(name).fault(element.get(name, MISSING), "a number") from None
+        found = math.nan
+    if not math.isfinite(found):
+        raise place.at(name).fault(element.get(name, MISSING), "a number")
+    return found
 
 
 def _corners(item: Element, place: Place) -> list[float]:

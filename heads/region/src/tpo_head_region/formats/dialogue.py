@@ -7,13 +7,26 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
 
 from tpo_head_region.formats.common import HEAD
 from tpo_head_region.formats.media import medium
-from tpo_plugin.convert import MISSING, Entry, Format, Place, Report, Rows, StoredPicture
+from tpo_plugin.convert import (
+    MISSING,
+    Boxes,
+    Entry,
+    Format,
+    Order,
+    Picture,
+    Place,
+    Report,
+    Rows,
+    Side,
+    StoredPicture,
+    picture,
+)
 
 ROLES = {"role": ("system", "user", "assistant"), "from": ("system", "human", "gpt")}
 """By the key that a turn names its speaker with."""
@@ -174,16 +187,49 @@ class DialogueFormat(Format):
     def start(self, report: Report) -> None:
         """Called before the first row."""
 
+    def dialogue(self, row: Any, place: Place, id: str, root: Path) -> Dialogue:
+        """The conversation in a row; relative paths start at `root`."""
+        return read_dialogue(row, place, id, root)
+
     def entry(self, dialogue: Dialogue, row: Mapping[str, Any]) -> Entry:
         """The entry of a conversation; `row` is the object that it stands in."""
         return dialogue.entry([text for _, text in dialogue.turns])
 
     def entries(self, report: Report) -> Iterator[Entry]:
-        rows, root = Rows(self.source), self.pictures or self.source.parent
+        rows, root = Rows(self.source), self.pictures or self.beside(self.source)
         self.start(report)
         for index in report.track(range(len(rows))):
             with report.faults():
                 row, place = rows[index], rows.place(index)
                 id = row.get("id") if isinstance(row, Mapping) else None
                 name = f"{self.set_name}:{self.source.stem}:{index if id is None else id}"
-                yield self.entry(read_dialogue(row, place, name, root), row)
+                yield self.entry(self.dialogue(row, place, name, root), row)
+
+
+@dataclass(kw_only=True)
+class BoxDialogueFormat(DialogueFormat):
+    """A source of conversations with boxes."""
+
+    order: ClassVar[Order] = "xyxy"
+    full: ClassVar[float | None] = None
+    """See `Boxes`."""
+
+    boxes_on: Annotated[
+        Side | None,
+        typer.Option(help="Of pictures that EXIF turns: whether their boxes fit them as stored, or as shown."),
+    ] = None
+
+    def start(self, report: Report) -> None:
+        self._report = report
+        self._boxes = self.boxes(report)
+
+    def boxes(self, report: Report) -> Boxes:
+        """The convention of the numbers."""
+        return Boxes(report, self.order, self.full)
+
+    def shown(self, dialogue: Dialogue, number: int | None = None, stated: tuple[int, int] | None = None) -> Picture:
+        """The picture that boxes of a conversation are of: that of a number, or the only one."""
+        if number is None and len(dialogue.images) != 1:
+            given = f"of length {len(dialogue.images)}"
+            raise dialogue.place.at("images").fault(given, "one picture, to know which one the boxes are of")
+        return picture(dialogue.images[number or 0], dialogue.place.at("images"), stated, self.boxes_on)

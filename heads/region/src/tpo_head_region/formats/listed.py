@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tpo_head_region.formats.common import task
-from tpo_head_region.formats.dialogue import Dialogue
+from tpo_head_region.formats.dialogue import BoxDialogueFormat, Dialogue
 from tpo_head_region.formats.media import medium
-from tpo_head_region.formats.placing import BoxDialogueFormat
-from tpo_plugin.convert import Boxes, Entry, Report, Row, Rows
+from tpo_plugin.convert import Entry, Place, Row
 
 
 class ShikraRow(Row):
@@ -29,29 +29,25 @@ class Shikra(BoxDialogueFormat):
 
     set_name = "shikra"
 
-    def entries(self, report: Report) -> Iterator[Entry]:
-        rows, boxes, root = Rows(self.source), Boxes(report, "xyxy", None), self.pictures or self.source.parent
-        for index in report.track(range(len(rows))):
-            with report.faults():
-                place = rows.place(index)
-                row = ShikraRow.read(rows[index], place)
-                id = f"shikra:{self.source.stem}:{index}"
-                image = medium(row.img_path, id, root, place.at("img_path"))
-                dialogue = Dialogue(id, place, [], None, [image], [])
-                shown, turns, tasks = self.shown(dialogue), [], []
-                for field, text, sequence in (
-                    ("question_boxes_seq", row.question, row.question_boxes_seq or []),
-                    ("answer_boxes_seq", row.cot_with_ans, row.answer_boxes_seq or []),
-                ):
-                    if text.count("<ph_ed>") != len(sequence):
-                        raise place.at(field).fault(sequence, f"{text.count('<ph_ed>')} lists, one for each <ph_ed>")
-                    for k, numbers in enumerate(sequence):
-                        if not numbers or not all(0 <= number < len(row.boxes) for number in numbers):
-                            raise place.at(field, k).fault(numbers, f"numbers from 0 to {len(row.boxes) - 1}, of boxes")
-                        places = [(row.boxes[number], place.at("boxes", number)) for number in numbers]
-                        tasks.append(task([boxes.read(box, shown, where) for box, where in places]))
-                    turns.append(text.replace("<ph_st>", "").replace("<ph_ed>", " <region>"))
-                yield dialogue.entry(turns, tasks)
+    def dialogue(self, row: Any, place: Place, id: str, root: Path) -> Dialogue:
+        about = ShikraRow.read(row, place)
+        texts = [(place.at(field), getattr(about, field)) for field in ("question", "cot_with_ans")]
+        return Dialogue(id, place, texts, None, [medium(about.img_path, id, root, place.at("img_path"))], [])
+
+    def entry(self, dialogue: Dialogue, row: Mapping[str, Any]) -> Entry:
+        place, about, shown = dialogue.place, ShikraRow.read(row, dialogue.place), self.shown(dialogue)
+        turns, tasks = [], []
+        for field, (_, text) in zip(("question_boxes_seq", "answer_boxes_seq"), dialogue.turns, strict=True):
+            sequence = getattr(about, field) or []
+            if text.count("<ph_ed>") != len(sequence):
+                raise place.at(field).fault(sequence, f"{text.count('<ph_ed>')} lists, one for each <ph_ed>")
+            for k, numbers in enumerate(sequence):
+                if not numbers or not all(0 <= number < len(about.boxes) for number in numbers):
+                    raise place.at(field, k).fault(numbers, f"numbers from 0 to {len(about.boxes) - 1}, of boxes")
+                places = [(about.boxes[number], place.at("boxes", number)) for number in numbers]
+                tasks.append(task([self._boxes.read(box, shown, where) for box, where in places]))
+            turns.append(text.replace("<ph_st>", "").replace("<ph_ed>", " <region>"))
+        return dialogue.entry(turns, tasks)
 
 
 class FerretRow(Row):
@@ -69,9 +65,6 @@ class Ferret(BoxDialogueFormat):
 
     set_name = "ferret"
 
-    def start(self, report: Report) -> None:
-        self._boxes = Boxes(report, "xyxy", None)
-
     def entry(self, dialogue: Dialogue, row: Mapping[str, Any]) -> Entry:
         about = FerretRow.read(row, dialogue.place)
         lists: Sequence[list[Any]] = about.box_x1y1x2y2
@@ -83,7 +76,7 @@ class Ferret(BoxDialogueFormat):
         for number, (place, text) in enumerate(dialogue.turns):
             where, own = dialogue.place.at("box_x1y1x2y2", number), lists[number]
             for match in _LOCATION.finditer(text):
-                if int(match[1]) >= len(own):
+                if len(match[1]) > 9 or int(match[1]) >= len(own):
                     raise place.fault(match[0], f"one of the {len(own)} boxes of this turn")
                 tasks.append(task([self._boxes.read(own[int(match[1])], shown, where.at(int(match[1])))]))
             turns.append(_LOCATION.sub("<region>", text))

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tpo_head_region.formats.common import task
-from tpo_head_region.formats.dialogue import Dialogue, DialogueFormat
-from tpo_head_region.formats.placing import BoxDialogueFormat
+from tpo_head_region.formats.dialogue import BoxDialogueFormat, Dialogue, DialogueFormat
 from tpo_plugin.convert import Boxes, Entry, Report, Row
 
 

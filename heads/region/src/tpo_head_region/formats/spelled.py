@@ -12,9 +12,8 @@ from typing import Annotated, Any, ClassVar, Literal
 import typer
 
 from tpo_head_region.formats.common import task
-from tpo_head_region.formats.dialogue import Dialogue
-from tpo_head_region.formats.placing import BoxDialogueFormat
-from tpo_plugin.convert import Boxes, Entry, Order, Picture, Place, Report
+from tpo_head_region.formats.dialogue import BoxDialogueFormat, Dialogue
+from tpo_plugin.convert import Boxes, Entry, Picture, Place, Report
 from tpo_plugin.json_file import parse_json
 
 Numbers = list[float]
@@ -29,16 +28,7 @@ class SpelledFormat(BoxDialogueFormat):
     """Marks around words, which are left out."""
     leftover: ClassVar[re.Pattern[str]]
     """What a text holds only where it spells a box in another way."""
-    order: ClassVar[Order] = "xyxy"
-    full: ClassVar[float] = 1000.0
-
-    def start(self, report: Report) -> None:
-        self._report = report
-        self._boxes = self.boxes(report)
-
-    def boxes(self, report: Report) -> Boxes:
-        """The convention of the numbers."""
-        return Boxes(report, self.order, self.full)
+    full: ClassVar[float | None] = 1000.0
 
     def parse(self, match: re.Match[str], place: Place) -> tuple[str, list[list[Numbers]]]:
         """The text that takes the place of a match, with a `<region>` for each list of boxes, as numbers."""
@@ -71,6 +61,19 @@ class SpelledFormat(BoxDialogueFormat):
                 )
             turns.append(self.unwrap.sub("", text))
         return dialogue.entry(turns, tasks)
+
+
+@dataclass(kw_only=True)
+class OfPictureOrSquare(SpelledFormat):
+    """A way to spell boxes that is used for boxes of the picture, and for boxes of it padded to a square."""
+
+    of: Annotated[
+        Literal["picture", "square"],
+        typer.Option(help="Whether the boxes are of the picture, or of it padded to a square: files do not say."),
+    ]
+
+    def boxes(self, report: Report) -> Boxes:
+        return Boxes(report, self.order, self.full, square=self.of == "square")
 
 
 _PAIRS = re.compile(r"\s*\((\d+),\s*(\d+)\),\s*\((\d+),\s*(\d+)\)\s*")
@@ -131,13 +134,11 @@ class Qwen25VL(Qwen3VL):
     """Qwen2.5-VL: JSON with bbox_2d and label in the text, in pixels of the picture as the model resized it."""
 
     set_name = "qwen2.5-vl"
+    full = None
     factor: ClassVar[int] = 28
 
     min_pixels: Annotated[int, typer.Option(min=1, help="Least pixels of a resized picture, as in that training.")]
     max_pixels: Annotated[int, typer.Option(min=1, help="Most pixels of a resized picture, as in that training.")]
-
-    def boxes(self, report: Report) -> Boxes:
-        return Boxes(report, "xyxy", None)
 
     def frame(self, shown: Picture) -> Picture:
         """The picture in the size to which the model's processor brings it: multiples of 28 within the limits."""
@@ -184,7 +185,7 @@ class Florence(SpelledFormat):
         numbers = re.findall(r"\d+", match[0])
         if len(numbers) != 4:
             raise place.fault(match[0], "four tokens <loc_0> to <loc_999> for a box (quads and polygons are none)")
-        return "<region>", [[[int(number) + 0.5 for number in numbers]]]  # the middle of its bin
+        return "<region>", [[[float(number) + 0.5 for number in numbers]]]  # the middle of its bin
 
 
 @dataclass(kw_only=True)
@@ -207,24 +208,12 @@ class InternVL(SpelledFormat):
 
 
 @dataclass(kw_only=True)
-class AsV2(InternVL):
+class AsV2(OfPictureOrSquare, InternVL):
     """All-Seeing V2: as InternVL in 0 to 999, and <pred>words</pred> with the boxes of subject and object."""
 
     set_name = "as-v2"
     unwrap = re.compile(r"</?(?:ref|pred)>")
     full = 999.0
-
-    of: Annotated[
-        Literal["picture", "square"],
-        typer.Option(help="Whether the boxes are of the picture, or of it padded to a square: the files do not say."),
-    ]
-
-    def boxes(self, report: Report) -> Boxes:
-        return Boxes(report, "xyxy", self.full, square=self.of == "square")
-
-    def frame(self, shown: Picture) -> Picture:
-        """The picture with the size in which pixels count."""
-        return shown
 
     def check_turn(self, text: str, place: Place) -> None:
         for match in re.finditer(r"<pred>(.*?)</pred>((?:\s*<box>.*?</box>)*)", text, re.DOTALL):
@@ -232,7 +221,7 @@ class AsV2(InternVL):
                 raise place.fault(match[0], "two boxes behind a <pred>, of its subject and its object")
 
 
-_PATCH = re.compile(r"\s*<patch_index_(\d+)>\s*<patch_index_(\d+)>\s*")
+_PATCH = re.compile(r"\s*<patch_index_(\d{1,9})>\s*<patch_index_(\d{1,9})>\s*")
 
 
 @dataclass(kw_only=True)
@@ -283,15 +272,7 @@ class ShikraText(SpelledFormat):
 
 
 @dataclass(kw_only=True)
-class LlavaText(ShikraText):
+class LlavaText(OfPictureOrSquare, ShikraText):
     """LLaVA's mix: [0.12, 0.3, 0.55, 0.9] in the text, of the picture or of it padded to a square."""
 
     set_name = "llava-text"
-
-    of: Annotated[
-        Literal["picture", "square"],
-        typer.Option(help="Whether the boxes are of the picture, or of it padded to a square: sets differ."),
-    ]
-
-    def boxes(self, report: Report) -> Boxes:
-        return Boxes(report, "xyxy", 1, square=self.of == "square")

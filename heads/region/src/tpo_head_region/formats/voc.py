@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ def read_xml(path: Path) -> ElementTree.Element:
     """The root of an XML file. Raises `RecordError`."""
     try:
         return ElementTree.parse(path).getroot()
-    except (OSError, ElementTree.ParseError) as error:
+    except (OSError, ValueError, ElementTree.ParseError) as error:  # ValueError: of a name with a null byte
         raise tpo.RecordError(f"cannot be read as XML: {error}", file=str(path)) from error
 
 
@@ -29,9 +30,12 @@ def number(element: ElementTree.Element, name: str, place: Place) -> float:
     """The number in a child element. Raises `Fault`."""
     text = element.findtext(name)
     try:
-        return float(text or "")
+        found = float(text or "")
     except ValueError:
-        raise place.at(name).fault(text, "a number") from None
+        found = math.nan
+    if not math.isfinite(found):
+        raise place.at(name).fault(text, "a number")
+    return found
 
 
 def size_of(root: ElementTree.Element, place: Place) -> tuple[int, int] | None:

@@ -56,7 +56,8 @@ class VideoChat2IT(Conversations):
         turns = []
         for k, qa in enumerate(list_of(row.get("QA"), place.at("QA"))):
             at = place.at("QA", k)
-            asked = [object_of(qa, at).get("i") if k == 0 else None, qa.get("q")]
+            qa = object_of(qa, at)
+            asked = [qa.get("i") if k == 0 else None, qa.get("q")]
             question = "\n".join(part.strip() for part in asked if isinstance(part, str) and part.strip())
             turns += [text_of(question, at.at("q")), text_of(qa.get("a"), at.at("a"))]
         if not turns:
