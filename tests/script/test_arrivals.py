@@ -41,8 +41,9 @@ class Plain(Dataset):
         return self.rows[index]
 
 
-def trainer(tmp_path: Any, dataset: Any, base: type = Trainer, collate: Any = None, **changes: Any) -> Any:
-    torch.manual_seed(0)
+def trainer(tmp_path: Any, dataset: Any, base: type = Trainer, collate: Any = None, reseed: bool = True, **changes: Any) -> Any:
+    if reseed:
+        torch.manual_seed(0)
     model, tokenizer = tiny_host()
 
     def collate_texts(rows: list[Any]) -> Any:
@@ -74,6 +75,16 @@ def test_tasks_arrive(tmp_path, caplog):
     assert run.state.log_history[0]["loss_region"] > 0
     assert (run._arrivals.expected, run._arrivals.rows) == (1, 2)
     assert not [record for record in caplog.records if "came in" in record.getMessage()]
+
+
+def test_what_is_new_comes_of_the_trainers_seed(tmp_path):
+    made = []
+    for before, seed in ((1, 7), (2, 7), (2, 8)):
+        torch.manual_seed(before)
+        tpo_of = trainer(tmp_path, [TASK, CHAT], seed=seed, reseed=False).tpo
+        made.append({name: value.clone() for name, value in tpo_of.state_dict().items()})
+    assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
+    assert any(not torch.equal(made[0][name], made[2][name]) for name in made[0])
 
 
 def test_no_row_has_tasks(tmp_path):
