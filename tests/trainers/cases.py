@@ -37,7 +37,7 @@ class Case:
 
     name: str
     package: str
-    """Whose version the table shows."""
+    """Whose version the table shows; "" is the commit of `code`."""
     env: str
     """Name of its list in tests/envs; "" is the environment of this project."""
     host: str
@@ -152,7 +152,8 @@ def _qwen_vl_finetune(run: Run) -> list[Any]:
 
 
 def _run_clm(run: Run) -> list[Any]:
-    names = {"model_name_or_path": run.world / TEXT, "train_file": run.world / "lines.json", "block_size": 32}
+    lines = run.world / "lines.json"
+    names = {"model_name_or_path": run.world / TEXT, "train_file": lines, "validation_file": lines, "block_size": 32}
     script = "examples/pytorch/language-modeling/run_clm.py"
     return [run.tool("python"), script, *_options(run, **names, do_train=True, use_cpu=True)]
 
@@ -242,18 +243,18 @@ CASES = [
     ),
     Case(
         "Qwen-VL-Series-Finetune, `train_sft.py`",
-        "transformers",
+        "",
         "qwen-vl-series-finetune",
         VISION,
         _2u1,
-        "Of the repository 2U1/Qwen-VL-Series-Finetune at 93fef86. A field `tasks` in each record of its LLaVA JSON. "
+        "Of the repository 2U1/Qwen-VL-Series-Finetune. A field `tasks` in each record of its LLaVA JSON. "
         "Liger is refused: `--use_liger False`. Its classification, DPO and GRPO scripts cannot train heads.",
         variables={"PYTHONPATH": "src:."},
         code="Qwen-VL-Series-Finetune",
     ),
     Case(
         "Qwen3-VL, `qwen-vl-finetune`",
-        "transformers",
+        "",
         "qwen-vl-series-finetune",
         VISION,
         _qwen_vl_finetune,
@@ -262,6 +263,28 @@ CASES = [
         "script that is named here. `data_flatten` and `data_packing` are refused.",
         variables={"PYTHONPATH": "qwenvl/train:."},
         code="Qwen3-VL/qwen-vl-finetune",
+    ),
+    Case(
+        "Accelerate, a loop without a Trainer",
+        "accelerate",
+        "",
+        TEXT,
+        _script("accelerate_loop.py", TEXT, "lines.json"),
+        "A field `tasks` in each row. Model, optimizer and loaders go to one call of `Accelerator.prepare`, the loss is "
+        "that of the model, and Accelerate accumulates; anything else is refused, with the lines to add, and so are "
+        "FSDP and DeepSpeed. TPO is saved by `save_state`, `save_model`, and the `save_pretrained` of the model. A "
+        "micro-batch's loss is its part of the step's, times the accumulation.",
+    ),
+    Case(
+        "Lightning, a module",
+        "lightning",
+        "lightning",
+        TEXT,
+        _script("lightning_module.py", TEXT, "lines.json"),
+        "A field `tasks` in each row of the DataLoaders, wherever these come from. The loss is that of the model; "
+        "anything else is refused, with the lines to add, and so are optimization by hand, FSDP and DeepSpeed. "
+        "Checkpoints of Lightning have TPO's weights in them; `save_pretrained` of the language model saves TPO beside "
+        "it.",
     ),
     Case(
         "transformers, `run_clm.py`",

@@ -3,8 +3,11 @@
 import sys
 from types import ModuleType
 
+import transformers
+
 world = sys.argv.pop(1)
 # Its trainer.py imports one function of flash_attn, which needs a GPU, and calls it for packed rows alone.
+_ = transformers.Trainer, transformers.Qwen2_5_VLForConditionalGeneration  # before: they look whether it is there
 for name in ("flash_attn", "flash_attn.flash_attn_interface"):
     sys.modules[name] = ModuleType(name)
 sys.modules["flash_attn.flash_attn_interface"].flash_attn_varlen_func = None
