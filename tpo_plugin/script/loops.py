@@ -36,36 +36,38 @@ def hook_accelerate(module: ModuleType, settings: ScriptSettings) -> None:
     """`Accelerator.prepare` of a language model that no trainer has gives it TPO, and what belongs to it."""
     accelerator = module.Accelerator
     prepare, backward = accelerator.prepare, accelerator.backward
-    loops: list[Any] = []
+    accelerator.tpo_loop = None
 
     @wraps(prepare)
     def prepared(self: Any, *args: Any, **kwargs: Any) -> Any:
         model = None if made else _language_model(args, "accelerate.Accelerator", settings)
         if model is None:
             return prepare(self, *args, **kwargs)
-        loops.append(_accelerate_loop(self, model, args, settings))
+        if self.tpo_loop is not None:
+            raise _refused("accelerate.Accelerator", "for 2 language models at once", settings)
+        self.tpo_loop = loop = _accelerate_loop(self, model, args, settings)
         for loader in _loaders(args):
-            loops[-1].read(loader)
+            loop.read(loader)
         result = prepare(self, *args, **kwargs)
         for given, item in zip(args, result if isinstance(result, tuple) else (result,), strict=True):
             if any(given is loader for loader in _loaders(args)):
-                loops[-1].count(item.base_dataloader, trains=lambda: model.training)
+                loop.count(item.base_dataloader, trains=lambda: model.training)
         return result
 
     @wraps(backward)
     def checked(self: Any, loss: Any, *args: Any, **kwargs: Any) -> Any:
-        for loop in loops:
-            if not loop.model.training:
+        if self.tpo_loop is not None:
+            if not self.tpo_loop.model.training:
                 raise TPOError(
                     "tpo run: this loop trains a model in evaluation mode, in which its batches cannot be told from "
                     "those of an evaluation: call model.train() before it reads its loader"
                 )
-            loop.check_loss(loss)
+            self.tpo_loop.check_loss(loss)
         return backward(self, loss, *args, **kwargs)
 
     accelerator.prepare, accelerator.backward = prepared, checked
     for name, place in (("save_state", "output_dir"), ("save_model", "save_directory")):
-        setattr(accelerator, name, _saving(getattr(accelerator, name), place, loops))
+        setattr(accelerator, name, _saving(getattr(accelerator, name), place))
 
 
 def _accelerate_loop(accelerator: Any, model: Any, args: tuple[Any, ...], settings: ScriptSettings) -> Any:
@@ -92,14 +94,14 @@ def _accelerate_loop(accelerator: Any, model: Any, args: tuple[Any, ...], settin
     return loop
 
 
-def _saving(original: Callable[..., Any], place: str, loops: list[Any]) -> Callable[..., Any]:
+def _saving(original: Callable[..., Any], place: str) -> Callable[..., Any]:
     parameters = signature(original)
 
     @wraps(original)
-    def method(*args: Any, **kwargs: Any) -> Any:
-        result = original(*args, **kwargs)
-        for loop in loops:
-            loop.save(result or parameters.bind(*args, **kwargs).arguments[place])
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, *args, **kwargs)
+        if self.tpo_loop is not None:
+            self.tpo_loop.save(result or parameters.bind(self, *args, **kwargs).arguments[place])
         return result
 
     return method
