@@ -1,4 +1,4 @@
-"""The parts of a training loop that has no transformers Trainer: its model, optimizers and loaders, with TPO in them."""
+"""The parts of a training loop without a transformers Trainer: its model, optimizers and loaders, with TPO in them."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ class Loop:
         held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
         if held & self._gone:
             raise TPOError(
-                f"tpo run: the optimizer was made before the vocabulary of {type(self.host).__name__} grew by the tokens "
-                "of the heads, and would train rows that are not used any more: resize the token embeddings to the "
+                f"tpo run: the optimizer was made before the vocabulary of {type(self.host).__name__} grew by the "
+                "tokens of the heads, and would train rows that are not used any more: resize the token embeddings to the "
                 "tokenizer's length before you make the optimizer"
             )
         missing = [p for p in self.tpo.parameters() if p.requires_grad and id(p) not in held]

@@ -164,7 +164,8 @@ def _into_lightning(trainer: Any, model: Any, given: dict[str, Any], settings: S
 
     counted(given.get("train_dataloaders"))
     prepared(given.get("val_dataloaders"))
-    for holder in (module, given.get("datamodule"), given.get("train_dataloaders")):
+    holders: list[Any] = [module, given.get("datamodule"), given.get("train_dataloaders")]
+    for holder in holders:
         if hasattr(holder, "train_dataloader"):
             holder.train_dataloader = _then(holder.train_dataloader, counted)
             holder.val_dataloader = _then(holder.val_dataloader, prepared)
