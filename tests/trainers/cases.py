@@ -272,8 +272,8 @@ CASES = [
         _script("accelerate_loop.py", TEXT, "lines.json"),
         "A field `tasks` in each row. Model, optimizer and loaders go to one call of `Accelerator.prepare`, the loss "
         "is that of the model, and Accelerate accumulates; anything else is refused, with the lines to add or to "
-        "change, and so are FSDP and DeepSpeed. TPO is saved by `save_state`, `save_model`, and the `save_pretrained` of the model. A "
-        "micro-batch's loss is its part of the step's, times the accumulation.",
+        "change, and so are FSDP and DeepSpeed. TPO is saved by `save_state`, `save_model`, and the `save_pretrained` "
+        "of the model. A micro-batch's loss is its part of the step's, times the accumulation.",
     ),
     Case(
         "Lightning, a module",

@@ -69,8 +69,8 @@ class Loop:
         if held & self._gone:
             raise TPOError(
                 f"tpo run: the optimizer was made before the vocabulary of {type(self.host).__name__} grew by the "
-                "tokens of the heads, and would train rows that are not used any more: resize the token embeddings to the "
-                "tokenizer's length before you make the optimizer"
+                "tokens of the heads, and would train rows that are not used any more: resize the token embeddings to "
+                "the tokenizer's length before you make the optimizer"
             )
         missing = [p for p in self.tpo.parameters() if p.requires_grad and id(p) not in held]
         optimizers[0].param_groups[0]["params"].extend(missing)
