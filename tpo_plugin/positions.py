@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,8 +25,19 @@ TextGroups = list[tuple[int, list[int]]]
 """(batch row, columns of the text tokens) of each question, in order."""
 
 
+_Numbers = TypeVar("_Numbers")
+
+
+class _Anywhere:
+    """Plain numbers: what moves a batch, as Lightning does, may ask them to move too."""
+
+    def to(self: _Numbers, *args: Any, **kwargs: Any) -> _Numbers:
+        """Itself."""
+        return self
+
+
 @dataclass(frozen=True)
-class Positions:
+class Positions(_Anywhere):
     """Where the tokens stand in a batch [B, T], as plain numbers: each list is in the order (row, column)."""
 
     shape: tuple[int, int]
@@ -70,7 +82,7 @@ class Positions:
 
 
 @dataclass(frozen=True)
-class Counts:
+class Counts(_Anywhere):
     """Numbers of targets by which losses are divided: of a micro-batch, or of a whole accumulated global batch."""
 
     mllm: int

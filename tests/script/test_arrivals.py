@@ -41,8 +41,11 @@ class Plain(Dataset):
         return self.rows[index]
 
 
-def trainer(tmp_path: Any, dataset: Any, base: type = Trainer, collate: Any = None, **changes: Any) -> Any:
-    torch.manual_seed(0)
+def trainer(
+    tmp_path: Any, dataset: Any, base: type = Trainer, collate: Any = None, reseed: bool = True, **changes: Any
+) -> Any:
+    if reseed:
+        torch.manual_seed(0)
     model, tokenizer = tiny_host()
 
     def collate_texts(rows: list[Any]) -> Any:
@@ -76,11 +79,28 @@ def test_tasks_arrive(tmp_path, caplog):
     assert not [record for record in caplog.records if "came in" in record.getMessage()]
 
 
+def test_what_is_new_comes_of_the_trainers_seed(tmp_path):
+    made = []
+    for before, seed in ((1, 7), (2, 7), (2, 8)):
+        torch.manual_seed(before)
+        tpo_of = trainer(tmp_path, [TASK, CHAT], seed=seed, reseed=False).tpo
+        made.append({name: value.clone() for name, value in tpo_of.state_dict().items()})
+    assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
+    assert any(not torch.equal(made[0][name], made[2][name]) for name in made[0])
+
+
 def test_no_row_has_tasks(tmp_path):
     run = trainer(tmp_path, [CHAT, CHAT])
     with pytest.raises(tpo.TPOError, match=r"none of the 2 rows that the trainer got has tasks; give them in the rows"):
         run.train()
     assert run.state.global_step == 0
+
+
+@pytest.mark.parametrize("rows", [[], Plain([])])
+def test_a_dataset_without_a_record(tmp_path, rows):
+    run = trainer(tmp_path, rows)
+    with pytest.raises(tpo.TPOError, match=r"the dataset that the trainer got has no record: are its file and its"):
+        run.train()
 
 
 def test_tasks_that_were_met_before_are_missed(tmp_path, met):
@@ -239,6 +259,14 @@ def test_two_trainers_one_after_the_other(tmp_path):
     assert second.model.tpo is first.model.tpo
     assert isinstance(second.data_collator, TaskCollator)
     assert second.state.log_history[0]["loss_region"] < first.state.log_history[0]["loss_region"]
+
+
+def test_two_trainers_with_a_model_each(tmp_path):
+    runs = [trainer(tmp_path / name, [TASK]) for name in "ab"]
+    for run in runs:
+        run.train()
+    assert runs[0].model.tpo is not runs[1].model.tpo
+    assert runs[0].state.log_history[0]["loss_region"] == runs[1].state.log_history[0]["loss_region"] > 0
 
 
 def test_tpo_run_that_ended_before(tmp_path):

@@ -192,3 +192,31 @@ def test_wrong_tasks_are_found_when_the_dataset_is_taken(model):
 def test_a_video_keeps_its_tag(model):
     given = {**record("it <region>", [region(BOX)], "<image>\nwhere"), "video": "clip.mp4"}
     assert tasks_of(Lazy([given]), model)[0]["text"] == "<image>\nwhere it <box_begin><boxes>"
+
+
+class Made(Lazy):
+    """Makes what `kind` makes of a text."""
+
+    def __init__(self, records: list[Any], kind: Any) -> None:
+        super().__init__(records)
+        self.kind = kind
+
+    def __getitem__(self, index: int) -> Any:
+        return self.kind(super().__getitem__(index)["text"])
+
+
+@pytest.mark.parametrize("kind", [str, lambda text: (text, 1)])
+def test_samples_that_are_no_dicts(model, kind):
+    records = [record("it <region>", [region(BOX)]), record("here", [])]
+    dataset = tasks_of(Made(records, kind), model)
+    collate = collator(model, lambda row: row if isinstance(row, str) else row[0])
+    batch = collate([dataset[0], dataset[1]])
+    torch.testing.assert_close(batch["task_targets"]["region"]["boxes_xyxy"], torch.tensor([BOX]))
+    assert [type(row) for row in collate.collator.rows] == [type(kind("a"))] * 2
+
+
+def test_samples_that_are_joined_are_refused(model):
+    dataset = tasks_of(Made([record("it <region>", [region(BOX)]), record("here", [])], lambda text: [text]), model)
+    with pytest.raises(tpo.TPOError, match="Made made a list of record 0, which has tasks; expected one sample"):
+        dataset[0]
+    assert dataset[1].made == ["where here"]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import time
 import venv
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from ranks import free_port
@@ -163,6 +166,26 @@ def test_a_command_without_a_trainer_is_an_error(tmp_path):
     result = tpo_run("--heads", "region", "--", *script(tmp_path, "print('nothing trained')"))
     assert result.returncode == 1
     assert "ended without making a transformers Trainer" in result.stderr
+
+
+def test_a_launcher_that_forks_is_an_error(host, tmp_path):
+    """And what it left in the background does not train."""
+    python, *command = script(tmp_path, RAW_ROWS, [{"messages": [{"role": "user", "content": "where"}]}])
+    given = [*command, str(host), str(tmp_path / "rows.jsonl"), str(tmp_path / "out")]
+    forking = f"import subprocess, sys\nopen('pid', 'w').write(str(subprocess.Popen({[python, *given]!r},"
+    (tmp_path / "launch.py").write_text(
+        forking.replace("'pid'", repr(str(tmp_path / "pid")))
+        + f" stderr=open({str(tmp_path / 'log')!r}, 'w'), start_new_session=True).pid))"
+    )
+    result = tpo_run("--heads", "region", "--", python, str(tmp_path / "launch.py"))
+    assert result.returncode == 1
+    assert "a launcher must stay in the foreground" in result.stderr
+    with contextlib.suppress(psutil.NoSuchProcess):
+        background = psutil.Process(int((tmp_path / "pid").read_text()))
+        while background.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.2)
+    assert "tpo run has ended: its command went into the background" in (tmp_path / "log").read_text()
+    assert not list((tmp_path / "out").glob("checkpoint-*"))
 
 
 def test_the_exit_status_is_the_commands(tmp_path):

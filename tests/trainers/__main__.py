@@ -25,22 +25,21 @@ def main(arguments: list[str]) -> int:
     cells: dict[str, list[str]] = {}
     failed = False
     with tempfile.TemporaryDirectory(prefix="tpo-trainers-") as temporary:
-        for number, case in enumerate(chosen):
+        for case in chosen:
             missing = [path for path in (case.bin / "python", case.folder) if not path.exists()]
             if missing:
                 print(f"{case.name}: not run, there is no {missing[0]}")
                 continue
             began = time.monotonic()
             try:
-                result = run_case(case, (keep or Path(temporary)) / f"{number}-{case.env or 'project'}")
+                cells[case.name], numbers = run_case(case, (keep or Path(temporary)) / str(CASES.index(case)))
             except RuntimeError as error:
                 print(f"{case.name}: {error}")
                 failed = True
                 continue
-            cells[case.name] = result.cells()
-            failed |= "NO" in cells[case.name]
+            failed |= any(cell.startswith("NO") for cell in cells[case.name])
             print(f"{case.name}: {cells[case.name]} in {time.monotonic() - began:.0f} s")
-            print(json.dumps(result.numbers, indent=1), file=sys.stderr)
+            print(json.dumps(numbers), file=sys.stderr)
     page.write(cells)
     return int(failed)
 

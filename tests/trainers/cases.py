@@ -11,8 +11,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-SCRIPTS = Path("tests/trainers/scripts")
-"""From `ROOT`, where commands are started."""
+SCRIPTS = HERE / "scripts"
 
 
 @dataclass(frozen=True)
@@ -25,6 +24,7 @@ class Run:
     accumulation: int
     bin: Path
     """Folder of the environment's commands."""
+    scripts: Path = SCRIPTS
 
     def tool(self, name: str) -> str:
         """A command of the environment."""
@@ -37,7 +37,7 @@ class Case:
 
     name: str
     package: str
-    """Whose version the table shows."""
+    """Whose version the table shows; "" is the commit of `code`."""
     env: str
     """Name of its list in tests/envs; "" is the environment of this project."""
     host: str
@@ -49,7 +49,9 @@ class Case:
     """Files that the command reads, in the folder of its output, by name: JSON, which YAML is too."""
     variables: dict[str, str] = field(default_factory=dict)
     code: str = ""
-    """Folder in TPO_CODE with the code of a repository, which no registry has; commands start there."""
+    """Folder in TPO_CODE of a clone of a repository that no registry has, or in it; commands start there."""
+    refused: str = ""
+    """What `tpo run` says where it refuses the trainer."""
 
     @property
     def folder(self) -> Path:
@@ -84,7 +86,7 @@ def _options(run: Run, **options: Any) -> list[str]:
 def _trl(run: Run, host: str, data: str) -> list[Any]:
     cpu = {"use_cpu": True, "bf16": False, "dtype": "float32", "gradient_checkpointing": False}
     names = {"model_name_or_path": run.world / host, "dataset_name": run.world / data}
-    return [run.tool("trl"), "sft", *_options(run, **names, **cpu)]
+    return _options(run, **names, **cpu)
 
 
 def _llamafactory_files(run: Run) -> dict[str, Any]:
@@ -123,7 +125,7 @@ def _axolotl_files(run: Run) -> dict[str, Any]:
 def _script(name: str, host: str, data: str) -> Callable[[Run], list[Any]]:
     def command(run: Run) -> list[Any]:
         numbers = [run.batch, run.accumulation]
-        return [run.tool("python"), SCRIPTS / name, run.world / host, run.world / data, run.output, *numbers]
+        return [run.tool("python"), run.scripts / name, run.world / host, run.world / data, run.output, *numbers]
 
     return command
 
@@ -141,6 +143,21 @@ def _2u1(run: Run) -> list[Any]:
     return [run.tool("python"), "src/train/train_sft.py", *_options(run, **names, **cpu, **sizes)]
 
 
+def _qwen_vl_finetune(run: Run) -> list[Any]:
+    cpu = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False}
+    names = {"model_name_or_path": run.world / VISION, "dataset_use": "boxes"}
+    parts = {"tune_mm_llm": True, "tune_mm_mlp": True, "model_max_length": 1024}
+    launcher = [run.tool("torchrun"), "--standalone", "--nproc_per_node", "1"]
+    return [*launcher, run.scripts / "qwen_vl_finetune.py", run.world, *_options(run, **names, **parts, **cpu)]
+
+
+def _run_clm(run: Run) -> list[Any]:
+    lines = run.world / "lines.json"
+    names = {"model_name_or_path": run.world / TEXT, "train_file": lines, "validation_file": lines, "block_size": 32}
+    script = "examples/pytorch/language-modeling/run_clm.py"
+    return [run.tool("python"), script, *_options(run, **names, do_train=True, use_cpu=True)]
+
+
 AXOLOTL = {"ACCELERATE_USE_CPU": "true", "AXOLOTL_DO_NOT_TRACK": "1"}
 
 CASES = [
@@ -149,7 +166,7 @@ CASES = [
         "trl",
         "",
         TEXT,
-        lambda run: _trl(run, TEXT, "text"),
+        lambda run: [run.tool("trl"), "sft", *_trl(run, TEXT, "text")],
         "A column `tasks` beside `messages`, or beside `prompt` and `completion`. The model may be given by its name. "
         "TRL's fused loss is not used, so its metrics `entropy` and `mean_token_accuracy` are missing. `packing` and "
         "`padding_free` are refused; DPO, GRPO and the other losses of TRL cannot train heads.",
@@ -159,8 +176,26 @@ CASES = [
         "trl",
         "",
         VISION,
-        lambda run: _trl(run, VISION, "pictures"),
+        lambda run: [run.tool("trl"), "sft", *_trl(run, VISION, "pictures")],
         "As for text, with a column `images`; the rows reach TRL's own collator as they are.",
+    ),
+    Case(
+        "TRL, `sft.py`",
+        "trl",
+        "",
+        TEXT,
+        lambda run: [run.tool("python"), "trl/scripts/sft.py", *_trl(run, TEXT, "text")],
+        "Of a clone of huggingface/trl, with the package of the table installed.",
+        code="trl",
+    ),
+    Case(
+        "TRL, `sft_vlm.py`",
+        "trl",
+        "",
+        VISION,
+        lambda run: [run.tool("python"), "examples/scripts/sft_vlm.py", *_trl(run, VISION, "pictures")],
+        "Of a clone of huggingface/trl, with the package of the table installed.",
+        code="trl",
     ),
     Case(
         "LlamaFactory, `llamafactory-cli train`",
@@ -208,13 +243,58 @@ CASES = [
     ),
     Case(
         "Qwen-VL-Series-Finetune, `train_sft.py`",
-        "transformers",
+        "",
         "qwen-vl-series-finetune",
         VISION,
         _2u1,
-        "Of the repository 2U1/Qwen-VL-Series-Finetune at 93fef86. A field `tasks` in each record of its LLaVA JSON. "
+        "Of the repository 2U1/Qwen-VL-Series-Finetune. A field `tasks` in each record of its LLaVA JSON. "
         "Liger is refused: `--use_liger False`. Its classification, DPO and GRPO scripts cannot train heads.",
         variables={"PYTHONPATH": "src:."},
         code="Qwen-VL-Series-Finetune",
+    ),
+    Case(
+        "Qwen3-VL, `qwen-vl-finetune`",
+        "",
+        "qwen-vl-series-finetune",
+        VISION,
+        _qwen_vl_finetune,
+        "Of the repository QwenLM/Qwen3-VL. A field `tasks` in each record of its JSON. Tried on the CPU, with the one "
+        "function of flash_attn that it imports missing and its own `train(attn_implementation='sdpa')`, both in the "
+        "script that is named here. `data_flatten` and `data_packing` are refused.",
+        variables={"PYTHONPATH": "qwenvl/train:."},
+        code="Qwen3-VL/qwen-vl-finetune",
+    ),
+    Case(
+        "Accelerate, a loop without a Trainer",
+        "accelerate",
+        "",
+        TEXT,
+        _script("accelerate_loop.py", TEXT, "lines.json"),
+        "A field `tasks` in each row. Model, optimizer and loaders go to one call of `Accelerator.prepare`, the loss "
+        "is that of the model, and Accelerate accumulates; anything else is refused, with the lines to add or to "
+        "change, and so are FSDP and DeepSpeed. TPO is saved by `save_state`, `save_model`, and the `save_pretrained` "
+        "of the model. A micro-batch's loss is its part of the step's, times the accumulation.",
+    ),
+    Case(
+        "Lightning, a module",
+        "lightning",
+        "lightning",
+        TEXT,
+        _script("lightning_module.py", TEXT, "lines.json"),
+        "A field `tasks` in each row of the DataLoaders, wherever these come from. The loss is that of the model; "
+        "anything else is refused, with the lines to add, and so are optimization by hand, FSDP and DeepSpeed. "
+        "Checkpoints of Lightning have TPO's weights in them; `save_pretrained` of the language model saves TPO beside "
+        "it.",
+    ),
+    Case(
+        "transformers, `run_clm.py`",
+        "transformers",
+        "qwen-vl-series-finetune",
+        TEXT,
+        _run_clm,
+        "Refused: its `group_texts` joins all rows and cuts them into blocks, through tasks and between a trigger and "
+        "its task token.",
+        code="transformers",
+        refused="group_texts joins rows (packing), so their tasks cannot be told apart",
     ),
 ]

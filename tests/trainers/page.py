@@ -13,7 +13,7 @@ from tests.trainers.cases import CASES, HERE, ROOT, Case, Run
 RESULTS, PAGE = HERE / "results.json", ROOT / "docs" / "trainers.md"
 HEADER = ("trainer", "version", "transformers", "tasks seen", "loss equal", "accumulation equal", "saved", "loaded")
 BEGIN, END = "<!-- trainers: begin -->\n", "<!-- trainers: end -->\n"
-SHOWN = Run(Path("DATA"), Path("OUT"), 4, 1, Path())
+SHOWN = Run(Path("DATA"), Path("OUT"), 4, 1, Path(), Path("tests/trainers/scripts"))
 """Names that stand for folders on the page."""
 
 

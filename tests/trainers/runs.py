@@ -23,9 +23,6 @@ SECONDS = 1500
 class Result:
     """What was seen of one trainer."""
 
-    version: str
-    transformers: str
-    """Versions of the trainer and of transformers."""
     tasks: bool
     """Whether every box of the data was trained, once an epoch."""
     loss: bool
@@ -41,11 +38,15 @@ class Result:
     def cells(self) -> list[str]:
         """For the table."""
         seen = (self.tasks, self.loss, self.accumulation, self.saved, self.loaded)
-        return [self.version, self.transformers, *("yes" if value else "NO" for value in seen)]
+        return ["yes" if value else "NO" for value in seen]
 
 
-def run_case(case: Case, folder: Path) -> Result:
-    """Trains twice. Raises `RuntimeError` with the end of the output where something fails."""
+def run_case(case: Case, folder: Path) -> tuple[list[str], dict[str, Any]]:
+    """Trains twice, and gives the cells of the table and the numbers behind them.
+
+    A trainer that is to be refused is started once. Raises `RuntimeError` with the end of the output where something
+    fails.
+    """
     world = folder / "world"
     environment = os.environ | {
         "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "cache"),
@@ -55,26 +56,59 @@ def run_case(case: Case, folder: Path) -> Result:
     environment.pop("PYTHONPATH", None)
     if not world.is_dir():
         start([case.bin / "python", "-m", "tests.trainers.world", world], environment)
+    versions = [version_of(case), version_of(case, "transformers")]
+    if case.refused:
+        return [*versions, *_refused(case, folder, world, environment)], {}
     trained = [path for sizes in ((4, 1), (1, 4)) for path in _train(case, folder, world, environment, *sizes)]
-    check = [case.bin / "python", "-m", "tests.trainers.check", case.package, world / case.host, *trained]
+    check = [case.bin / "python", "-m", "tests.trainers.check", world / case.host, *trained]
     text = start(check, environment)
-    version, (one, four) = json.loads(next(line for line in text.splitlines() if line.startswith("CHECK "))[6:])
+    one, four = json.loads(next(line for line in text.splitlines() if line.startswith("CHECK "))[6:])
+    result = compare(one, four, folder / "4x1")
+    return [*versions, *result.cells()], result.numbers
+
+
+def version_of(case: Case, package: str = "") -> str:
+    """Of a package, by default that of the trainer; without one the commit of its repository."""
+    if not (package or case.package):
+        return start(["git", "describe", "--always"], dict(os.environ), folder=case.folder).strip()
+    code = f"from importlib.metadata import version; print(version({package or case.package!r}))"
+    return start([case.bin / "python", "-c", code], dict(os.environ)).split()[-1]
+
+
+def _refused(case: Case, folder: Path, world: Path, environment: dict[str, str]) -> list[str]:
+    try:
+        _train(case, folder, world, environment, 4, 1)
+    except RuntimeError as error:
+        if case.refused in str(error):
+            return ["refused", "-", "-", "-", "-"]
+        raise
+    return ["NOT REFUSED", "-", "-", "-", "-"]
+
+
+def compare(one: dict[str, Any], four: dict[str, Any], output: Path) -> Result:
+    """What `tests.trainers.check` found for one micro-batch of four, with its output, and four of one."""
     losses = [one["expected"], *(_parts(result["logged"]) for result in (one, four))]
     sums = [sum(losses[0].values()), one["trained"], one["logged"]["loss"]]
-    output = folder / "4x1"
     checkpoints = sorted(output.glob("checkpoint-*"))
     return Result(
-        version=version,
-        transformers=one["transformers"],
         tasks=one["boxes"] == four["boxes"] == near(BOXES) and one["tokens"] == four["tokens"] == len(BOXES),
         loss=all(_equal(losses[0][k], losses[1][k]) for k in KINDS) and all(_equal(sums[0], s) for s in sums),
         accumulation=four["micro_batches"] == 4 and all(
             _equal(one["logged"][name], four["logged"][name]) for name in LOGGED
         ),
-        saved=len(checkpoints) == 2 and all((f / "tpo_model.safetensors").is_file() for f in (output, *checkpoints)),
+        saved=len(checkpoints) == 2 and all(has_tpo(place) for place in (output, *checkpoints)),
         loaded=one["reloaded"] < 1e-5 and one["moved"] > 1e-4,
         numbers={"4x1": one, "1x4": four},
     )  # fmt: skip
+
+
+def has_tpo(place: Path) -> bool:
+    """Whether TPO is in a folder, or in a file of Lightning."""
+    if place.is_dir():
+        return (place / "tpo_model.safetensors").is_file()
+    import torch
+
+    return any(".tpo.heads.region." in name for name in torch.load(place, weights_only=True)["state_dict"])
 
 
 def near(boxes: list[list[float]]) -> list[list[float]]:

@@ -35,6 +35,8 @@ TEMPLATE = (
 )
 ROWS = 151936
 """Of the vocabulary: with spare ones for the tokens of a head."""
+ASSISTANT = 77091
+"""Id of "assistant" in Qwen's vocabulary, by which QwenLM's own code finds what is answered."""
 
 
 def main(folder: Path) -> None:
@@ -71,7 +73,7 @@ def main(folder: Path) -> None:
         {"id": str(i), "text": f"{QUESTION} {text}", "tasks": tasks}
         for i, ((text, _), tasks) in enumerate(zip(ANSWERS, TASKS, strict=True))
     ]
-    write(folder / "lines.jsonl", lines)
+    write(folder / "lines.json", lines)
 
 
 def write_parquet(folder: Path, conversations: list[Any], images: list[list[str]]) -> None:
@@ -95,7 +97,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Bytes, some merges, and the special tokens of Qwen at their ids, which some trainers have as numbers."""
+    """Bytes, some merges, and the tokens of Qwen at their ids that some trainers have as numbers."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(vocab_size=320, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
@@ -103,7 +105,10 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     learned = json.loads(backend.to_str())["model"]
     vocabulary = learned["vocab"] | {f"unused{i}": i for i in range(len(learned["vocab"]), FIRST_SPECIAL)}
     vocabulary |= {token: FIRST_SPECIAL + i for i, token in enumerate(SPECIAL)}
-    backend.model = models.BPE(vocabulary, [tuple(merge) for merge in learned["merges"]])
+    word = "assistant"
+    grown = [(word[:i], word[i]) for i in range(1, len(word))]
+    vocabulary |= {"".join(merge): ASSISTANT - len(grown) + i for i, merge in enumerate(grown, 1)}
+    backend.model = models.BPE(named(vocabulary), [*grown, *(tuple(merge) for merge in learned["merges"])])
     backend.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -113,6 +118,12 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         chat_template=TEMPLATE,
         model_max_length=2048,
     )
+
+
+def named(vocabulary: dict[str, int]) -> dict[str, int]:
+    """Without the unused names of ids that have another."""
+    taken = {i for token, i in vocabulary.items() if not token.startswith("unused")}
+    return {token: i for token, i in vocabulary.items() if i not in taken or not token.startswith("unused")}
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
@@ -169,7 +180,9 @@ def make_vision(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     )  # fmt: skip
     save(transformers.Qwen2_5_VLForConditionalGeneration(config), folder)
     sizes = {"min_pixels": 56 * 56, "max_pixels": 112 * 112}
-    parts = {"image_processor": transformers.Qwen2VLImageProcessor(**sizes), "tokenizer": tokenizer}
+    save_tokenizer(tokenizer, folder)  # and again behind the processor: older releases want a tokenizer of Qwen's class
+    own = transformers.AutoTokenizer.from_pretrained(folder)
+    parts = {"image_processor": transformers.Qwen2VLImageProcessor(**sizes), "tokenizer": own}
     if hasattr(transformers, "Qwen2VLVideoProcessor"):
         parts["video_processor"] = transformers.Qwen2VLVideoProcessor(**sizes)
     transformers.Qwen2_5_VLProcessor(**parts, chat_template=TEMPLATE).save_pretrained(folder)

@@ -52,9 +52,9 @@ def run(
         code = _start(command, {**os.environ, **settings.environment()})
         if code == 0 and not marker.exists():
             raise TPOError(
-                f"{command[0]} ended without making a transformers Trainer, so nothing was trained with TPO: a loop "
-                "of its own needs apply_tpo(model, tokenizer) in it, a launcher must stay in the foreground, and its "
-                "Python must have tpo-plugin and read PYTHONPATH"
+                f"{command[0]} ended without making a transformers Trainer, or a step of Accelerate or Lightning, so "
+                "nothing was trained with TPO: any other loop needs apply_tpo(model, tokenizer) in it, a launcher must "
+                "stay in the foreground, and its Python must have tpo-plugin and read PYTHONPATH"
             )
     sys.exit(code)
 

@@ -5,5 +5,5 @@ PYTHONPATH. Python imports the `sitecustomize` of that folder at its start, in t
 script's launcher starts. There the imports of some libraries are waited for (`imports`): tokenizers get the heads'
 tokens when they are loaded, data sets keep their rows' tasks through every map (`maps`, `samples`), and a Trainer, when
 it is made, becomes one that puts TPO onto its model (`trainer`) and reads the tasks of its rows (`rows`). What does not
-arrive stops the run (`arrivals`, `literal`), and so does a loop without a Trainer (`loops`).
+arrive stops the run (`arrivals`, `literal`). A loop of Accelerate or Lightning gets TPO too (`loops`, `loop_parts`).
 """

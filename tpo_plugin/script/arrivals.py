@@ -40,6 +40,8 @@ class Arrivals:
         """Before the first step. Raises `TPOError` where no task can come."""
         dataset = self.trainer.train_dataset
         self.rows, self.steps = 0, 0
+        if hasattr(dataset, "__len__") and not len(dataset):
+            raise TPOError("the dataset that the trainer got has no record: are its file and its split the right ones?")
         self.expected = num_with_tasks(dataset, self.by_id)
         if self.expected == 0:
             raise TPOError(f"none of the {len(dataset)} rows that the trainer got has tasks{self._met()}; {HOW}")

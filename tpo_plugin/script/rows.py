@@ -18,7 +18,7 @@ from tpo_plugin.errors import TPOError
 from tpo_plugin.positions import Positions, text_groups, token_positions
 from tpo_plugin.script.expand import take_tasks
 from tpo_plugin.script.literal import LiteralPlaceholders
-from tpo_plugin.script.samples import SAMPLE
+from tpo_plugin.script.samples import SAMPLE, WithTasks
 
 
 class TaskCollator:
@@ -68,6 +68,8 @@ class TaskCollator:
     def _take(self, row: Any, index: int) -> tuple[Any, Sample]:
         """The row without its tasks, and these."""
         place = f"row {index} of the batch"
+        if isinstance(row, WithTasks):
+            return row.made, row.tasks
         if not isinstance(row, Mapping):
             return row, Sample(Record(place, place, ()))
         row = dict(row)

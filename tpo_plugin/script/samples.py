@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,14 @@ logger = logging.getLogger(__name__)
 
 SAMPLE = "tpo_sample"
 """Key of a sample under which its tasks travel from dataset to collator."""
+
+
+@dataclass(frozen=True)
+class WithTasks:
+    """What a dataset made of a record, where that is no dict with a place for tasks, and the record's tasks."""
+
+    made: Any
+    tasks: Sample
 
 
 def with_tasks(dataset: Any, tpo: Any, by_id: Mapping[str, Any]) -> Any:
@@ -102,13 +111,13 @@ class TaskDataset(Dataset[Any]):
             reader.read()
             raise
         record = reader.read()
-        if not isinstance(sample, Mapping):
-            if not record.turns:
-                return sample
+        if isinstance(sample, list) and record.turns:
             raise TPOError(
-                f"{type(self.dataset).__name__} made a {type(sample).__name__} of {record.place}, which has tasks; "
-                "expected a dict for each record (packing joins records: switch it off)"
+                f"{type(self.dataset).__name__} made a list of {record.place}, which has tasks; expected one sample "
+                "for each record (packing joins records: switch it off)"
             )
+        if not isinstance(sample, Mapping):
+            return WithTasks(sample, Sample(record))
         if not self._reads_media or not any(turn.tasks for turn in record.turns):
             return {**sample, SAMPLE: Sample(record)}
         # As many frames as the dataset took, so that a head can match them with what the vision tower saw.

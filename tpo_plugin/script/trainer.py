@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments, set_seed
 
 from tpo_plugin.apply import apply_tpo, head_config
 from tpo_plugin.errors import TPOError
@@ -67,10 +67,11 @@ class ScriptTrainerMixin(TPOTrainerMixin):
         model, make = given.get("model"), given.get("model_init")
         tokenizer = _tokenizer(given)
         loading: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        seed = getattr(given.get("args"), "seed", TrainingArguments.seed)
         if isinstance(model, nn.Module):
-            self._apply(model, tokenizer)
+            self._apply_seeded(model, tokenizer, seed)
         elif isinstance(model, str):
-            loading = _first_loaded(lambda loaded: self._apply(loaded, tokenizer))
+            loading = _first_loaded(lambda loaded: self._apply_seeded(loaded, tokenizer, seed))
         elif make is not None:
             given["model_init"] = self._applied(make, tokenizer)
         else:
@@ -93,6 +94,11 @@ class ScriptTrainerMixin(TPOTrainerMixin):
         self.data_collator = TaskCollator(self.tpo, self.data_collator, by_id)
         self._arrivals = Arrivals(self, by_id)
         self.tpo_script.mark(type(self).__name__)
+
+    def _apply_seeded(self, model: Any, tokenizer: Any, seed: int) -> None:
+        """New rows and heads are those of the trainer's seed, which it sets a moment too late for them."""
+        set_seed(seed)
+        self._apply(model, tokenizer)
 
     def _apply(self, model: Any, tokenizer: Any) -> None:
         if not hasattr(_unwrapped(model), "tpo"):

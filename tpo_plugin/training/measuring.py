@@ -13,6 +13,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 
+from tpo_plugin.training.counting import count_batch
 from tpo_plugin.training.evaluation import STATISTICS, Evaluation, rates
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ class MeasuringMixin(_Trainer):
     """Logs every loss and the assignment's statistics, and evaluates with the heads' metrics."""
 
     tpo: Any
-    _count_batch: Any
     _evaluation: Evaluation | None = None
     _left_out: bool
     _total_loss, _total_steps = 0.0, 0
@@ -168,7 +168,8 @@ class MeasuringMixin(_Trainer):
         step = super().prediction_step(model, inputs, *args, **kwargs)
         result = self.tpo.last_output
         if self._evaluation is not None and result is not None:
-            self._evaluation.add(result, inputs.get("task_targets") or {}, self._count_batch(inputs), self.accelerator)
+            counts = count_batch(self.tpo, inputs)
+            self._evaluation.add(result, inputs.get("task_targets") or {}, counts, self.accelerator)
         return step
 
 

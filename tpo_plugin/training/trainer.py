@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
@@ -26,7 +25,8 @@ from torch import Tensor, nn
 
 from tpo_plugin import zero
 from tpo_plugin.errors import TPOError
-from tpo_plugin.positions import Counts, count_targets
+from tpo_plugin.positions import Counts
+from tpo_plugin.training.counting import count_step
 from tpo_plugin.training.grouping import GroupingMixin, with_own_datasets
 from tpo_plugin.training.measuring import MeasuringMixin
 from tpo_plugin.training.nonfinite import CheckEngine, NonfiniteMixin, OnNonfinite
@@ -144,20 +144,17 @@ class TPOTrainerMixin(OwnLossMixin, GroupingMixin, MeasuringMixin, SavingMixin, 
 
     def _count_step(self, batches: list[Any]) -> Counts:
         """Counts targets over all micro-batches and ranks, at least 1 of each kind, and puts them into every batch."""
-        heads = list(self.tpo.heads)
         if self._is_split and batches:
             self._check_media(batches)
-        total = torch.zeros(2 + len(heads), dtype=torch.int64)
-        for batch in batches:
-            found = self._count_batch(batch)
-            total += torch.tensor([found.mllm, found.assign, *(found.heads[name] for name in heads)])
-        total = self.accelerator.reduce(total.to(self.accelerator.device), "sum").clamp(min=1)
-        mllm, assign, *of_heads = total.tolist()
-        measure = (self.state.global_step + 1) % max(int(self.state.logging_steps or 1), 1) == 0
-        of_heads = dict(zip(heads, of_heads, strict=True))
-        counts = Counts(mllm, assign, of_heads, self._scale(), measure, logits=self._computes_loss)
-        for batch in batches:
-            batch["task_counts"] = counts
+        device = self.accelerator.device
+        counts = count_step(
+            self.tpo,
+            batches,
+            lambda total: self.accelerator.reduce(total.to(device), "sum"),
+            scale=self._scale(),
+            measure=(self.state.global_step + 1) % max(int(self.state.logging_steps or 1), 1) == 0,
+            logits=self._computes_loss,
+        )
         self._watch_step(batches)
         return counts
 
@@ -173,15 +170,6 @@ class TPOTrainerMixin(OwnLossMixin, GroupingMixin, MeasuringMixin, SavingMixin, 
                 "modules: give each forward samples with the same kinds of media on all ranks (tpo train does), or use "
                 "ZeRO-2"
             )
-
-    def _count_batch(self, batch: Any) -> Counts:
-        host, shift = self.tpo.host, self.tpo.host.label_shift
-        ids = host.ids_of(self.tpo.model, dict(batch), self.tpo.tokens)
-        if ids is None:
-            raise TPOError(f"a batch has {sorted(batch)} and no {host.ids}, in which the task tokens stand")
-        found = count_targets(ids, batch.get("labels"), self.tpo.tokens, batch.get("task_positions"), shift)
-        targets = batch.get("task_targets") or {}
-        return replace(found, heads={n: self.tpo.heads[n].num_targets(targets.get(n)) for n in found.heads})
 
     def _scale(self) -> int:
         ranks = self.accelerator.num_processes
