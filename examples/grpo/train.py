@@ -64,7 +64,10 @@ def supervised(output: Path, files: dict[str, Path], steps: tuple[int, int], see
         seed=seed,
         stages={
             "boxes": StageConfig(learning_rates=boxes, losses=["mllm", "region"], steps=steps[0], **common),
-            "calls": StageConfig(learning_rates={"triggers": 3e-3}, losses=["assign"], steps=steps[1], **common),
+            "calls": StageConfig(
+                learning_rates={"triggers": 1e-2}, losses=["assign"], steps=steps[1], scheduler="constant",
+                **common | {"warmup": 0.0},
+            ),  # fmt: skip
         },
     )
     if not (output / "run.json").is_file():
@@ -99,7 +102,7 @@ def reinforce(model: Any, dataset: Dataset, output: Path, steps: int, seed: int)
         parameter.requires_grad_("lora" in name or name.endswith(".output"))
     arguments = GRPOConfig(
         str(output), max_steps=steps, per_device_train_batch_size=64, num_generations=8, max_completion_length=10,
-        learning_rate=3e-3, lr_scheduler_type="constant", logging_steps=1, save_strategy="no", report_to=[],
+        learning_rate=3e-4, lr_scheduler_type="constant", logging_steps=1, save_strategy="no", report_to=[],
         disable_tqdm=True, use_cpu=not torch.cuda.is_available(), bf16=False, gradient_checkpointing=False, seed=seed,
     )  # fmt: skip
     trainer = GRPOTrainer(
@@ -118,7 +121,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/grpo"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scenes", type=int, default=4000)
-    parser.add_argument("--steps", type=int, nargs=3, default=(400, 10, 60), help="boxes, calls, GRPO")
+    parser.add_argument("--steps", type=int, nargs=3, default=(400, 14, 60), help="boxes, calls, GRPO")
     given = parser.parse_args()
     torch.manual_seed(given.seed)
     files = make_records(given.output / "train", "train", given.scenes, 1000 * given.seed)
