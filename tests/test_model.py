@@ -294,7 +294,7 @@ def test_such_a_loss_of_ordinary_chat_is_the_hosts(monkeypatch: pytest.MonkeyPat
     out.loss.backward()
     trained = model.tpo.embeddings["region"].output.grad
     assert trained is not None
-    assert not trained.any()
+    assert trained.any() == (where == "logits")  # a row like any other where the output embedding runs
 
 
 def test_training_that_cannot_learn_warns() -> None:

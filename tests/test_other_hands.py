@@ -112,6 +112,8 @@ def test_trl_trains_ordinary_chat_as_the_bare_host(folder, echo, tmp_path, kind)
     losses = []
     for head in (None, echo):
         model, tokenizer = loaded(folder, head)
+        if head is not None:
+            model.tpo.requires_grad_(False)
         trainer = trainer_class(
             model,
             args=config_class(str(tmp_path), **{k: v for k, v in options.items() if k in known}),

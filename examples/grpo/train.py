@@ -10,18 +10,22 @@ from __future__ import annotations
 import argparse
 import json
 import random
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from datasets import Dataset, Features, Image, List, Value
+from torch.utils.data import DataLoader
 from tpo_shapes.dataset import make_dataset, write_records
 from tpo_shapes.demo import HOST_DIRECTORY
 from tpo_shapes.evaluate import Question, answer_questions, read_questions, score
 from trl import GRPOConfig, GRPOTrainer
 
 from tpo_plugin import HeadReward, TPOConfig
+from tpo_plugin.data import RecordDataset, Records, TPOCollator
 from tpo_plugin.training.config import DataSource, StageConfig, TrainConfig
 from tpo_plugin.training.run import load_run, train
 
@@ -65,9 +69,12 @@ def supervised(output: Path, files: dict[str, Path], steps: tuple[int, int], see
         stages={
             "boxes": StageConfig(learning_rates=boxes, losses=["mllm", "region"], steps=steps[0], **common),
             "calls": StageConfig(
-                learning_rates={"triggers": 1e-2}, losses=["assign"], steps=steps[1], scheduler="constant",
-                **common | {"warmup": 0.0},
-            ),  # fmt: skip
+                learning_rates={"triggers": 1e-2},
+                losses=["assign"],
+                steps=steps[1],
+                scheduler="constant",
+                **{**common, "warmup": 0.0},
+            ),
         },
     )
     if not (output / "run.json").is_file():
@@ -96,24 +103,71 @@ def rows(questions: list[Question], number: int, seed: int) -> Dataset:
     )
 
 
-def reinforce(model: Any, dataset: Dataset, output: Path, steps: int, seed: int) -> list[float]:
-    """GRPO with the box's IoU as the reward; the mean reward of each step."""
+class BesideRecords(GRPOTrainer):
+    """GRPO, and in each micro-batch the supervised losses of TPO on a batch of records beside it."""
+
+    batches: Iterator[dict[str, Any]]
+    weight: float
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        if not self.model.training:
+            return loss
+        beside = model(**send_to_device(next(self.batches), self.args.device)).loss
+        return loss + self.weight * beside / self.current_gradient_accumulation_steps
+
+
+def endless(model: Any, files: Iterable[Path], batch_size: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Batches of records for `BesideRecords`, in a new order every time round."""
+    dataset = RecordDataset([Records(path, model.tpo) for path in files])
+    generator = torch.Generator().manual_seed(seed)
+    loader = DataLoader(dataset, batch_size, shuffle=True, collate_fn=TPOCollator(model.tpo), generator=generator)
+    while True:
+        yield from loader
+
+
+def reinforce(
+    model: Any,
+    dataset: Dataset,
+    output: Path,
+    steps: int,
+    seed: int,
+    *,
+    batch_size: int = 64,
+    beside: Iterator[dict[str, Any]] | None = None,
+    weight: float = 0.0,
+) -> list[float]:
+    """GRPO with the box's IoU as the reward; the mean reward of each step.
+
+    Without `beside` the triggers' output rows train alone: whatever else of the language model moves takes the states
+    away that the head reads. With it LoRA, heads and task tokens train too.
+    """
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora" in name or name.endswith(".output"))
+        more = beside is not None and ("lora" in name or name in tpo_names(model))
+        parameter.requires_grad_(more or name.endswith(".output"))
     arguments = GRPOConfig(
-        str(output), max_steps=steps, per_device_train_batch_size=64, num_generations=8, max_completion_length=10,
-        learning_rate=3e-4, lr_scheduler_type="constant", logging_steps=1, save_strategy="no", report_to=[],
-        disable_tqdm=True, use_cpu=not torch.cuda.is_available(), bf16=False, gradient_checkpointing=False, seed=seed,
+        str(output), max_steps=steps, per_device_train_batch_size=batch_size, num_generations=8,
+        max_completion_length=10, learning_rate=3e-3 if beside is None else 3e-4, lr_scheduler_type="constant",
+        logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=not torch.cuda.is_available(),
+        bf16=False, gradient_checkpointing=False, seed=seed,
     )  # fmt: skip
-    trainer = GRPOTrainer(
+    trainer = (GRPOTrainer if beside is None else BesideRecords)(
         model,
         reward_funcs=[HeadReward(model, "region", "mean_iou")],
         args=arguments,
         train_dataset=dataset,
         processing_class=model.tpo.processor,
     )
+    if isinstance(trainer, BesideRecords) and beside is not None:
+        trainer.batches, trainer.weight = beside, weight
     trainer.train()
     return [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
+
+
+def tpo_names(model: Any) -> set[str]:
+    """Names of what TPO trains, as the model has them."""
+    trains = {id(p) for name, p in model.tpo.named_parameters() if name in model.tpo.trainable}
+    return {name for name, p in model.named_parameters() if id(p) in trains}
 
 
 def main() -> None:
@@ -121,7 +175,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/grpo"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scenes", type=int, default=4000)
-    parser.add_argument("--steps", type=int, nargs=3, default=(400, 14, 60), help="boxes, calls, GRPO")
+    parser.add_argument("--steps", type=int, nargs=3, default=(400, 8, 40), help="boxes, calls, GRPO")
+    parser.add_argument("--beside", type=float, default=0.0, help="weight of the supervised losses beside the reward")
     given = parser.parse_args()
     torch.manual_seed(given.seed)
     files = make_records(given.output / "train", "train", given.scenes, 1000 * given.seed)
@@ -130,7 +185,9 @@ def main() -> None:
     asked = [q for q in read_questions(held_out.values()) if q.kind in ASKED]
     print("before", measured(model, asked), flush=True)
     train_rows = rows(read_questions(files.values()), 2000, given.seed)
-    rewards = reinforce(model, train_rows, given.output / "grpo", given.steps[2], given.seed)
+    beside = endless(model, files.values(), 16, given.seed) if given.beside else None
+    output, steps = given.output / "grpo", given.steps[2]
+    rewards = reinforce(model, train_rows, output, steps, given.seed, beside=beside, weight=given.beside)
     print("rewards", [round(mean(rewards[i : i + 10]), 3) for i in range(0, len(rewards), 10)])
     print("after", measured(model, asked))
     model.save_pretrained(given.output / "grpo")

@@ -126,7 +126,8 @@ def test_wrong_use_is_told(model):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_grpo_trains_the_triggers_with_the_iou(model, tmp_path):
+@pytest.mark.parametrize("kind", ["GRPO", "RLOO"])
+def test_trl_trains_the_triggers_with_the_iou(model, tmp_path, kind):
     """Two steps of TRL's trainer, as it is: rewards and log-probabilities as they are computed slowly."""
     trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
     trigger, task = model.tpo.token_ids["region"]
@@ -136,7 +137,7 @@ def test_grpo_trains_the_triggers_with_the_iou(model, tmp_path):
         row.copy_(8 * hidden / hidden.pow(2).sum())
     before, seen = row.clone(), []
 
-    class Watched(trl.GRPOTrainer):
+    class Watched(getattr(trl, f"{kind}Trainer")):
         def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, **kwargs):
             found = super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, **kwargs
@@ -169,7 +170,7 @@ def test_grpo_trains_the_triggers_with_the_iou(model, tmp_path):
             rewards.append(found)
             return found
 
-    arguments = trl.GRPOConfig(
+    arguments = getattr(trl, f"{kind}Config")(
         str(tmp_path), max_steps=2, per_device_train_batch_size=16, num_generations=8, max_completion_length=8,
         learning_rate=1e-2, logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True,
         bf16=False,
