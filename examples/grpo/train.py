@@ -25,7 +25,7 @@ from tpo_shapes.evaluate import Question, answer_questions, read_questions, scor
 from trl import GRPOConfig, GRPOTrainer
 
 from tpo_plugin import HeadReward, TPOConfig
-from tpo_plugin.data import RecordDataset, Records, TPOCollator
+from tpo_plugin.data import RecordDataset, Records, TPOCollator, prompt_record, read_sample
 from tpo_plugin.training.config import DataSource, StageConfig, TrainConfig
 from tpo_plugin.training.run import load_run, train
 
@@ -82,6 +82,11 @@ def supervised(output: Path, files: dict[str, Path], steps: tuple[int, int], see
     return load_run(output)
 
 
+def tasks_of(question: Question) -> list[dict[str, Any]]:
+    """The tasks of the record of one question."""
+    return [{"head": "region", "boxes": [question.box]}] if question.box else []
+
+
 def rows(questions: list[Question], number: int, seed: int) -> Dataset:
     """What GRPOTrainer takes, half of it about boxes: the prompt, the picture, and the tasks of the record."""
     random.Random(seed).shuffle(questions)
@@ -95,7 +100,7 @@ def rows(questions: list[Question], number: int, seed: int) -> Dataset:
             {
                 "prompt": [{"role": "user", "content": q.text}],
                 "image": q.media,
-                "tasks": [{"head": "region", "boxes": [q.box]}] if q.box else [],
+                "tasks": tasks_of(q),
             }
             for q in boxes + chat
         ],
@@ -147,7 +152,7 @@ def reinforce(
         parameter.requires_grad_(more or name.endswith(".output"))
     arguments = GRPOConfig(
         str(output), max_steps=steps, per_device_train_batch_size=batch_size, num_generations=8,
-        max_completion_length=10, learning_rate=3e-3 if beside is None else 3e-4, lr_scheduler_type="constant",
+        max_completion_length=10, learning_rate=1e-2 if beside is None else 3e-4, lr_scheduler_type="constant",
         logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=not torch.cuda.is_available(),
         bf16=False, gradient_checkpointing=False, seed=seed,
     )  # fmt: skip
@@ -194,11 +199,24 @@ def main() -> None:
     model.tpo.save_pretrained(given.output / "grpo")
 
 
-def measured(model: Any, questions: list[Question]) -> dict[str, float]:
-    """Of greedy answers to held-out questions."""
+def measured(model: Any, questions: list[Question], num_sampled: int = 200) -> dict[str, float]:
+    """Of held-out questions: the mean reward and calls of sampled answers, and the scores of greedy ones."""
     model.eval()
-    found = score(questions, answer_questions(model, questions))["images"]
-    return {name: round(found[name], 3) for name in ("box_when_asked", "box_otherwise", "mean_iou", "chat")}
+    reward, found = HeadReward(model, "region", "mean_iou"), {}
+    collate, end = TPOCollator(model.tpo, for_generation=True), model.tpo.tokenizer.eos_token_id
+    kinds = {"boxes": [q for q in questions if q.box], "chat": [q for q in questions if not q.box]}
+    torch.manual_seed(0)
+    for kind, asked in kinds.items():
+        some = asked[:: max(1, len(asked) // num_sampled)][:num_sampled]
+        samples = [read_sample(prompt_record(model.tpo, q.text, images=[q.media])) for q in some]
+        answers = model.tpo.generate(**collate(samples), do_sample=True, top_k=0, max_new_tokens=10)
+        said = answers.sequences[:, answers.prompt_length :].tolist()
+        said = [ids[: ids.index(end) + 1] if end in ids else ids for ids in said]
+        rewards = reward(completion_ids=said, tasks=[tasks_of(q) for q in some])
+        found |= {f"{kind}: reward": mean(rewards), f"{kind}: called": mean(map(bool, answers.predictions))}
+    greedy = score(questions, answer_questions(model, questions))["images"]
+    found |= {f"greedy: {name}": greedy[name] for name in ("box_when_asked", "box_otherwise", "mean_iou", "chat")}
+    return {name: round(value, 3) for name, value in found.items()}
 
 
 if __name__ == "__main__":

@@ -173,7 +173,7 @@ def test_trl_trains_the_triggers_with_the_iou(model, tmp_path, kind):
     arguments = getattr(trl, f"{kind}Config")(
         str(tmp_path), max_steps=2, per_device_train_batch_size=16, num_generations=8, max_completion_length=8,
         learning_rate=1e-2, logging_steps=1, save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True,
-        bf16=False,
+        bf16=False, beta=0.0,
     )  # fmt: skip
     rows = [{"prompt": QUESTION, "tasks": [boxes(FIRST)]}, {"prompt": QUESTION, "tasks": []}] * 4
     trainer = Watched(
