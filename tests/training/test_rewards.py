@@ -138,9 +138,9 @@ def test_trl_trains_the_triggers_with_the_iou(model, tmp_path, kind):
     before, seen = row.clone(), []
 
     class Watched(getattr(trl, f"{kind}Trainer")):
-        def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, **kwargs):
+        def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
             found = super()._get_per_token_logps_and_entropies(
-                model, input_ids, attention_mask, logits_to_keep, **kwargs
+                model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
             )
             with torch.no_grad():
                 logits = model(input_ids=input_ids, attention_mask=attention_mask).logits[:, :-1]

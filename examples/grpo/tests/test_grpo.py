@@ -36,7 +36,7 @@ def files(example: Any, tmp_path_factory: Any) -> dict[str, Path]:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("beside", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_reward_is_the_iou_and_trains_what_it_should(example, files, tmp_path, monkeypatch, beside):
     torch.manual_seed(0)
     model = apply_tpo(load_host(str(HOST_DIRECTORY)), AutoProcessor.from_pretrained(HOST_DIRECTORY), heads=["region"])
