@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
 import tpo_plugin as tpo
+from tpo_plugin.generation.answers import HeadOutputs
+from tpo_plugin.generation.generate import GenerateOutput
 from tpo_plugin.testing import tiny_host
 
 TEMPLATE = "{% for m in messages %}<s> {{ m.content }} </s>{% endfor %}{% if add_generation_prompt %}<s> {% endif %}"
@@ -104,6 +107,32 @@ def test_a_loss_of_a_head_without_metrics(echo):
         completion_ids=rows, tasks=[[{"head": echo, "state": near}], [{"head": echo, "state": [100.0] * 32}]]
     )
     assert found == pytest.approx([math.exp(-32 * 0.01), 0.0], abs=1e-4)
+
+
+def test_the_spans_and_the_masks_of_an_answer():
+    """By the heads' own metrics, of outputs made by hand."""
+    rle = pytest.importorskip("tpo_head_mask.rle")
+    pytest.importorskip("tpo_head_temporal")
+    model, tokenizer = tiny_host()
+    mask = {"size": "micro", "image_size": 64}
+    tpo.apply_tpo(model, tokenizer, heads=["temporal", "mask"], config=tpo.TPOConfig(heads={"mask": mask}))
+    true = np.zeros((4, 8), dtype=bool)
+    true[:2, :4] = True
+    shifted = np.roll(true, 2, axis=1)  # half of it on the true one: 4 of 12 pixels
+    spans = torch.tensor([[[2.0, 6.0], [0.0, 1.0]]])
+    outputs = {
+        "temporal": HeadOutputs({"spans_s": spans}, [(0, 5)]),
+        "mask": HeadOutputs({"tracks": [{"masks": [rle.encode(shifted)], "times": [0.0], "score": 1.0}]}, [(1, 5)]),
+    }
+    sequences = torch.tensor([[1, 4, 9], [1, 4, 10]])
+    model.tpo.hooks.now.last_generated = GenerateOutput(sequences, [[], []], None, 2, outputs)
+    tasks = [
+        [{"head": "temporal", "spans": [[3.0, 8.0], [20.0, 30.0]]}],
+        [{"head": "mask", "masks": [rle.encode(true)]}],
+    ]
+    given = {"completion_ids": [[9], [10]], "tasks": tasks}
+    assert tpo.HeadReward(model, "temporal", "mIoU")(**given) == pytest.approx([3 / 6, 1.0])
+    assert tpo.HeadReward(model, "mask", "J")(**given) == pytest.approx([1.0, 4 / 12])
 
 
 def test_wrong_use_is_told(model):
