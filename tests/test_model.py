@@ -272,6 +272,31 @@ def test_a_loss_that_never_calls_the_head_is_refused(monkeypatch: pytest.MonkeyP
         model(**batch, task_targets=targets())
 
 
+@pytest.mark.parametrize("where", ["head", "logits"])
+def test_such_a_loss_of_ordinary_chat_is_the_hosts(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """Of Liger and its kin: the bare host's without its output embedding, and with it the host's without logits."""
+    model = applied().train()
+    batch = {"input_ids": torch.tensor([[9, 10, 11, 12]]), "labels": torch.tensor([[-100, 10, 11, 12]])}
+    expected = (zoo.host("llama").build().train() if where == "head" else model)(**batch).loss
+    if where == "head":
+        monkeypatch.setattr(type(model.lm_head), "__call__", lambda self, x: F.linear(x, self.weight), raising=True)
+    inner = model.forward.inner
+
+    def without_logits(**kwargs: Any) -> Any:
+        output = inner(**kwargs)
+        output.logits = None
+        return output
+
+    monkeypatch.setattr(model.forward, "inner", without_logits)
+    out = model(**batch)
+    assert out.tpo.losses["assign"] == 0
+    assert torch.equal(out.tpo.losses["mllm"], expected)
+    out.loss.backward()
+    trained = model.tpo.embeddings["region"].output.grad
+    assert trained is not None
+    assert trained.any() == (where == "logits")  # a row like any other where the output embedding runs
+
+
 def test_training_that_cannot_learn_warns() -> None:
     model = applied().train()
     model.tpo.requires_grad_(False)

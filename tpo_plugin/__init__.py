@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tpo_plugin.host.splice import SplicingHost
     from tpo_plugin.model import TaskPreferenceModel
     from tpo_plugin.seen import HostFeatures
+    from tpo_plugin.training.rewards import HeadReward
     from tpo_plugin.training.trainer import wrap_trainer
 
 __version__ = "0.1.0"
@@ -48,12 +49,14 @@ _LAZY = {
     "read_video": "data.media",
     "stream_video": "data.media",
     "SplicingHost": "host.splice",
+    "HeadReward": "training.rewards",
     "wrap_trainer": "training.trainer",
 }
 
 __all__ = [
     "HeadConfig",
     "HeadMetrics",
+    "HeadReward",
     "Host",
     "HostError",
     "HostFeatures",

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tpo_plugin.errors import TPOError
+from tpo_plugin.fused import FusedForward
 from tpo_plugin.host.base import Host, tables
 from tpo_plugin.host.follow import can_look_again, check_untouched, followed, looked_again, moved
 from tpo_plugin.host.towers import last_layer
@@ -100,6 +101,7 @@ class Hooks:
         """Its hook points; others after PEFT has wrapped one of them."""
         self.now = InProgress()
         self._supervised = SupervisedLogits()
+        self._fused = FusedForward(model, tasks)
         self._handles: list[Any] = []
         self._warned: set[str] = set()
 
@@ -120,7 +122,7 @@ class Hooks:
         if host.hidden is not None:
             handles.append(host.hidden.register_forward_hook(self._hidden))
         handles.append(host.head.register_forward_pre_hook(self._entering_head))
-        self._handles = handles
+        self._handles = [*handles, *self._fused.attach()]
 
     def detach(self) -> None:
         """Takes the hooks off the host."""

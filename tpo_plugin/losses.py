@@ -137,24 +137,29 @@ def _mllm_loss(made: Made, labels: Tensor) -> Tensor:
 
 
 def _assign_loss(result: TPOOutput, made: Made, labels: Tensor) -> Tensor:
-    if not made.head_ran:
-        raise HostError(
-            "the host computed its loss without calling its output embedding (a fused loss such as Liger's or TRL's), "
-            "so the trigger tokens have no trained logits; switch the fused loss off"
-        )
     host, places, counts, output = made.host, made.positions.labels, made.counts, made.output
     all_logits = output[1] if isinstance(output, tuple) else getattr(output, "logits", None)
+    asks_head = made.supervised is None and host.head_gives_logits
+    if not made.head_ran or (all_logits is None and not asks_head):
+        if places:
+            raise HostError(
+                "the host computed its loss without calling its output embedding, or gave no logits (a fused loss such "
+                f"as Liger's or TRL's), so the {len(places)} trigger token(s) of the batch have no trained logits; "
+                "switch the fused loss off"
+            )
+        # A zero that is connected to the graph, so that gradients are zero and not missing.
+        states, rows = next(iter(made.rows.values()))[:0].float(), made.tasks.output_rows()
+        return F.linear(states, rows.to(states.device)).sum()
     if made.supervised is not None:
         index = targets_at = made.supervised.triggers(made.tasks.trigger_logits.triggers, len(places))
         labels, flat_labels = made.supervised.labels, made.supervised.labels_K
     else:
         targets_at, flat_labels = flat_index(places, labels.shape[1], labels.device), labels.flatten()
         index = targets_at - host.label_shift
-    if made.supervised is None and host.head_gives_logits:
+    if asks_head:
         logits_NV = host.head(made.rows["assign"])
-    elif all_logits is None:
-        raise HostError("the host returned no logits, which the assignment loss is computed from")
     else:
+        assert all_logits is not None
         logits_NV = all_logits.flatten(0, 1).index_select(0, index.to(all_logits.device))
     targets_N = flat_labels.index_select(0, targets_at).to(logits_NV.device)
     with torch.no_grad():

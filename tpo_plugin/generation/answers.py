@@ -1,12 +1,12 @@
 """What generated answers hold: their triggers, and what the heads make of the states at their task tokens.
 
-Suffixes: N task tokens, D hidden size.
+Suffix: N task tokens of a head.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tpo_plugin.head import TaskHead
+from tpo_plugin.positions import Place
 from tpo_plugin.session import Session, TriggerProcessor
 
 Order = Literal["trigger_first", "task_first"]
@@ -84,30 +85,56 @@ def find(session: Session, sequences: Tensor, order: Order) -> list[Found]:
     return found
 
 
+@dataclass
+class HeadOutputs:
+    """What a head's forward gave in one generation."""
+
+    values: dict[str, Any]
+    """Its outputs, whose first dimension is N."""
+    places: list[Place]
+    """(row, column) in `sequences` of the N task tokens, in that order."""
+
+    def of_row(self, row: int) -> tuple[dict[str, Any], int]:
+        """Those of one answer, and how many task tokens they are of."""
+        mine = [n for n, place in enumerate(self.places) if place[0] == row]
+        first, end = (mine[0], mine[-1] + 1) if mine else (0, 0)
+        return {name: value[first:end] for name, value in self.values.items()}, len(mine)
+
+
+def run_heads(session: Session, sequences: Tensor, found: Sequence[Found]) -> dict[str, HeadOutputs]:
+    """What each head that was called makes of the states at its task tokens."""
+    outputs = {}
+    for name in session.tasks.heads:
+        places = [(f.row, f.state) for f in found if f.head == name and f.state >= 0]
+        if places:
+            values = session.tasks.run(
+                name,
+                torch.stack([session.states[place] for place in places]),
+                places,
+                session.prompt.given.task_inputs or {},
+                seen=session.prompt.seen,
+                vision_size=session.host.vision_size,
+                copies=session.copies(sequences),
+            )
+            outputs[name] = HeadOutputs(values, places)
+    return outputs
+
+
 def predict(
-    session: Session, processor: TriggerProcessor, sequences: Tensor, found: Sequence[Found]
+    session: Session,
+    processor: TriggerProcessor,
+    sequences: Tensor,
+    found: Sequence[Found],
+    outputs: Mapping[str, HeadOutputs],
 ) -> list[list[Prediction]]:
     """For each row of `sequences` its predictions, in the order in which they stand."""
     tasks = session.tasks
     values: dict[tuple[str, int, int], Any] = {}
     scores: dict[tuple[str, int, int], float] = {}
-    for name, head in tasks.heads.items():
-        places = [(f.row, f.state) for f in found if f.head == name and f.state >= 0]
-        if not places:
-            continue
-        rows_ND = torch.stack([session.states[place] for place in places])
-        outputs = tasks.run(
-            name,
-            rows_ND,
-            places,
-            session.prompt.given.task_inputs or {},
-            seen=session.prompt.seen,
-            vision_size=session.host.vision_size,
-            copies=session.copies(sequences),
-        )
-        keys = [(name, *place) for place in places]
-        values |= zip(keys, head.postprocess(outputs), strict=True)
-        own = head.score(outputs)
+    for name, given in outputs.items():
+        head, keys = tasks.heads[name], [(name, *place) for place in given.places]
+        values |= zip(keys, head.postprocess(given.values), strict=True)
+        own = head.score(given.values)
         if own is not None:
             scores |= zip(keys, own.tolist(), strict=True)
     predictions: list[list[Prediction]] = [[] for _ in sequences]

@@ -6,7 +6,7 @@ Suffixes: B rows of the batch, T sequence.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import Parameter, signature
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import GenerationMixin, LogitsProcessorList, StoppingCriteriaList
 
 from tpo_plugin.errors import HostError, TPOError, did_you_mean
-from tpo_plugin.generation.answers import Order, Prediction, find, predict
+from tpo_plugin.generation.answers import HeadOutputs, Order, Prediction, find, predict, run_heads
 from tpo_plugin.generation.replay import replay_missing, start_of
 from tpo_plugin.hooks import Hooks
 from tpo_plugin.positions import Positions
@@ -39,6 +39,15 @@ class GenerateOutput:
     """For each row of `sequences`, its predictions in the order in which they stand."""
     output: Any = None
     """The host's whole result where `return_dict_in_generate` was asked for."""
+    prompt_length: int = 0
+    """Columns of `sequences` before the answers."""
+    outputs: dict[str, HeadOutputs] = field(default_factory=dict)
+    """What the forward of each head that was called gave."""
+
+    def outputs_of(self, head: str, row: int) -> tuple[dict[str, Any], int]:
+        """What a head's forward gave for one answer, and for how many task tokens."""
+        found = self.outputs.get(head)
+        return ({}, 0) if found is None else found.of_row(row)
 
 
 @torch.no_grad()
@@ -111,7 +120,8 @@ def generate(
         processor.note_triggers(sequences[:, -1].tolist(), sequences.shape[1] - 1)
         found = find(session, sequences, order)
         replay_missing(model, session, kwargs, sequences, found, order)
-    predictions = predict(session, processor, sequences, found)
+    outputs = run_heads(session, sequences, found)
+    predictions = predict(session, processor, sequences, found, outputs)
     without = [row for row, own in enumerate(predictions) if route is not None and all(p.head != route for p in own)]
     if without:
         raise TPOError(
@@ -119,7 +129,8 @@ def generate(
             f"{sequences.shape[1] - length} new token(s); raise max_new_tokens, and take out stopping_criteria that "
             "end an answer earlier"
         )
-    hooks.now.last_generated = GenerateOutput(sequences, predictions, None if isinstance(output, Tensor) else output)
+    whole = None if isinstance(output, Tensor) else output
+    hooks.now.last_generated = GenerateOutput(sequences, predictions, whole, session.prompt.length, outputs)
     return hooks.now.last_generated
 
 

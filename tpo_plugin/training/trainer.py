@@ -66,8 +66,9 @@ def wrap_trainer(base: type[transformers.Trainer], *, on_nonfinite: OnNonfinite 
     if ours is not None and ours != "SFTTrainer":
         raise TPOError(
             f"{ours} computes a loss of its own from other inputs than labels, to which TPO cannot add; use it as it "
-            f"is, {ours}(model, ...), which trains a model with TPO as it trains any other, on text; for records with "
-            "tasks expected transformers.Trainer, trl.SFTTrainer, or a subclass"
+            f"is, {ours}(model, ...), which trains a model with TPO as it trains any other, on text (a head's metric "
+            "can be its reward: HeadReward); for records with tasks expected transformers.Trainer, trl.SFTTrainer, or "
+            "a subclass"
         )
     settings = {"on_nonfinite": on_nonfinite}
     if issubclass(base, TPOTrainerMixin):
