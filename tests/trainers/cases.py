@@ -169,7 +169,7 @@ CASES = [
         lambda run: [run.tool("trl"), "sft", *_trl(run, TEXT, "text")],
         "A column `tasks` beside `messages`, or beside `prompt` and `completion`. The model may be given by its name. "
         "TRL's fused loss is not used, so its metrics `entropy` and `mean_token_accuracy` are missing. `packing` and "
-        "`padding_free` are refused; DPO, GRPO and the other losses of TRL cannot train heads.",
+        "`padding_free` are refused; what TRL's DPO, GRPO and the like train is in [rewards](rewards.md).",
     ),
     Case(
         "TRL, `trl sft`, images",
