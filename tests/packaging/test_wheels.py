@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 MEMBERS = [ROOT, *sorted(p.parent for p in ROOT.glob("*/*/pyproject.toml"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", MEMBERS, ids=lambda folder: folder.name if folder != ROOT else "core")
 def test_a_wheel_holds_its_package_and_nothing_else(folder: Path, tmp_path: Path) -> None:
     build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(folder)]

@@ -153,6 +153,7 @@ def test_torchrun_on_two_ranks(host, tmp_path):
     assert [log["loss"] for log in json.loads(log_of(one)) if "loss" in log] == pytest.approx(histories[0], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_script_that_tokenises_before_it_makes_its_trainer(host, tmp_path):
     pytest.importorskip("datasets")
     rows = [{"text": "where is it it stands <box_begin><boxes> here", "tasks": [box(0, 0, 0.5, 0.5)]}] * 4

@@ -331,6 +331,7 @@ def test_matching_is_the_cheapest_of_all():
         assert found[row, :count].tolist() == list(best)
 
 
+@pytest.mark.slow
 def test_it_learns_where_a_marked_stretch_is():
     """From features alone: clips of a moment differ, words do not."""
     torch.manual_seed(0)
