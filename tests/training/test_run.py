@@ -9,7 +9,7 @@ import signal
 import pytest
 import tiny_run
 import torch
-from harm import flipped, halved
+from harm import emptied, flipped, halved
 from ranks import in_a_child
 from safetensors.torch import load_file
 
@@ -155,6 +155,13 @@ def test_goes_on_from_the_checkpoint_before_one_that_is_damaged(finished, tmp_pa
 def test_a_stage_whose_weights_are_damaged_is_refused_by_name(half_done):
     flipped(half_done.parent / "run" / "stage2" / "final" / "tpo_model.safetensors")
     with pytest.raises(TPOError, match=r"stage2/final is damaged: tpo_model.safetensors is not as it was written"):
+        train(half_done)
+
+
+@pytest.mark.parametrize("damage", [emptied, halved, lambda path: path.write_text("[]")])
+def test_a_stage_whose_log_is_damaged_is_refused_by_name(half_done, damage):
+    damage(half_done.parent / "run" / "stage2" / "stage.json")
+    with pytest.raises(TPOError, match=r"stage2.stage.json: .* what the stage logged; remove .*stage2 to train"):
         train(half_done)
 
 

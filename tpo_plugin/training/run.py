@@ -34,6 +34,7 @@ from tpo_plugin.checkpoint import load_tpo
 from tpo_plugin.config import FORMAT_VERSION, config_from_dict
 from tpo_plugin.errors import TPOError
 from tpo_plugin.files import load_weights, read_saved
+from tpo_plugin.json_file import read_json
 from tpo_plugin.plugins import registry
 from tpo_plugin.training.attention import attention
 from tpo_plugin.training.checkpoints import load_host_weights, save_host_weights
@@ -98,6 +99,8 @@ def _train(config: TrainConfig, directory: Path, state: PartialState, resume: bo
     model = build_model(config)
     finished = [name for name in config.stages if (directory / name / STAGE_FILE).is_file()]
     if finished:
+        for name in finished:
+            _logged(directory / name)
         check_whole(directory / finished[-1] / FINAL, f"remove {directory / finished[-1]} to train this stage again")
         _load_weights(model, directory / finished[-1] / FINAL)
     unfinished = [name for name in config.stages if name not in finished]
@@ -263,10 +266,13 @@ def _describe(config: TrainConfig, directory: Path, inputs: Inputs) -> dict[str,
         "versions": inputs.versions,
         "host": str(host.resolve()) if host.exists() else config.model,
         "config": config.to_dict(),
-        "stages": {
-            name: json.loads((directory / name / STAGE_FILE).read_text(encoding="utf-8")) for name in config.stages
-        },
+        "stages": {name: _logged(directory / name) for name in config.stages},
     }
+
+
+def _logged(stage: Path) -> dict[str, Any]:
+    """What a finished stage logged. Raises `TPOError` for a damaged file."""
+    return read_json(stage / STAGE_FILE, f"what the stage logged; remove {stage} to train it again")
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
