@@ -333,7 +333,8 @@ def test_enabling_input_gradients_before_or_after_gives_the_same() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it traces
-@pytest.mark.parametrize("name", ["llama", pytest.param("llava_onevision", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "llava_onevision"])
 def test_a_compiled_host_gives_the_same(name: str) -> None:
     model = applied(name)
     kind = zoo.host(name)

@@ -169,6 +169,7 @@ def test_a_command_without_a_trainer_is_an_error(tmp_path):
     assert "ended without making a transformers Trainer" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_launcher_that_forks_is_an_error(host, tmp_path):
     """And what it left in the background does not train."""
     python, *command = script(tmp_path, RAW_ROWS, [{"messages": [{"role": "user", "content": "where"}]}])

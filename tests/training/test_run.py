@@ -101,7 +101,9 @@ def test_loaded_run_computes_what_was_trained(finished):
 
 # Stage 1 has 12 forwards, stage 2 24: in the second half of a step, before and after a checkpoint, in stage 1, and in
 # the second step after the checkpoint of an epoch's end, where the first evaluation is.
-@pytest.mark.parametrize("kill_at", [8, 27, 30])
+@pytest.mark.parametrize(
+    "kill_at", [pytest.param(8, marks=pytest.mark.slow), 27, pytest.param(30, marks=pytest.mark.slow)]
+)
 def test_killed_and_resumed_is_bitwise_the_same(finished, kill_at, tmp_path):
     config = tiny_run.write_world(tmp_path)
 
@@ -122,7 +124,9 @@ def test_killed_and_resumed_is_bitwise_the_same(finished, kill_at, tmp_path):
     assert_bitwise(run, finished)
 
 
-@pytest.mark.parametrize(("stop_at", "step"), [(17, 3), (24, 6)])  # in the middle of an epoch, and in its last step
+@pytest.mark.parametrize(
+    ("stop_at", "step"), [(17, 3), pytest.param(24, 6, marks=pytest.mark.slow)]
+)  # in the middle of an epoch, and in its last step
 def test_stopped_by_a_signal_and_resumed_is_bitwise_the_same(finished, stop_at, step, tmp_path, monkeypatch):
     config = tiny_run.write_world(tmp_path)
     monkeypatch.setattr(tiny_run.PointHead, "num_forwards", 0)
