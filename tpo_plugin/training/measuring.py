@@ -34,7 +34,8 @@ class MeasuringMixin(_Trainer):
     """Logs every loss and the assignment's statistics, and evaluates with the heads' metrics."""
 
     tpo: Any
-    _computes_loss: bool
+    _computes_loss: Any
+    gather_function: Any
     _evaluation: Evaluation | None = None
     _counts: Callable[[int], bool]
     """Whether this rank's batch of that number counts."""
