@@ -32,8 +32,8 @@ def settings(stage: int) -> dict[str, Any]:
 
 def train(stage: int, folder: Path, name: str, resume: Path | None = None) -> tuple[Any, Any]:
     args = tiny_run.arguments(
-        folder / name, per_device_train_batch_size=2, per_device_eval_batch_size=1, gradient_accumulation_steps=2, use_cpu=False,
-        deepspeed=settings(stage), save_strategy="steps", save_steps=5,
+        folder / name, per_device_train_batch_size=2, per_device_eval_batch_size=1, gradient_accumulation_steps=2,
+        use_cpu=False, deepspeed=settings(stage), save_strategy="steps", save_steps=5,
     )  # fmt: skip
     model = transformers.LlamaForCausalLM.from_pretrained(folder / "host")
     assert bool(zero.split(model.parameters())) == (stage == 3)
