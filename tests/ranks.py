@@ -66,16 +66,21 @@ def in_a_child(work: Callable[[], None], log: Path) -> int:
 
 def forked_on_two_ranks(work: Callable[[], None], folder: Path) -> None:
     """Does the work in two forks, with everything imported; raises `AssertionError` with what they wrote."""
-    variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    forked(work, folder, 2)
+
+
+def forked(work: Callable[[], None], folder: Path, num_ranks: int) -> None:
+    """`forked_on_two_ranks`, on any number of them."""
+    variables = {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
 
     def of_rank(rank: int) -> None:
         os.environ |= variables | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
         work()
 
-    logs = [folder / f"rank{rank}.log" for rank in range(2)]
+    logs = [folder / f"rank{rank}.log" for rank in range(num_ranks)]
     children = [in_a_child(functools.partial(of_rank, rank), log) for rank, log in enumerate(logs)]
     statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    assert statuses == [0, 0], "\n".join(log.read_text()[-3000:] for log in logs)
+    assert statuses == [0] * num_ranks, "\n".join(log.read_text()[-3000:] for log in logs)
 
 
 def use_deepspeed() -> None:

@@ -167,7 +167,7 @@ class Step:
     def finish(self, output: Any) -> Any:
         """The forward gave `output`; returns it with predictions and losses, where there is anything to be had."""
         positions, targets = self.positions or Positions.none((0, 0), list(self.tasks.heads)), self.given.task_targets
-        if self.labels is None and targets is None and not positions.has_tasks:
+        if self.labels is None and targets is None and not positions.has_tasks and not self.tasks.is_split:
             return output
         self._take_rows()
         if self._rows is None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tpo_plugin import zero
 from tpo_plugin.codec import Codec, collate_inputs
 from tpo_plugin.config import TPOConfig
 from tpo_plugin.errors import HostError, TPOError
@@ -98,6 +99,11 @@ class Tasks(nn.Module):
         """Rows that the host's vocabulary got for the tokens, or None where it had spare ones."""
         return self.trigger_logits.growth
 
+    @property
+    def is_split(self) -> bool:
+        """Whether a rank holds a part of each parameter (ZeRO-3), so that all ranks have to run the same modules."""
+        return bool(zero.split(self.embeddings.parameters()))
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Tasks:
         def keep_dtype(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
@@ -112,14 +118,16 @@ class Tasks(nn.Module):
     ) -> Tensor | None:
         """The input embeddings [..., T, E] with our rows at `positions`, or None where there is nothing to put in.
 
-        While it `learns`, every row takes part, if with no place (design section 6). `given_here` says whether these
-        are the embeddings among which given values stand when no place says so.
+        While it `learns`, and where parameters are split, every row takes part, if with no place. `given_here` says
+        whether these are the embeddings among which given values stand when no place says so.
         """
-        parts = [(kind, name, places) for kind, name, places in positions.by_token() if places or learns]
+        all_take_part = learns or self.is_split
+        parts = [(kind, name, places) for kind, name, places in positions.by_token() if places or all_take_part]
         if not parts:
             return None
+        given = {name: value for name, value in task_inputs.items() if learns or positions.input[name]}
         rows = [
-            self._encoded(name, places, task_inputs.get(name), embeds, given_here=given_here)
+            self._encoded(name, places, given.get(name), embeds, given_here=given_here)
             if kind == "input"
             else self.embeddings[name](kind).to(embeds).expand(len(places), -1)
             for kind, name, places in parts

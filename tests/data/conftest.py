@@ -92,7 +92,7 @@ def stand_in(tokenizer: Any, processor: Any = None) -> Any:
         processor=processor,
         special_ids=None,
         config=TPOConfig(),
-        host=SimpleNamespace(decodes=False),
+        host=SimpleNamespace(decodes=False, label_shift=1),
         codecs={"region": BoxHead(), "point": PointHead()},
         tokens={
             "region": tokens("<box_begin>", "<boxes>", "<region_box>"),

@@ -73,7 +73,7 @@ def test_missing_template_and_slow_tokenizer(small_tokenizer: Make, make_tpo: Ma
     ):
         TPOCollator(make_tpo(processor.tokenizer, processor))
     slow = SimpleNamespace(is_fast=False, chat_template="x")
-    host = SimpleNamespace(decodes=False)
+    host = SimpleNamespace(decodes=False, label_shift=1)
     known = {"tokenizer": slow, "processor": None, "special_ids": None, "tokens": {}, "codecs": {}, "host": host}
     tpo = SimpleNamespace(**known, config=TPOConfig())
     with pytest.raises(TPOError, match="slow tokenizer"):

@@ -14,7 +14,7 @@ from tpo_plugin.errors import TPOError
 
 
 def test_an_encoder_decoder(tpo: Any) -> None:
-    tpo.host = SimpleNamespace(decodes=True)
+    tpo.host = SimpleNamespace(decodes=True, label_shift=0)
     turns = [[("human", "Where is it?"), ("gpt", "Here <region>")], [("human", "Hello"), ("gpt", "It is here.")]]
     samples = [
         Sample(

@@ -40,6 +40,11 @@ def test_two_ranks(one_process, stage, tmp_path):
     result = torch.load(tmp_path / "result.pt", weights_only=True)
     assert result["engine"] == "DeepSpeedEngine"
     tiny_run.assert_same(result, one_process)
+    for name, value in one_process["odd evaluation"].items():
+        if name.startswith(("eval_loss", "eval_point", "eval_assign", "eval_false")):
+            assert result["odd evaluation"][name] == pytest.approx(value, rel=1e-5), name
+    first = slice(None), slice(result["logits of the first"].shape[1])
+    torch.testing.assert_close(result["logits of the first"], result["logits"][:1][first], rtol=1e-5, atol=1e-5)
 
     assert result["resumed logs"] == result["logs"]
     for name, parameter in result["parameters"].items():

@@ -193,9 +193,11 @@ def train(run: Run, output_dir: Any) -> dict[str, Any]:
     trainer.train()
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     evaluation = trainer.evaluate(Samples(tokenizer, 16))
+    odd_evaluation = trainer.evaluate(Samples(tokenizer, 9))
     return {
         "logs": logs,
         "evaluation": evaluation,
+        "odd evaluation": odd_evaluation,
         "parameters": {n: p.detach().clone() for n, p in model.named_parameters()},
     }
 

@@ -32,8 +32,8 @@ def settings(stage: int) -> dict[str, Any]:
 
 def train(stage: int, folder: Path, name: str, resume: Path | None = None) -> tuple[Any, Any]:
     args = tiny_run.arguments(
-        folder / name, per_device_train_batch_size=2, gradient_accumulation_steps=2, use_cpu=False,
-        deepspeed=settings(stage), save_strategy="steps", save_steps=5,
+        folder / name, per_device_train_batch_size=2, per_device_eval_batch_size=1, gradient_accumulation_steps=2,
+        use_cpu=False, deepspeed=settings(stage), save_strategy="steps", save_steps=5,
     )  # fmt: skip
     model = transformers.LlamaForCausalLM.from_pretrained(folder / "host")
     assert bool(zero.split(model.parameters())) == (stage == 3)
@@ -51,7 +51,11 @@ def main(stage: int, folder: Path) -> None:
     tiny_run.install_head()
     model, trainer = train(stage, folder, "out")
     samples = tiny_run.Samples(model.tpo.tokenizer, 16)
-    evaluation = trainer.evaluate(samples)
+    evaluation = trainer.evaluate(samples)  # in its first batch one rank has tasks, and the other none
+    odd_evaluation = trainer.evaluate(tiny_run.Samples(model.tpo.tokenizer, 9))
+    with torch.no_grad():
+        own = tiny_run.collate([samples[trainer.args.process_index]])
+        alone = model.eval()(input_ids=own["input_ids"], attention_mask=own["attention_mask"]).logits
     trainer.save_model(str(folder / "out"))
     with torch.no_grad():
         out = model.eval()(**tiny_run.collate(list(samples)))
@@ -65,6 +69,8 @@ def main(stage: int, folder: Path) -> None:
             "engine": type(trainer.model_wrapped).__name__,
             "logs": [entry for entry in trainer.state.log_history if "loss" in entry],
             "evaluation": evaluation,
+            "odd evaluation": odd_evaluation,
+            "logits of the first": alone,
             "parameters": parameters,
             "logits": out.logits,
             "predictions": out.tpo.predictions["point"],

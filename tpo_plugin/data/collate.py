@@ -30,7 +30,8 @@ class TPOCollator:
     ends its turn (triggers labelled, task tokens -100), and, where a head has tasks, its `task_targets` and
     `task_inputs`, with `task_positions` of all tokens (and `task_frames`, where a head looks at the host's frames).
     `task_records` says where each row comes from.
-    Rows are padded on the right.
+    Rows are padded on the right. Labels stand at the tokens that they name, for a causal LM that scores labels where
+    they stand (BART's decoder, XLNet) one column before them.
 
     With `for_generation` it makes prompts instead: the conversation up to its last answer, padded on the left, without
     labels and targets; for `model.tpo.generate(**batch)`.
@@ -51,6 +52,7 @@ class TPOCollator:
         self.codecs, self.tokens = dict(tpo.codecs), tpo.tokens
         self.special_ids = tpo.special_ids
         self.decodes = tpo.host.decodes
+        self.label_shift = tpo.host.label_shift
         self.max_length, self.for_generation = max_length, for_generation
         self.chat = ChatTemplate(tpo.tokenizer, tpo.processor, tpo.config.chat_template_kwargs)
         if not self.decodes and not for_generation:
@@ -86,11 +88,11 @@ class TPOCollator:
             batch["task_targets"] = targets
         # An encoder-decoder makes its decoder's input itself, where its tokens stand.
         if not self.decodes and (self.special_ids is not None or not self.for_generation):
-            positions = token_positions(batch["input_ids"], labels, self.tokens)
-            if self.special_ids is not None:
-                text = text_groups(batch["input_ids"], labels, self.special_ids)
-                positions = replace(positions, text=text)
-            batch["task_positions"] = positions
+            text = None if self.special_ids is None else text_groups(batch["input_ids"], labels, self.special_ids)
+            if not self.for_generation and self.label_shift == 0:
+                labels = batch["labels"] = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+            positions = token_positions(batch["input_ids"], labels, self.tokens, self.label_shift)
+            batch["task_positions"] = replace(positions, text=text)
         if self.special_ids is not None:
             batch["task_frames"] = [[len(clip.frames) for clip in sample.videos] for sample in samples]
         return batch

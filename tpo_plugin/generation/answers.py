@@ -102,21 +102,23 @@ class HeadOutputs:
 
 
 def run_heads(session: Session, sequences: Tensor, found: Sequence[Found]) -> dict[str, HeadOutputs]:
-    """What each head that was called makes of the states at its task tokens."""
+    """What each head that was called makes of the states at its task tokens; where parameters are split, all run."""
     outputs = {}
     for name in session.tasks.heads:
         places = [(f.row, f.state) for f in found if f.head == name and f.state >= 0]
-        if places:
+        if places or session.tasks.is_split:
+            nothing = session.output_rows[:0]
             values = session.tasks.run(
                 name,
-                torch.stack([session.states[place] for place in places]),
+                torch.stack([session.states[place] for place in places]) if places else nothing,
                 places,
                 session.prompt.given.task_inputs or {},
                 seen=session.prompt.seen,
                 vision_size=session.host.vision_size,
                 copies=session.copies(sequences),
             )
-            outputs[name] = HeadOutputs(values, places)
+            if places:
+                outputs[name] = HeadOutputs(values, places)
     return outputs
 
 

@@ -5,6 +5,7 @@ Suffixes: B batch, T sequence, D width of the output embedding's input, E width 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from tpo_plugin.host.probe import ADAPTER_HINT, dry_run, example_inputs_of, head
 from tpo_plugin.host.towers import tower_width, vision_towers
 from tpo_plugin.tokens import HeadTokens
 from tpo_plugin.vocabulary import input_embedding, output_embedding
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -39,7 +42,8 @@ class Host:
     ids: str = "input_ids"
     """Argument of its forward whose tokens reach the output embedding: `decoder_input_ids` of an encoder-decoder."""
     label_shift: int = 1
-    """Labels stand so many columns behind the position that predicts them: 0 in an encoder-decoder."""
+    """Labels stand so many columns behind the position that predicts them: 0 in an encoder-decoder, and in a causal LM
+    that scores them where they stand (BART's decoder, XLNet)."""
     media_first: bool = False
     """Whether the states of media stand before those of the ids, which have no placeholders for them."""
     unseen: str = ""
@@ -124,6 +128,16 @@ class Host:
             )
         if not any(call.module in tables(model, embed) for call in run.calls):
             raise HostError(f"{name}: its input embedding was not called in a forward; {ADAPTER_HINT}")
+        if run.label_shift in (0, 1):
+            kind["label_shift"] = run.label_shift
+        elif run.label_shift is not None:
+            logger.warning(
+                "%s scores at its first position the label of column %d; expected column 0 or 1: the assignment loss "
+                "takes %d, and may read other positions than the host's loss",
+                name,
+                run.label_shift,
+                kind.get("label_shift", cls.label_shift),
+            )
         same = [call.module for call in run.calls if same_tensor(call.output, head_input)]
         hidden = same[0] if same and [call.module for call in run.calls].count(same[0]) == 1 else None
         return cls(

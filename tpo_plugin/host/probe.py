@@ -17,7 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from tpo_plugin.errors import HostError
 
@@ -51,6 +53,8 @@ class Probe:
         self.ids_shape: tuple[int, ...] = ()
         self.logits: Tensor | None = None
         self.honours_num_items = False
+        self.label_shift: int | None = None
+        """How many columns behind the position that predicts it a label stands; None where it could not be followed."""
 
 
 def head_of_logits(run: Probe, name: str) -> nn.Module:
@@ -81,7 +85,7 @@ def dry_run(model: nn.Module, embed: nn.Module, head: nn.Module | None, example:
             reasons.append(f"{'fake' if fake else 'real'} tensors: {type(error).__name__}: {error}")
             continue
         with undisturbed(model), _tensors(fake) as mode:
-            run.honours_num_items = _honours_num_items(model, example_inputs_of(model, embed, example, mode))
+            _see_loss(run, model, example_inputs_of(model, embed, example, mode))
         return run
     given = "four text tokens" if example is None else f"{', '.join(example)}"
     raise HostError(f"{type(model).__name__} could not be run on {given} ({'; '.join(reasons)}); {ADAPTER_HINT}")
@@ -123,20 +127,73 @@ def _ids(inputs: dict[str, Any]) -> Tensor:
     return inputs["decoder_input_ids"] if "decoder_input_ids" in inputs else inputs["input_ids"]
 
 
-def _honours_num_items(model: nn.Module, inputs: dict[str, Any]) -> bool:
-    """Whether the loss depends on `num_items_in_batch`: asked of autograd, so it works on fake tensors."""
+def _see_loss(run: Probe, model: nn.Module, inputs: dict[str, Any]) -> None:
+    """Fills in what the host's loss makes of labels and of `num_items_in_batch`; works on fake tensors."""
+    follow = FollowLabels()
+    try:
+        with follow:
+            run.honours_num_items = _honours_num_items(model, inputs, follow.label(_ids(inputs)))
+    except Exception as error:  # an operator that takes no dispatch mode
+        logger.debug("%s: labels cannot be followed: %r", type(model).__name__, error)
+        with contextlib.suppress(Exception):  # a host that takes no labels cannot be trained, and `losses` says so
+            run.honours_num_items = _honours_num_items(model, inputs, _ids(inputs))
+    run.label_shift = follow.shift
+
+
+def _honours_num_items(model: nn.Module, inputs: dict[str, Any], labels: Tensor) -> bool:
+    """Whether the loss depends on `num_items_in_batch`: asked of autograd. Where it does not, its mean is scaled by the
+    counts instead, which is always right."""
     parameters = inspect.signature(model.forward).parameters
     if "num_items_in_batch" not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        with torch.no_grad():
+            model(**inputs, labels=labels)
         return False
-    try:
-        with torch.enable_grad():
-            num_items = torch.tensor(2.0, device=_ids(inputs).device, requires_grad=True)
-            loss = model(**inputs, labels=_ids(inputs), num_items_in_batch=num_items).loss
-            (gradient,) = torch.autograd.grad(loss, num_items, allow_unused=True)
-    except Exception as error:  # then its mean is scaled by the counts instead, which is always right
-        logger.debug("%s: num_items_in_batch is not honoured: %r", type(model).__name__, error)
-        return False
+    with torch.enable_grad():
+        num_items = torch.tensor(2.0, device=labels.device, requires_grad=True)
+        loss = model(**inputs, labels=labels, num_items_in_batch=num_items).loss
+        (gradient,) = torch.autograd.grad(loss, num_items, allow_unused=True)
     return gradient is not None
+
+
+class FollowLabels(TorchDispatchMode):
+    """Follows labels to the cross entropy: each label is a number, that of its column, whatever the tensors hold.
+
+    What is computed of labels alone is computed of these numbers too. So the shift is seen by value where tensors are
+    fake, and hold none.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known: dict[int, tuple[Tensor, Tensor]] = {}
+        """By `id` a tensor, which is kept so that no other gets that, and its numbers."""
+        self.shift: int | None = None
+        """Column of the label that the first position is to predict, once the cross entropy was reached."""
+
+    def label(self, ids: Tensor) -> Tensor:
+        """Labels like these ids [B, T], to be followed."""
+        labels = ids.clone()
+        with unset_fake_temporarily():
+            columns = torch.arange(labels.shape[-1]).expand(labels.shape).contiguous()
+        self.known = {id(labels): (labels, columns)}
+        return labels
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if self.shift is not None:
+            return output
+        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        with unset_fake_temporarily():
+            if func.name().startswith(("aten::nll_loss", "aten::cross_entropy")) and id(args[1]) in self.known:
+                self.shift = int(self.known[id(args[1])][1].flatten()[0])
+            elif isinstance(output, Tensor) and tensors and all(id(t) in self.known for t in tensors):
+                own_args, own_kwargs = tree_map_only(Tensor, lambda t: self.known[id(t)][1], (args, kwargs or {}))
+                self.known[id(output)] = output, func(*own_args, **own_kwargs | _on_cpu(kwargs))
+        return output
+
+
+def _on_cpu(kwargs: dict[str, Any] | None) -> dict[str, Any]:
+    """For a copy to another device, which the numbers do not make."""
+    return {"device": torch.device("cpu")} if kwargs and kwargs.get("device") is not None else {}
 
 
 @contextlib.contextmanager

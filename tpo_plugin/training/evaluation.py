@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object, send_to_device
+from accelerate.utils import gather_object, recursively_apply, send_to_device
 from torch import Tensor
 
 from tpo_plugin.positions import Counts
@@ -29,33 +29,57 @@ class Evaluation:
     """What one evaluation found so far."""
 
     def __init__(self, tasks: Tasks) -> None:
+        self.config = tasks.config
         self.metrics = {name: head.metrics() for name, head in tasks.heads.items()}
         self.sums: dict[str, Tensor] = {}
+        self.num_batches = 0
+        """Of this rank, so far."""
+        self.num_rows = 0
+        """Of this rank's last batch; 0 where it does not count."""
+
+    def begin(self, num_rows: int, *, counts: bool) -> None:
+        """This rank's next batch has so many rows."""
+        self.num_batches += 1
+        self.num_rows = num_rows if counts else 0
+
+    def gather(self, data: Any, accelerator: Any) -> Any:
+        """Rows of all ranks' last batches, of those that count, in the order of one process. Collective."""
+        sizes = accelerator.gather(torch.tensor([self.num_rows], device=accelerator.device)).tolist()
+        rows = accelerator.gather(accelerator.pad_across_processes(data, dim=0))
+        return recursively_apply(
+            lambda t: torch.cat([part[:size] for part, size in zip(t.chunk(len(sizes)), sizes, strict=True)]), rows
+        )
 
     @torch.no_grad()
     def add(self, result: Any, targets: dict[str, Any], counts: Counts, accelerator: Any) -> None:
-        """Adds a batch; on several ranks, the batches of all of them."""
-        sums = {f"loss_{kind}": loss.detach().float() * counts.of(kind) for kind, loss in result.losses.items()}
-        sums |= {f"count_{kind}": torch.tensor(float(counts.of(kind))) for kind in result.losses}
-        sums |= {name: value.float() for name, value in result.statistics.items()}
-        for name, value in sums.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value.to(accelerator.device)
+        """Adds a batch; on several ranks, the batches of all of them, of those that count."""
+        if self.num_rows:
+            self._add_losses(result, counts, accelerator.device)
         heads = {name: (outputs, targets[name]) for name, outputs in result.outputs.items() if name in targets}
+        heads = heads if self.num_rows else {}
         several = accelerator.num_processes > 1
         for batch in gather_object([send_to_device(heads, "cpu")]) if several else [heads]:
             for name, found in send_to_device(batch, accelerator.device).items():
                 self.metrics[name].update(*found)
 
+    def _add_losses(self, result: Any, counts: Counts, device: torch.device) -> None:
+        sums = {f"loss_{kind}": loss.detach().float() * counts.of(kind) for kind, loss in result.losses.items()}
+        sums |= {f"count_{kind}": torch.tensor(float(counts.of(kind))) for kind in result.losses}
+        sums |= {name: value.float() for name, value in result.statistics.items()}
+        for name, value in sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.to(device)
+
     def compute(self, accelerator: Any) -> dict[str, float]:
-        """Metric by name."""
+        """Metric by name; "loss" is the weighted sum of all losses, as of one batch of all samples. Collective."""
         kinds = ["mllm", "assign", *self.metrics]
         names = [f"{part}_{kind}" for part in ("loss", "count") for kind in kinds] + list(STATISTICS)
         zero = torch.zeros((), device=accelerator.device)
         values = accelerator.reduce(torch.stack([self.sums.get(name, zero) for name in names]), "sum").tolist()
         sums = dict(zip(names, values, strict=True))
-        found = {
-            f"loss_{kind}": sums[f"loss_{kind}"] / sums[f"count_{kind}"] for kind in kinds if sums[f"count_{kind}"]
-        }
+        losses = {kind: sums[f"loss_{kind}"] / sums[f"count_{kind}"] for kind in kinds if sums[f"count_{kind}"]}
+        found = {f"loss_{kind}": loss for kind, loss in losses.items()}
+        if losses:
+            found["loss"] = sum(self.config.weight(kind) * loss for kind, loss in losses.items())
         found |= rates(sums)
         for head, metric in self.metrics.items():
             found |= {f"{head}_{name}": value for name, value in metric.compute().items()}

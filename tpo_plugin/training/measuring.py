@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from tpo_plugin.training.counting import count_batch
 from tpo_plugin.training.evaluation import STATISTICS, Evaluation, rates
+from tpo_plugin.training.once import AGAIN, each_sample_once
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Trainer
@@ -32,7 +34,11 @@ class MeasuringMixin(_Trainer):
     """Logs every loss and the assignment's statistics, and evaluates with the heads' metrics."""
 
     tpo: Any
+    _computes_loss: Any
+    gather_function: Any
     _evaluation: Evaluation | None = None
+    _counts: Callable[[int], bool]
+    """Whether this rank's batch of that number counts."""
     _left_out: bool
     _total_loss, _total_steps = 0.0, 0
     """Of all steps whose sums were logged."""
@@ -128,18 +134,27 @@ class MeasuringMixin(_Trainer):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """The base trainer's loop, with every loss, the assignment's statistics and the heads' metrics in its metrics.
 
-        Samples that accelerate repeats to give every rank as many are counted twice. Random states are afterwards what
-        they were, so that a training is the same whenever it evaluates.
+        Every sample counts once, whatever the ranks and the sizes of batches. The loss is the weighted sum of all
+        losses, as of one batch of all samples, unless the base trainer computes one of its own. Random states are
+        afterwards what they were, so that a training is the same whenever it evaluates.
         """
         given = inspect.signature(super().evaluation_loop).bind(*args, **kwargs).arguments
         prefix = given.get("metric_key_prefix", "eval")
-        self._evaluation = Evaluation(self.tpo)
+        self._evaluation, gather = Evaluation(self.tpo), self.gather_function
+        if self.accelerator.num_processes > 1:
+            self.gather_function = functools.partial(self._evaluation.gather, accelerator=self.accelerator)
         try:
-            with _random_states_kept(), self._prepared_for_now():
+            with (
+                _random_states_kept(),
+                self._prepared_for_now(),
+                each_sample_once(given["dataloader"]) as self._counts,
+            ):
                 output = super().evaluation_loop(*args, **kwargs)
                 metrics = self._evaluation.compute(self.accelerator)
         finally:
-            self._evaluation = None
+            self._evaluation, self.gather_function = None, gather
+        if self._computes_loss:
+            metrics.pop("loss", None)
         output.metrics.update({f"{prefix}_{name}": value for name, value in metrics.items()})
         return output
 
@@ -165,12 +180,22 @@ class MeasuringMixin(_Trainer):
     def prediction_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """The base trainer's step; what the heads gave in it is measured."""
         self._forget_output()
+        again = inputs.pop(AGAIN, False)
+        if self._evaluation is not None:
+            counts = not again and self._counts(self._evaluation.num_batches)
+            self._evaluation.begin(_num_rows(inputs), counts=counts)
         step = super().prediction_step(model, inputs, *args, **kwargs)
         result = self.tpo.last_output
         if self._evaluation is not None and result is not None:
-            counts = count_batch(self.tpo, inputs)
-            self._evaluation.add(result, inputs.get("task_targets") or {}, counts, self.accelerator)
+            targets = inputs.get("task_targets") or {}
+            self._evaluation.add(result, targets, count_batch(self.tpo, inputs), self.accelerator)
         return step
+
+
+def _num_rows(batch: Any) -> int:
+    """Samples of a batch; media may be another number."""
+    names = ("labels", "input_ids", "inputs_embeds", *batch)
+    return next(len(batch[name]) for name in names if isinstance(batch.get(name), Tensor))
 
 
 def _add(sums: dict[str, Tensor], values: dict[str, Tensor]) -> None:

@@ -65,9 +65,10 @@ def retention(
     apply_tpo(model, tokenizer, heads=config.heads, config=tpo_config)
     source = Records(records, model.tpo, media_root=media_root, confine=confine)
     batches, with_tasks = _batches(model, source, config.data, limit)
-    applied = [_answers(model, batch, old_size) for batch in batches]
+    shift = model.tpo.host.label_shift
+    applied = [_answers(model, batch, old_size, shift) for batch in batches]
     remove_tpo(model)
-    bare = [_answers(model, batch, old_size) for batch in batches]
+    bare = [_answers(model, batch, old_size, shift) for batch in batches]
     result: dict[str, Any] = {"conversations": len(batches), "with_tasks": with_tasks}
     result["tokens"] = sum(len(labels) for _, labels in bare)
     result["applied"] = {
@@ -79,7 +80,7 @@ def retention(
     load_host_weights(trained, directory)
     for name, switched in _switches(trained.eval()):
         with switched:
-            answers = [_answers(trained, batch, old_size) for batch in batches]
+            answers = [_answers(trained, batch, old_size, shift) for batch in batches]
         result[name] = {"perplexity": _perplexity(answers), "agreement": _agreement(answers, bare)}
     return result
 
@@ -111,10 +112,11 @@ def _batches(model: Any, source: Records, data: DataConfig, limit: int | None) -
     return batches, with_tasks
 
 
-def _answers(model: Any, batch: dict[str, Any], old_size: int) -> tuple[Tensor, Tensor]:
+def _answers(model: Any, batch: dict[str, Any], old_size: int, shift: int) -> tuple[Tensor, Tensor]:
     """Logits over the host's own vocabulary where an answer's token is predicted, [N, V], and those tokens, [N]."""
-    targets = batch["labels"][0, 1:]
-    logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits[0, :-1, :old_size]
+    targets = batch["labels"][0, shift:]
+    without = {name: value for name, value in batch.items() if name != "labels"}
+    logits = model(**without).logits[0, : len(targets), :old_size]
     labelled = targets >= 0
     return logits[labelled].float().cpu(), targets[labelled].cpu()
 

@@ -251,6 +251,10 @@ class TPOTrainerMixin(OwnLossMixin, GroupingMixin, MeasuringMixin, SavingMixin, 
         """The base trainer's loader."""
         return not_dispatched(super().get_eval_dataloader(*args, **kwargs))
 
+    def get_test_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """The base trainer's loader."""
+        return not_dispatched(super().get_test_dataloader(*args, **kwargs))
+
     def _remove_unused_columns(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         kept = super()._remove_unused_columns(dataset, *args, **kwargs)
         check_kept(set(dataset.column_names), set(kept.column_names))
