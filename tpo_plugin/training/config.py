@@ -129,6 +129,10 @@ class StageConfig(Config):
     """Gradients are clipped to this norm; 0 does not clip."""
     eval_steps: Count | None = None
     """Steps between evaluations; None evaluates after each epoch."""
+    eval_generations: Annotated[int, Ge(0)] = 16
+    """Questions of `eval_data` that each evaluation answers with nothing forced, one by one, to report how often each
+    head is called where it is wanted and where it is not (`eval_free_…`); 0 asks none. The other figures of an
+    evaluation, `eval_assign_accuracy` among them, are teacher-forced: of what follows the records' own words."""
     save_steps: Count = 500
     """Steps between checkpoints; a run that was stopped goes on from the last one."""
     logging_steps: Count = 10

@@ -13,6 +13,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 
+from tpo_plugin.training import free
 from tpo_plugin.training.counting import count_batch
 from tpo_plugin.training.evaluation import STATISTICS, Evaluation, rates
 
@@ -32,6 +33,8 @@ class MeasuringMixin(_Trainer):
     """Logs every loss and the assignment's statistics, and evaluates with the heads' metrics."""
 
     tpo: Any
+    eval_generations = 0
+    """Questions that are answered in an evaluation with nothing forced."""
     _evaluation: Evaluation | None = None
     _left_out: bool
     _total_loss, _total_steps = 0.0, 0
@@ -128,6 +131,8 @@ class MeasuringMixin(_Trainer):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """The base trainer's loop, with every loss, the assignment's statistics and the heads' metrics in its metrics.
 
+        All of these are teacher-forced; with `eval_generations`, what the model says freely is beside them (`free.py`).
+
         Samples that accelerate repeats to give every rank as many are counted twice. Random states are afterwards what
         they were, so that a training is the same whenever it evaluates.
         """
@@ -138,6 +143,7 @@ class MeasuringMixin(_Trainer):
             with _random_states_kept(), self._prepared_for_now():
                 output = super().evaluation_loop(*args, **kwargs)
                 metrics = self._evaluation.compute(self.accelerator)
+                metrics |= free.ask(self, given["dataloader"].dataset, prefix, metrics)
         finally:
             self._evaluation = None
         output.metrics.update({f"{prefix}_{name}": value for name, value in metrics.items()})
