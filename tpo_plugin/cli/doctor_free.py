@@ -61,7 +61,8 @@ def lines(found: dict[str, Any], heads: Sequence[str]) -> Iterator[str]:
                 yield (
                     f"  {name} did not come: {answer['question']!r} was answered {answer['answer']!r} "
                     f"({answer['record']}); its trigger's probability is {trigger['in_record']:.3g} behind the "
-                    f"record's own words, and in this answer at most {trigger['in_answer']:.3g}, behind {trigger['behind']!r}"
+                    f"record's own words, and in this answer at most {trigger['in_answer']:.3g}, "
+                    f"behind {trigger['behind']!r}"
                 )
             if len(missed) > _SHOWN:
                 yield f"  {name} did not come in {len(missed) - _SHOWN} more: --json has them"

@@ -94,6 +94,8 @@ class MeasuringMixin(_Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the mean of each loss over the steps since the last log, and the assignment's statistics.
 
+        Losses of weight 0 are not computed in training, and not logged; an evaluation has them.
+
         Both, and the mean loss at the end, go over all steps of a training that was stopped and went on, but not over
         those that were left out: "steps_left_out" says how many were.
         """
@@ -115,7 +117,8 @@ class MeasuringMixin(_Trainer):
         return self._total_loss / max(self._total_steps, 1)
 
     def _drain(self) -> dict[str, float]:
-        names = ["loss", *(f"loss_{kind}" for kind in ("mllm", "assign", *self.tpo.heads)), *STATISTICS]
+        kinds = [kind for kind in ("mllm", "assign", *self.tpo.heads) if self.tpo.config.weight(kind)]
+        names = ["loss", *(f"loss_{kind}" for kind in kinds), *STATISTICS]
         zero = torch.zeros((), device=self.accelerator.device)
         sums = torch.stack([self._sums.get(name, zero).to(zero.device) for name in names])
         values = dict(zip(names, self.accelerator.reduce(sums, "sum").tolist(), strict=True))
