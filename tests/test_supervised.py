@@ -134,6 +134,77 @@ def test_encoder_decoders(kind: str) -> None:
     assert_same(*found)
 
 
+ONLY = {"region": (0, 0, 1), "assign": (0, 1, 0), "mllm": (1, 0, 0), "mllm and region": (1, 0, 1)}
+
+
+def weighted(name: str, wanted: Any, weights: tuple[int, int, int]) -> Any:
+    model = applied(name, wanted)
+    model.tpo.config.loss_weights = dict(zip(("mllm", "assign", "region"), weights, strict=True))
+    return model
+
+
+@pytest.mark.parametrize("kind", ONLY)
+@pytest.mark.parametrize("wanted", ["auto", False])
+@pytest.mark.parametrize("name", ["llama", "llava_onevision", "gemma2"])
+def test_losses_of_weight_0_cost_nothing(name: str, wanted: Any, kind: str) -> None:
+    """The gradients are those of the wanted losses alone, of a forward that computes all of them."""
+    weights = ONLY[kind]
+    model, plain = weighted(name, wanted, weights), applied(name, False)
+    batch = batch_of(model, name)
+    torch.manual_seed(0)
+    whole = plain(**batch, task_targets=BOXES)
+    losses = whole.tpo.losses
+    sum(w * losses[n] for n, w in zip(("mllm", "assign", "region"), weights, strict=True)).backward()
+    expected = {n: p.grad.clone() for n, p in plain.named_parameters() if p.grad is not None}
+    norm = torch.stack([g.norm() for g in expected.values()]).norm()
+    out, found, num_rows = trained(model, batch)
+    assert ("mllm" in out.tpo.losses) == bool(weights[0])
+    for loss, weight in zip(("mllm", "assign", "region"), weights, strict=True):
+        if weight:
+            torch.testing.assert_close(out.tpo.losses[loss], losses[loss], rtol=1e-5, atol=1e-6)
+    for parameter, gradient in expected.items():
+        own = found.get(parameter, torch.zeros_like(gradient))
+        assert (own - gradient).norm() <= 1e-4 * gradient.norm() + 1e-6 * norm, parameter
+        assert parameter in found, parameter  # a gradient of zeros, for DDP and weight decay
+    if wanted == "auto" and out.logits is None:
+        labels = batch["labels"][:, 1:]
+        trigger, _ = model.tpo.token_ids["region"]
+        ordinary, triggers = ((labels != IGNORE_INDEX) & (labels != trigger)).sum(), (labels == trigger).sum()
+        assert num_rows == int(weights[0] * ordinary + weights[1] * triggers) + 1
+
+
+def test_an_encoder_decoder_without_its_own_loss() -> None:
+    """Its decoder's input is made of the labels that it does not score."""
+    sizes = {"vocab_size": zoo.NUM_ROWS, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+    config = transformers.T5Config(**sizes, dropout_rate=0.0, decoder_start_token_id=0)
+    found = []
+    for weights in ({"mllm": 0, "assign": 1, "region": 1}, {}):
+        torch.manual_seed(0)
+        host = transformers.T5ForConditionalGeneration(config)
+        model = apply_tpo(host, zoo.tokenizer(), ["region"], TPOConfig(supervised_logits="auto")).train()
+        model.tpo.config.loss_weights = weights
+        trigger, _ = model.tpo.token_ids["region"]
+        labels = torch.tensor([[9, trigger, -100, 8, 2], [trigger, -100, trigger, -100, -100]])
+        batch = {"input_ids": torch.tensor([[8, 9, 10], [11, 12, 13]]), "labels": labels}
+        out = model(**batch, task_targets={"region": {"boxes_xyxy": zoo.boxes(3)}})
+        (out.tpo.losses["assign"] + out.tpo.losses["region"]).backward()
+        found.append((out, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}))
+    (out, gradients), (_, expected) = found
+    assert out.logits is None
+    assert "mllm" not in out.tpo.losses
+    for name, gradient in expected.items():
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_an_evaluation_computes_all_losses() -> None:
+    model = weighted("llama", "auto", (0, 0, 1))
+    batch = batch_of(model)
+    out = model.eval()(**batch, task_targets=BOXES)
+    assert out.tpo.losses.keys() == {"mllm", "assign", "region"}
+    assert out.tpo.losses["mllm"] > 0
+    assert out.logits is not None
+
+
 def test_when_it_is_used() -> None:
     """By default under a trainer that counts, never in evaluation, and in a forward of one's own where asked for."""
     for wanted, counts, expected in [

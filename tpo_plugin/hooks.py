@@ -27,7 +27,7 @@ from tpo_plugin.seen import Seen, tower_grid
 from tpo_plugin.session import Session
 from tpo_plugin.step import FORWARD_ARGUMENTS, Step, TaskArguments, step_of_batch
 from tpo_plugin.tasks import Tasks
-from tpo_plugin.trial import SupervisedLogits
+from tpo_plugin.trial import SupervisedLogits, unscored
 
 _is_exporting = getattr(torch.compiler, "is_exporting", bool)
 """Whether `torch.export` is tracing; older releases do not say it."""
@@ -264,6 +264,8 @@ class Hooks:
             kwargs["labels"] = step.labels.of_host(self.tasks.tokens)
             self._normalise(kwargs, given, step.labels.whole.device)
             kwargs = self._supervised.arguments(self.model, step, kwargs, inner, self.now.running)
+            if not step.labels.scored:
+                kwargs = unscored(self.model, step, kwargs)
         return step, kwargs
 
     def _normalise(self, kwargs: dict[str, Any], given: TaskArguments, device: torch.device) -> None:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from tpo_plugin.config import TPOConfig
 from tpo_plugin.errors import HostError, TPOError
 from tpo_plugin.host.base import Host
-from tpo_plugin.positions import IGNORE_INDEX, Counts, Place, Positions, count_ordinary, flat_index
+from tpo_plugin.positions import IGNORE_INDEX, Counts, Place, count_ordinary, flat_index
 from tpo_plugin.supervised import SupervisedRows
 from tpo_plugin.tasks import Tasks, float32
 from tpo_plugin.tokens import HeadTokens
@@ -34,7 +34,10 @@ class TPOOutput:
     plugin_loss: Tensor | None = None
     """Its part without the host's own: assignment and heads."""
     losses: dict[str, Tensor] = field(default_factory=dict)
-    """Unweighted losses by name: "mllm", "assign", and heads; each with gradient."""
+    """Unweighted losses by name: "mllm", "assign", and heads; each with gradient.
+
+    In training those of weight 0 are not computed: there is no "mllm", and the others are zeros.
+    """
     details: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     """The named terms `loss_*` of each head's loss, detached."""
     outputs: dict[str, dict[str, Tensor]] = field(default_factory=dict)
@@ -78,10 +81,13 @@ class Made:
 
     tasks: Tasks
     host: Host
-    positions: Positions
+    places: Mapping[str, Sequence[Place]]
+    """Of each head's task tokens, and "assign" of labelled triggers; none where the loss has the weight 0."""
     rows: Mapping[str, Tensor]
     """Of the last hidden state: by head, and "assign" for the positions before labelled triggers."""
     labels: Tensor | None
+    scored: bool
+    """Whether the host scored them; it did not where its own loss has the weight 0."""
     targets: Mapping[str, Any]
     """By head, as its `collate_targets` makes them."""
     counts: Counts | None
@@ -98,10 +104,11 @@ def add_losses(result: TPOOutput, made: Made) -> None:
     """Fills in the losses of a forward whose heads ran: the host's own, the assignment's, and each head's."""
     tasks, counts = made.tasks, made.counts
     if made.labels is not None:
-        result.losses["mllm"] = _mllm_loss(made, made.labels)
+        if made.scored:
+            result.losses["mllm"] = _mllm_loss(made, made.labels)
         result.losses["assign"] = _assign_loss(result, made, made.labels)
     for name, head in tasks.heads.items():
-        places, rows = made.positions.task[name], made.rows[name]
+        places, rows = made.places[name], made.rows[name]
         targets, outputs = made.targets.get(name), result.outputs[name]
         if not places and not head.count_targets(targets):
             # No target here: a zero that is connected to the graph, so that gradients are zero and not missing.
@@ -137,7 +144,7 @@ def _mllm_loss(made: Made, labels: Tensor) -> Tensor:
 
 
 def _assign_loss(result: TPOOutput, made: Made, labels: Tensor) -> Tensor:
-    host, places, counts, output = made.host, made.positions.labels, made.counts, made.output
+    host, places, counts, output = made.host, made.places["assign"], made.counts, made.output
     all_logits = output[1] if isinstance(output, tuple) else getattr(output, "logits", None)
     asks_head = made.supervised is None and host.head_gives_logits
     if not made.head_ran or (all_logits is None and not asks_head):

@@ -19,7 +19,7 @@ from tpo_plugin.errors import HostError, TPOError, did_you_mean
 from tpo_plugin.host.base import Host
 from tpo_plugin.host.splice import spliced_groups, spliced_positions, spliced_values
 from tpo_plugin.losses import TPOOutput, without_logits
-from tpo_plugin.positions import Counts, Positions, flat_index, text_groups, token_positions
+from tpo_plugin.positions import Counts, Place, Positions, flat_index, text_groups, token_positions
 from tpo_plugin.seen import Seen
 from tpo_plugin.supervised import StepLabels, SupervisedRows
 from tpo_plugin.tasks import Tasks
@@ -88,7 +88,10 @@ class Step:
     ) -> None:
         self.tasks, self.host = tasks, host
         self.given = given or TaskArguments()
-        self.labels = None if labels is None else StepLabels(labels, host.label_shift)
+        self.labels = None
+        if labels is not None:
+            wanted = {"scored": self.wants("mllm"), "assigned": self.wants("assign")}
+            self.labels = StepLabels(labels, host.label_shift, **wanted)
         self.positions = positions
         """Of the tokens that reach the output embedding; None where nobody knows them."""
         self.seen = seen
@@ -181,18 +184,21 @@ class Step:
         result = self.result = TPOOutput(_heads=self.tasks.heads)
         inputs, size = self._task_inputs(), self.host.vision_size
         for name in self.tasks.heads:
-            places = positions.task[name]
-            result.outputs[name] = self.tasks.run(name, rows[name], places, inputs, seen=self.seen, vision_size=size)
+            wanted = self.wants(name)
+            result.outputs[name] = self.tasks.run(
+                name, rows[name], self._places(name), inputs if wanted else {}, seen=self.seen, vision_size=size
+            )
         if self.labels is not None or targets is not None:
             losses.add_losses(
                 result,
                 losses.Made(
                     tasks=self.tasks,
                     host=self.host,
-                    positions=positions,
+                    places={kind: self._places(kind) for kind in ("assign", *self.tasks.heads)},
                     rows=rows,
                     labels=None if self.labels is None else self.labels.whole,
-                    targets=targets or {},
+                    scored=self.wants("mllm"),
+                    targets={name: given for name, given in (targets or {}).items() if self.wants(name)},
                     counts=self.given.task_counts,
                     output=output,
                     head_ran="logits" in self._happened,
@@ -228,6 +234,10 @@ class Step:
     def learns(self) -> bool:
         return torch.is_grad_enabled() and self.tasks.training
 
+    def wants(self, kind: str) -> bool:
+        """Whether a loss is to be computed: in training not where its weight is 0."""
+        return not self.learns or self.tasks.config.weight(kind) != 0
+
     @property
     def _narrow_rows(self) -> SupervisedRows | None:
         """The rows that the output embedding gets, where it is narrowed."""
@@ -247,14 +257,21 @@ class Step:
     def _fits(self, states: Tensor) -> bool:
         return self.positions is not None and self.positions.shape == tuple(states.shape[:2])
 
+    def _places(self, kind: str) -> Sequence[Place]:
+        """Of a head's task tokens, or for "assign" of labelled triggers: none where their loss is not wanted."""
+        positions = self.positions
+        if positions is None or not self.wants(kind):
+            return ()
+        return positions.labels if kind == "assign" else positions.task[kind]
+
     def _take_rows(self) -> None:
         """Takes the rows at task tokens and before labelled triggers out of the last hidden state, if that is there."""
         states_BTD, positions = self._states, self.positions
         if self._rows is not None or states_BTD is None or positions is None or not self._fits(states_BTD):
             return
-        groups = {name: positions.task[name] for name in self.tasks.heads}
+        groups = {name: self._places(name) for name in self.tasks.heads}
         if self.labels is not None and self._narrow_rows is None:
-            groups["assign"] = [(row, column - self.host.label_shift) for row, column in positions.labels]
+            groups["assign"] = [(row, column - self.host.label_shift) for row, column in self._places("assign")]
         index = flat_index(list(chain.from_iterable(groups.values())), states_BTD.shape[1], states_BTD.device)
         rows = states_BTD.flatten(0, 1).index_select(0, index)
         if self.seen is not None:

@@ -63,18 +63,26 @@ class SupervisedRows:
 class StepLabels:
     """The labels of one forward, and the rows that its output embedding gets where it is narrowed."""
 
-    def __init__(self, whole_BT: Tensor, shift: int) -> None:
+    def __init__(self, whole_BT: Tensor, shift: int, *, scored: bool = True, assigned: bool = True) -> None:
         self.whole = whole_BT
         """[B, T], spliced where the host did so."""
         self.shift = shift
+        self.scored, self.assigned = scored, assigned
+        """Whether the host's own loss is wanted, and that of the triggers."""
         self.narrows = False
         """Whether the output embedding is to run at labelled positions alone."""
         self.rows: SupervisedRows | None = None
         """Set when the host got its labels."""
 
-    def of_host(self, tokens: Mapping[str, HeadTokens]) -> Tensor:
-        """Those that the host scores: without triggers, and packed where its output embedding is narrowed."""
+    def of_host(self, tokens: Mapping[str, HeadTokens]) -> Tensor | None:
+        """Those that the host scores: without triggers, and packed where its output embedding is narrowed.
+
+        Narrowed, they are only those whose loss is wanted, and None where the host's own is not.
+        """
+        ordinary = split_labels(self.whole, tokens)
         if not self.narrows:
-            return split_labels(self.whole, tokens)
-        self.rows = SupervisedRows.of(self.whole, self.shift)
-        return split_labels(self.rows.labels, tokens)
+            return ordinary
+        is_trigger = ordinary != self.whole
+        unwanted = (is_trigger & (not self.assigned)) | (~is_trigger & (not self.scored))
+        self.rows = SupervisedRows.of(self.whole.masked_fill(unwanted, IGNORE_INDEX), self.shift)
+        return split_labels(self.rows.labels, tokens) if self.scored else None

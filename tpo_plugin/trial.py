@@ -84,10 +84,20 @@ def _narrowed(model: nn.Module, step: Step, kwargs: Arguments) -> Arguments:
     step.labels.narrows = True
     if isinstance(step.host, SplicingHost):
         return kwargs  # it packs the labels when it splices
-    ids = {}
-    if step.host.decodes and kwargs.get(step.host.ids) is kwargs.get("decoder_inputs_embeds") is None:
-        ids = {step.host.ids: decoder_ids(model, step.labels.whole, step.tasks.tokens)}  # not of packed labels
-    return kwargs | ids | {"labels": step.labels.of_host(step.tasks.tokens)}
+    return _with_decoder_ids(model, step, kwargs) | {"labels": step.labels.of_host(step.tasks.tokens)}
+
+
+def unscored(model: nn.Module, step: Step, kwargs: Arguments) -> Arguments:
+    """The arguments of a forward in which the host computes no loss of its own."""
+    return _with_decoder_ids(model, step, kwargs) | {"labels": None}
+
+
+def _with_decoder_ids(model: nn.Module, step: Step, kwargs: Arguments) -> Arguments:
+    """With the decoder's input, which an encoder-decoder would make of the labels, and not of packed ones."""
+    assert step.labels is not None
+    if not step.host.decodes or not (kwargs.get(step.host.ids) is kwargs.get("decoder_inputs_embeds") is None):
+        return kwargs
+    return kwargs | {step.host.ids: decoder_ids(model, step.labels.whole, step.tasks.tokens)}
 
 
 def _difference(loss_of: Callable[[bool], Tensor]) -> str | None:

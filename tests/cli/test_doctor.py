@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 import tpo_plugin.cli
 from tpo_plugin.cli.doctor import emitted, examine
 from tpo_plugin.cli.models import load_run_or_host
+from tpo_plugin.training.free import FILE, Answer, Trigger, write
 
 
 def doctor(*arguments: object, code: int = 0) -> str:
@@ -88,6 +90,33 @@ def test_emitted_on_records_and_on_text(
     (tmp_path / "prompts.txt").write_text("where is it?\n\nhow many?\n")
     assert emitted(model, tmp_path / "prompts.txt", video, 8) == {"region": {"prompts": 2, "prompts_emitted": 1}}
     assert asked == ["where is it?", "how many?"]
+
+
+def test_a_run_whose_trigger_does_not_come(world: Path, tmp_path: Path) -> None:
+    """The run that fooled the log: the trigger right behind the record's words, and called once in ten answers."""
+    run = tmp_path / "run"
+    shutil.copytree(world / "run", run)
+    written = json.loads((run / "run.json").read_text())
+    written["stages"]["only"]["log"].append({"step": 1, "eval_assign_accuracy": 1.0})
+    (run / "run.json").write_text(json.dumps(written))
+    missed = Trigger(0.98, 0.004, "The elephant is")
+    said = ("eval", 1, "a.jsonl:7", "Where is the elephant?", "The elephant is found in Africa.", ["region"])
+    answers = [Answer(*said, [], {"region": missed})] * 9 + [Answer(*said, ["region"], {})]
+    answers += [Answer("eval", 1, "a.jsonl:8", "how many?", "two", [], [], {})] * 4
+    write(run / "only" / FILE, answers, "eval", 1)
+    lines = doctor(run).splitlines()
+    assert (
+        "only, step 1: region, of 14 free answers: called where it is wanted 10%; where it is not 0%; trigger right "
+        "behind the records' own words 100%"
+    ) in lines
+    assert any(line.startswith("WARNING: only, step 1: region: behind the records' own words") for line in lines)
+    assert (
+        "  region did not come: 'Where is the elephant?' was answered 'The elephant is found in Africa.' (a.jsonl:7); "
+        "its trigger's probability is 0.98 behind the record's own words, and in this answer at most 0.004, behind "
+        "'The elephant is'"
+    ) in lines
+    assert "  region did not come in 6 more: --json has them" in lines
+    assert len(json.loads(doctor(run, "--json"))["free"]["only"]["missed"]) == 9
 
 
 def test_prompts_are_really_answered(world: Path) -> None:

@@ -256,6 +256,7 @@ def write_world(folder: Path, num_rows: int = 64, stages: Sequence[str] | None =
     data = [{"file": str(folder / "tasks.jsonl")}, {"file": str(folder / "chats.jsonl"), "weight": 0.5}]
     common = {
         "batch_size": 4, "micro_batch_size": 2, "epochs": 2.0, "save_steps": 2, "logging_steps": 1,
+        "eval_generations": 0,
         "trainer": {"use_cpu": True, "disable_tqdm": True, "report_to": []}, "data": data,
     }  # fmt: skip
     rows = {"lora": 1e-2, "triggers": 1e-2}

@@ -29,12 +29,18 @@ def doctor(
 ) -> None:
     """Check each head's tokens: one id? trainable? tied? hidden by decoding? how often emitted on given prompts?
 
-    A host without TPO gets all installed heads first, in memory. Exit status 1 if a token is not one id of its own.
+    Of a run it also tells how its last evaluations' free answers went, and of a head that was not called which question
+    it was, what was said instead, and how likely its trigger was. A host without TPO gets all installed heads first, in
+    memory. Exit status 1 if a token is not one id of its own.
     """
+    from tpo_plugin.cli.doctor_free import free_answers
     from tpo_plugin.cli.models import load_run_or_host
+    from tpo_plugin.training.run import RUN_FILE
 
     model, reading = load_run_or_host(run)
     report = examine(model)
+    if (Path(run) / RUN_FILE).is_file():
+        report["free"] = free_answers(Path(run), list(model.tpo.heads))
     if prompts is not None:
         report["emitted"] = emitted(model, prompts, reading, max_new_tokens, confine=confine)
     if as_json:
@@ -118,6 +124,8 @@ def _print(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from tpo_plugin.cli.doctor_free import lines
+
     console = Console(soft_wrap=True, highlight=False, markup=False)
     vocabulary = report["vocabulary"]
     grown = f", grown from {vocabulary['grown_from']}" if vocabulary["grown_from"] is not None else ""
@@ -129,12 +137,10 @@ def _print(report: dict[str, Any]) -> None:
         one, hidden = _yes(token["one_id"]), _yes(token["hidden_by_decoding"])
         table.add_row(token["head"], token["token"], str(token["id"]), one, rows or "the head's encoder", hidden)
     console.print(table)
+    for line in lines(report.get("free", {}), list(dict.fromkeys(token["head"] for token in report["tokens"]))):
+        console.print(line)
     for name, count in report.get("emitted", {}).items():
-        for group, words in (
-            ("prompts", "prompts"),
-            ("with_task", "prompts with its task"),
-            ("without_task", "others"),
-        ):
+        for group, words in _GROUPS.items():
             if count.get(group):
                 console.print(f"{name}: trigger emitted on {count[f'{group}_emitted']} of {count[group]} {words}")
 

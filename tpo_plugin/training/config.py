@@ -106,7 +106,8 @@ class StageConfig(Config):
     and output row) or both as "tokens", each of these but LoRA also for one head ("heads.region"), "connector",
     "vision", "language" (the language model itself), or a name under `modules`. The most exact name wins."""
     losses: Annotated[list[str], MinLen(1)] | None = None
-    """Losses in use: "mllm", "assign" and heads' names; None uses all. Their weights are `tpo.loss_weights`."""
+    """Losses in use: "mllm", "assign" and heads' names; None uses all. Their weights are `tpo.loss_weights`.
+    The others are not computed in training, and cost nothing there: without "mllm" the host computes no loss."""
     data: list[DataSource] = field(default_factory=list)
     """Training records; sources are mixed by their weights."""
     eval_data: list[DataSource] = field(default_factory=list)
@@ -129,6 +130,10 @@ class StageConfig(Config):
     """Gradients are clipped to this norm; 0 does not clip."""
     eval_steps: Count | None = None
     """Steps between evaluations; None evaluates after each epoch."""
+    eval_generations: Annotated[int, Ge(0)] = 16
+    """Questions of `eval_data` that each evaluation answers with nothing forced, one by one, to report how often each
+    head is called where it is wanted and where it is not (`eval_free_…`); 0 asks none. The other figures of an
+    evaluation, `eval_assign_accuracy` among them, are teacher-forced: of what follows the records' own words."""
     save_steps: Count = 500
     """Steps between checkpoints; a run that was stopped goes on from the last one."""
     logging_steps: Count = 10

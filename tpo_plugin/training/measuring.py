@@ -14,6 +14,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 
+from tpo_plugin.training import free
 from tpo_plugin.training.counting import count_batch
 from tpo_plugin.training.evaluation import STATISTICS, Evaluation, rates
 from tpo_plugin.training.once import AGAIN, each_sample_once
@@ -36,6 +37,8 @@ class MeasuringMixin(_Trainer):
     tpo: Any
     _computes_loss: Any
     gather_function: Any
+    eval_generations = 0
+    """Questions that are answered in an evaluation with nothing forced."""
     _evaluation: Evaluation | None = None
     _counts: Callable[[int], bool]
     """Whether this rank's batch of that number counts."""
@@ -97,6 +100,8 @@ class MeasuringMixin(_Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the mean of each loss over the steps since the last log, and the assignment's statistics.
 
+        Losses of weight 0 are not computed in training, and not logged; an evaluation has them.
+
         Both, and the mean loss at the end, go over all steps of a training that was stopped and went on, but not over
         those that were left out: "steps_left_out" says how many were.
         """
@@ -118,7 +123,8 @@ class MeasuringMixin(_Trainer):
         return self._total_loss / max(self._total_steps, 1)
 
     def _drain(self) -> dict[str, float]:
-        names = ["loss", *(f"loss_{kind}" for kind in ("mllm", "assign", *self.tpo.heads)), *STATISTICS]
+        kinds = [kind for kind in ("mllm", "assign", *self.tpo.heads) if self.tpo.config.weight(kind)]
+        names = ["loss", *(f"loss_{kind}" for kind in kinds), *STATISTICS]
         zero = torch.zeros((), device=self.accelerator.device)
         sums = torch.stack([self._sums.get(name, zero).to(zero.device) for name in names])
         values = dict(zip(names, self.accelerator.reduce(sums, "sum").tolist(), strict=True))
@@ -133,6 +139,8 @@ class MeasuringMixin(_Trainer):
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """The base trainer's loop, with every loss, the assignment's statistics and the heads' metrics in its metrics.
+
+        All of these are teacher-forced; with `eval_generations`, what the model says freely is beside them (`free.py`).
 
         Every sample counts once, whatever the ranks and the sizes of batches. The loss is the weighted sum of all
         losses, as of one batch of all samples, unless the base trainer computes one of its own. Random states are
@@ -151,6 +159,7 @@ class MeasuringMixin(_Trainer):
             ):
                 output = super().evaluation_loop(*args, **kwargs)
                 metrics = self._evaluation.compute(self.accelerator)
+                metrics |= free.ask(self, given["dataloader"].dataset, prefix, metrics)
         finally:
             self._evaluation, self.gather_function = None, gather
         if self._computes_loss:

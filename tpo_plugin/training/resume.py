@@ -13,7 +13,7 @@ from tpo_plugin.validation import Path, path_text
 
 _FREE: set[tuple[str, ...]] = {("output_dir",), ("attn",), ("on_nonfinite",)}
 _FREE |= {("data", name) for name in ("num_workers", "confine", "max_bad_share")}
-_FREE_IN_A_STAGE = {"save_steps", "logging_steps", "eval_data", "eval_steps"}
+_FREE_IN_A_STAGE = {"save_steps", "logging_steps", "eval_data", "eval_steps", "eval_generations"}
 _FREE_IN_A_TRAINER = re.compile(
     r"(save|logging|log|eval|hub|trackio)_.*|per_device_eval_batch_size|include_.*|batch_eval_metrics"
     r"|prediction_loss_only|report_to|run_name|project|disable_tqdm|push_to_hub|skip_memory_metrics|do_eval"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from tpo_plugin.data.format import RecordFormat
 from tpo_plugin.data.records import check_tasks
 from tpo_plugin.errors import RecordError, TPOError, did_you_mean
 from tpo_plugin.generation.generate import GenerateOutput
+from tpo_plugin.training.free import answered
 
 
 class HeadReward:
@@ -66,22 +66,17 @@ class HeadReward:
 
     @torch.no_grad()
     def _reward(self, generated: GenerateOutput, row: int, tasks: list[dict[str, Any]]) -> float:
-        codec = self._tpo.codecs[self.head]
-        outputs, num_given = generated.outputs_of(self.head, row)
-        cut_off = any(p.cut_off and p.head == self.head for p in generated.predictions[row])
-        ends = list(accumulate(codec.num_tokens(task) for task in tasks))
-        num_asked, num_called = (ends[-1] if ends else 0), num_given + cut_off
+        _, num_given = generated.outputs_of(self.head, row)
+        num_called = num_given + any(p.cut_off and p.head == self.head for p in generated.predictions[row])
+        num_asked = sum(self._tpo.codecs[self.head].num_tokens(task) for task in tasks)
         if not num_asked:
             return float(not num_called)
-        answered = [end for end in ends if end <= num_given]
-        if not answered:
+        given = answered(self._tpo, self.head, generated, row, tasks)
+        if given is None:
             return 0.0
-        num_answered = answered[-1]
-        values = {name: value[:num_answered] for name, value in outputs.items()}
-        device = next(self._tpo.parameters()).device
-        targets = send_to_device(codec.collate_targets(tasks[: len(answered)]), device)
+        values, targets, num_answered = given
         metrics = self._tpo.heads[self.head].metrics()
-        metrics.update(values, targets)
+        metrics.update(values, send_to_device(targets, next(self._tpo.parameters()).device))
         return self._value(metrics.compute()) * num_answered / max(num_asked, num_called)
 
     def _value(self, found: dict[str, float]) -> float:

@@ -97,6 +97,7 @@ def train_stage(
         callbacks=[epochs, stop],
     )
     trainer.rates, trainer.on_nonfinite = rates, config.on_nonfinite
+    trainer.eval_generations = stage.eval_generations
     if trainer.is_deepspeed_enabled:
         block = stage.micro_batch_size * args.world_size
         trainer.same_media = SameMedia(dataset, block, config.seed, lambda: max(epochs.epoch, 0))

@@ -46,21 +46,28 @@ else:
 logger = logging.getLogger(__name__)
 
 
-def wrap_trainer(base: type[transformers.Trainer], *, on_nonfinite: OnNonfinite = "stop") -> type[transformers.Trainer]:
+def wrap_trainer(
+    base: type[transformers.Trainer], *, on_nonfinite: OnNonfinite = "stop", eval_generations: int = 0
+) -> type[transformers.Trainer]:
     """A subclass of `base` (transformers' Trainer, TRL's SFTTrainer, LLaVA's, a team's own) that trains TPO.
 
     It logs every loss, the accuracy of the assignment and the rate of false triggers, evaluates with the heads'
     metrics, and keeps `tpo_model.safetensors` beside each checkpoint. It takes no step with a loss or a gradient that
     is NaN or infinite: `on_nonfinite="stop"` raises `TPOError` there, which names it and the records, "skip" leaves the
-    step out with a warning that does. Raises `TPOError` for a base, or for arguments, that would lose a loss.
+    step out with a warning that does. Each evaluation of a `RecordDataset` answers `eval_generations` of its questions
+    with nothing forced, and reports how often each head was called (`free_…`). Raises `TPOError` for a base, or for
+    arguments, that would lose a loss.
     """
     if on_nonfinite not in get_args(OnNonfinite):
         raise TPOError(f"wrap_trainer got on_nonfinite={on_nonfinite!r}; expected 'stop' or 'skip'")
+    if isinstance(eval_generations, bool) or not isinstance(eval_generations, int) or eval_generations < 0:
+        raise TPOError(f"wrap_trainer got eval_generations={eval_generations!r}; expected a number of at least 0")
     if not (isinstance(base, type) and issubclass(base, transformers.Trainer)):
         raise TPOError(
             f"wrap_trainer got {base!r}; expected a subclass of transformers.Trainer (the class, not an object)"
         )
-    if issubclass(base, TPOTrainerMixin) and base.on_nonfinite == on_nonfinite:
+    settings = {"on_nonfinite": on_nonfinite, "eval_generations": eval_generations}
+    if issubclass(base, TPOTrainerMixin) and all(getattr(base, name) == value for name, value in settings.items()):
         return base
     ours = trl_class(base)
     if ours is not None and ours != "SFTTrainer":
@@ -70,7 +77,6 @@ def wrap_trainer(base: type[transformers.Trainer], *, on_nonfinite: OnNonfinite 
             "can be its reward: HeadReward); for records with tasks expected transformers.Trainer, trl.SFTTrainer, or "
             "a subclass"
         )
-    settings = {"on_nonfinite": on_nonfinite}
     if issubclass(base, TPOTrainerMixin):
         return type(base.__name__, (base,), settings)
     return type(f"TPO{base.__name__}", (TPOTrainerMixin, base), settings)
