@@ -260,9 +260,14 @@ def test_all_stages_are_checked_before_the_first_trains(tmp_path, changes, messa
 
 
 def test_killed_at_the_end_of_a_stage(finished, tmp_path):
-    """The last checkpoint is there, the stage's result is not: nothing is trained twice."""
+    """The last checkpoint is there, and the one that it was to replace; the stage's result is not.
+
+    Nothing is trained twice, and no checkpoint too many is left.
+    """
     shutil.copytree(finished.parent, tmp_path / "world")
     run = tmp_path / "world" / "run"
+    kept = sorted(run.glob("stage3/checkpoint-*"))
+    shutil.copytree(kept[0], run / "stage3" / "checkpoint-1")
     (run / "run.json").unlink()
     (run / "stage3" / "stage.json").unlink()
     shutil.rmtree(run / "stage3" / "final")
@@ -272,6 +277,7 @@ def test_killed_at_the_end_of_a_stage(finished, tmp_path):
     config.output_dir = str(run)
     train(config)
     assert_bitwise(run, finished)
+    assert sorted(run.glob("stage3/checkpoint-*")) == kept
 
 
 def test_run_of_a_newer_version(finished, tmp_path):

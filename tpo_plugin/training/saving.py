@@ -78,10 +78,15 @@ class SavingMixin(_Trainer):
                 self.state.best_model_checkpoint = str(directory / name)
                 if self.args.should_save:
                     self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
-        if self.args.should_save:
-            rotate(directory, self.state.global_step, self.args.save_total_limit, self.state.best_model_checkpoint)
+        self.rotate()
         if self.args.push_to_hub:
             super()._push_from_checkpoint(str(directory / name))
+
+    def rotate(self) -> None:
+        """Deletes checkpoints until `save_total_limit` are left; see `checkpoints.rotate`."""
+        if self.args.should_save:
+            directory = self._get_output_dir(trial=None)
+            rotate(directory, self.state.global_step, self.args.save_total_limit, self.state.best_model_checkpoint)
 
     def _get_output_dir(self, trial: Any) -> str:
         return self._writing_in or super()._get_output_dir(trial)

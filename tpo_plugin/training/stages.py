@@ -113,6 +113,7 @@ def train_stage(
         trainer._load_from_checkpoint(checkpoint)  # the Trainer would do one step more
         trainer.state = reached
         trainer.take_up(checkpoint)
+        trainer.rotate()  # it may have been killed before it could
         trainer.log({"total_flos": reached.total_flos, "train_loss": trainer.mean_loss()})
     else:
         with stop.listening():
