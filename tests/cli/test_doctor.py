@@ -13,9 +13,9 @@ from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 import tpo_plugin.cli
+from tpo_plugin.asking import Answer, load_run_or_host
 from tpo_plugin.cli.doctor import emitted, examine
-from tpo_plugin.cli.models import load_run_or_host
-from tpo_plugin.training.free import FILE, Answer, Trigger, write
+from tpo_plugin.training.free import FILE, FreeAnswer, Trigger, write
 
 
 def doctor(*arguments: object, code: int = 0) -> str:
@@ -54,7 +54,7 @@ def test_what_is_wrong_is_found(loaded: tuple[Any, Any], world: Path, monkeypatc
     rows = model.tpo.embeddings["region"]
     rows.requires_grad_(False)
     monkeypatch.setattr(model.tpo, "tokenizer", AutoTokenizer.from_pretrained(world / "host"))
-    monkeypatch.setattr("tpo_plugin.cli.models.load_run_or_host", lambda run: loaded)
+    monkeypatch.setattr("tpo_plugin.asking.load_run_or_host", lambda run: loaded)
     report = json.loads(doctor("anything", "--json", code=1))
     rows.requires_grad_(True)
     assert not any(token["one_id"] for token in report["tokens"])
@@ -79,11 +79,11 @@ def test_emitted_on_records_and_on_text(
     model, video = loaded
     asked: list[str] = []
 
-    def answers_first_and_last(model: Any, sample: Any, **options: Any) -> tuple[str, list[Any]]:
-        asked.append(sample.record.turns[-1].text)
-        return "", [SimpleNamespace(head="region")] if len(asked) in (1, 4) else []
+    def answers_first_and_last(model: Any, samples: Any, **options: Any) -> list[Answer]:
+        asked.append(samples[0].record.turns[-1].text)
+        return [Answer("", [SimpleNamespace(head="region")] if len(asked) in (1, 4) else [])]  # type: ignore[list-item]
 
-    monkeypatch.setattr("tpo_plugin.cli.models.answer", answers_first_and_last)
+    monkeypatch.setattr("tpo_plugin.asking.ask", answers_first_and_last)
     counts = emitted(model, world / "records.jsonl", video, 8)
     assert counts == {"region": {"with_task": 2, "with_task_emitted": 1, "without_task": 2, "without_task_emitted": 1}}
     asked.clear()
@@ -101,8 +101,8 @@ def test_a_run_whose_trigger_does_not_come(world: Path, tmp_path: Path) -> None:
     (run / "run.json").write_text(json.dumps(written))
     missed = Trigger(0.98, 0.004, "The elephant is")
     said = ("eval", 1, "a.jsonl:7", "Where is the elephant?", "The elephant is found in Africa.", ["region"])
-    answers = [Answer(*said, [], {"region": missed})] * 9 + [Answer(*said, ["region"], {})]
-    answers += [Answer("eval", 1, "a.jsonl:8", "how many?", "two", [], [], {})] * 4
+    answers = [FreeAnswer(*said, [], {"region": missed})] * 9 + [FreeAnswer(*said, ["region"], {})]
+    answers += [FreeAnswer("eval", 1, "a.jsonl:8", "how many?", "two", [], [], {})] * 4
     write(run / "only" / FILE, answers, "eval", 1)
     lines = doctor(run).splitlines()
     assert (

@@ -24,9 +24,9 @@ pytestmark = [
 ]
 
 
-def answer(wants: list[str], called: list[str], step: int = 1, evaluation: str = "eval") -> free.Answer:
+def answer(wants: list[str], called: list[str], step: int = 1, evaluation: str = "eval") -> free.FreeAnswer:
     missing = {name: free.Trigger(0.98, 0.01, "it is") for name in wants if name not in called}
-    return free.Answer(evaluation, step, "a.jsonl:1", "where?", "in Africa", wants, called, missing)
+    return free.FreeAnswer(evaluation, step, "a.jsonl:1", "where?", "in Africa", wants, called, missing)
 
 
 def test_rates_by_hand() -> None:

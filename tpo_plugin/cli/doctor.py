@@ -33,8 +33,8 @@ def doctor(
     it was, what was said instead, and how likely its trigger was. A host without TPO gets all installed heads first, in
     memory. Exit status 1 if a token is not one id of its own.
     """
+    from tpo_plugin.asking import load_run_or_host
     from tpo_plugin.cli.doctor_free import free_answers
-    from tpo_plugin.cli.models import load_run_or_host
     from tpo_plugin.training.run import RUN_FILE
 
     model, reading = load_run_or_host(run)
@@ -92,13 +92,13 @@ def emitted(
 
     Where the prompts are records with answers: of those that have a task of the head, and of the others.
     """
-    from tpo_plugin.cli.models import answer
+    from tpo_plugin.asking import ask
     from tpo_plugin.data import read_sample
 
     counts = {name: Counter[str]() for name in model.tpo.heads}
     for record, expected in _prompts(model.tpo, prompts, confine):
-        _, predictions = answer(model, read_sample(record, reading.video, reading.image), max_new_tokens=max_new_tokens)
-        found = {prediction.head for prediction in predictions}
+        sample = read_sample(record, reading.video, reading.image)
+        found = {prediction.head for prediction in ask(model, [sample], max_new_tokens=max_new_tokens)[0].predictions}
         for name, count in counts.items():
             group = "prompts" if expected is None else "with_task" if name in expected else "without_task"
             count[group] += 1

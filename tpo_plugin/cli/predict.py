@@ -54,7 +54,7 @@ def predict(
         raise TPOError("--output draws on an image or a frame of a video; give --image or --video")
     given = [_parse_task(text) for text in task or []]
 
-    from tpo_plugin.cli.models import answer, load
+    from tpo_plugin.asking import ask, load
     from tpo_plugin.data import prompt_record, read_frame, read_sample
 
     model, reading = load(run)
@@ -72,16 +72,18 @@ def predict(
         result |= {"video": str(video), "duration_s": duration_s, "frame": {"time_s": time_s, "from": source}}
     if picture is not None:
         result |= {"width": picture.width, "height": picture.height}
-    result["text"], predictions = answer(model, sample, route=route, max_new_tokens=max_new_tokens)
-    result["predictions"] = []
-    for prediction in predictions:
+    answer = ask(model, [sample], route=route, max_new_tokens=max_new_tokens)[0]
+    result |= {"text": answer.text, "predictions": []}
+    for prediction in answer.predictions:
         plain = prediction.to_json()
         if prediction.value is not None and picture is not None:
             units = prediction.to_units(width=picture.width, height=picture.height, duration=duration_s)
             plain["value_in_units"] = model.tpo.heads[prediction.head].to_json(units)
         result["predictions"].append(plain)
     if output is not None and picture is not None:
-        files = draw(model.tpo.heads, predictions, picture, sample.videos[0] if video is not None else None, output)
+        files = draw(
+            model.tpo.heads, answer.predictions, picture, sample.videos[0] if video is not None else None, output
+        )
         result["outputs"] = [str(file) for file in files]
     typer.echo(json.dumps(result, indent=2) if as_json else _as_text(result))
 

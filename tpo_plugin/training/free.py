@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FILE = "free_answers.jsonl"
-"""In the folder of a stage: an `Answer` a line, of all its evaluations."""
+"""In the folder of a stage: an `FreeAnswer` a line, of all its evaluations."""
 ACCURATE, RARE = 0.9, 0.5
 """A teacher-forced accuracy of at least the one, and an emission below the other, part."""
 
@@ -57,7 +57,7 @@ class Trigger:
 
 
 @dataclass(frozen=True)
-class Answer:
+class FreeAnswer:
     """The greedy answer to one question in one evaluation."""
 
     evaluation: str
@@ -112,7 +112,7 @@ def ask(trainer: Any, dataset: Any, prefix: str, forced: dict[str, float]) -> di
     return values
 
 
-def _answers(trainer: Any, dataset: Any, prefix: str) -> tuple[list[tuple[int, Answer, dict[str, Any]]], str]:
+def _answers(trainer: Any, dataset: Any, prefix: str) -> tuple[list[tuple[int, FreeAnswer, dict[str, Any]]], str]:
     """This rank's share: (number of the question, answer, outputs and targets by head), and why there is none."""
     if trainer.is_fsdp_enabled or zero.split(trainer.model.parameters()):
         return [], "the weights are split over the ranks, which would have to generate in step"
@@ -125,7 +125,7 @@ def _answers(trainer: Any, dataset: Any, prefix: str) -> tuple[list[tuple[int, A
             return [], str(error)
 
 
-def rates(answers: Sequence[Answer], heads: Sequence[str]) -> dict[str, float]:
+def rates(answers: Sequence[FreeAnswer], heads: Sequence[str]) -> dict[str, float]:
     """Emission and false triggers of `ask`, each where there is a question to take it of."""
     values: dict[str, float] = {"free_questions": len(answers)}
     plain = [bool(a.called) for a in answers if not a.wants]
@@ -215,7 +215,7 @@ class _Likeliest(LogitsProcessor):
         return scores
 
 
-def _asked(trainer: Any, sample: Sample, prefix: str) -> tuple[Answer, dict[str, Any]]:
+def _asked(trainer: Any, sample: Sample, prefix: str) -> tuple[FreeAnswer, dict[str, Any]]:
     """The answer to the last question of a sample; by head its outputs and targets, where it was asked and answered."""
     tpo, record = trainer.tpo, sample.record
     last = record.turns[-1]
@@ -238,7 +238,7 @@ def _asked(trainer: Any, sample: Sample, prefix: str) -> tuple[Answer, dict[str,
                 place = int(steps[:, column].argmax())
                 behind = tpo.tokenizer.decode(ids[:place], skip_special_tokens=True)
                 triggers[name] = Trigger(in_record, float(steps[place, column]), behind)
-    answer = Answer(
+    answer = FreeAnswer(
         evaluation=prefix,
         step=trainer.state.global_step,
         record=record.place,
@@ -285,7 +285,7 @@ def _say_once(trainer: Any, reason: str) -> None:
 # -- the file ----------------------------------------------------------------------------------------------------------
 
 
-def write(path: Path, answers: Sequence[Answer], evaluation: str, step: int) -> None:
+def write(path: Path, answers: Sequence[FreeAnswer], evaluation: str, step: int) -> None:
     """Adds those of an evaluation; what an interrupted run wrote of this evaluation, or of a later one, is replaced."""
     kept = [a for a in read(path) if a.step < step or (a.evaluation != evaluation and a.step == step)]
     text = "".join(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in (*kept, *answers))
@@ -293,14 +293,14 @@ def write(path: Path, answers: Sequence[Answer], evaluation: str, step: int) -> 
     replace_file(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
 
 
-def read(path: Path) -> list[Answer]:
+def read(path: Path) -> list[FreeAnswer]:
     """Those of all evaluations, none where there is no file. Raises `TPOError` for a file that is none of ours."""
     if not path.is_file():
         return []
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return [
-            Answer(**line | {"triggers": {name: Trigger(**given) for name, given in line["triggers"].items()}})
+            FreeAnswer(**line | {"triggers": {name: Trigger(**given) for name, given in line["triggers"].items()}})
             for line in lines
         ]
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

@@ -1,0 +1,54 @@
+"""A trained model by its folder, and its answers to questions: what every command that asks a model is built on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+
+from tpo_plugin.apply import apply_tpo
+from tpo_plugin.data import TPOCollator
+from tpo_plugin.data.dataset import Sample
+from tpo_plugin.generation.answers import Prediction
+from tpo_plugin.training.config import DataConfig, TrainConfig
+from tpo_plugin.training.run import RUN_FILE, load_host, load_run, read_run
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said to one question."""
+
+    text: str
+    """Without the tokens of heads."""
+    predictions: list[Prediction]
+    """In the order in which their tokens stand."""
+
+
+def load(source: str | Path, host: str | Path | None = None) -> tuple[Any, DataConfig]:
+    """The model of a finished run, on a GPU where there is one, and how the run reads media.
+
+    `host` says where its host lies now, if it has moved. Raises as `load_run` does.
+    """
+    model = load_run(source, host=host)
+    config = TrainConfig.from_dict(read_run(source)["config"], where=f"{source}: config")
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), config.data
+
+
+def load_run_or_host(source: str | Path) -> tuple[Any, DataConfig]:
+    """As `load`; a host (folder or hub name) gets all installed heads, in memory."""
+    if (Path(source) / RUN_FILE).is_file():
+        return load(source)
+    return apply_tpo(load_host(str(source)).eval()), DataConfig()
+
+
+def ask(model: Any, samples: Sequence[Sample], *, route: str | None = None, max_new_tokens: int) -> list[Answer]:
+    """The greedy answers to prompts, generated as one batch; `route` names a head that each must call."""
+    batch = send_to_device(TPOCollator(model.tpo, for_generation=True)(samples), model.device)
+    generated = model.tpo.generate(**batch, route=route, max_new_tokens=max_new_tokens, do_sample=False)
+    new = generated.sequences[:, generated.prompt_length :]
+    texts = model.tpo.tokenizer.batch_decode(new, skip_special_tokens=True)
+    return [Answer(text.strip(), found) for text, found in zip(texts, generated.predictions, strict=True)]
