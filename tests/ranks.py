@@ -72,6 +72,7 @@ def forked_on_two_ranks(work: Callable[[], None], folder: Path) -> None:
 def forked(work: Callable[[], None], folder: Path, num_ranks: int) -> None:
     """`forked_on_two_ranks`, on any number of them."""
     variables = {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    variables["OMP_NUM_THREADS"] = "1"
 
     def of_rank(rank: int) -> None:
         os.environ |= variables | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
