@@ -1,6 +1,7 @@
 """The configurations of examples/llava_onevision at tiny size.
 
-As a script it is one rank under DeepSpeed on the CPU: `python onevision.py NAME FOLDER`, with the world in FOLDER.
+As a script it is one rank under DeepSpeed or FSDP on the CPU: `python onevision.py NAME FOLDER`, with the world in
+FOLDER.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import av
 import numpy as np
 import torch
 from PIL import Image
-from ranks import use_deepspeed
+from ranks import use_deepspeed, use_fsdp
 
 from tpo_plugin import VideoOptions
 from tpo_plugin.training.config import TrainConfig
@@ -71,9 +72,13 @@ def tiny(name: str, **trainer: Any) -> TrainConfig:
 def main(name: str, folder: str) -> None:
     from tpo_plugin.training.run import train
 
-    use_deepspeed()
     os.chdir(folder)
-    train(tiny(name))
+    if "fsdp" in name:
+        use_fsdp()
+        train(tiny(name, use_cpu=False, dataloader_pin_memory=False))
+    else:
+        use_deepspeed()
+        train(tiny(name))
 
 
 if __name__ == "__main__":

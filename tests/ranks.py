@@ -94,6 +94,14 @@ def use_deepspeed() -> None:
     PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_CPU)  # accelerate looks for a GPU here
 
 
+def use_fsdp() -> None:
+    """Lets this rank train under FSDP2 without a GPU."""
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    from accelerate.state import DistributedType, PartialState
+
+    PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_GPU)  # accelerate looks for a GPU here
+
+
 if __name__ == "__main__":
     use_deepspeed()
     del sys.argv[0]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tpo_plugin import zero
+from tpo_plugin import sharding
 from tpo_plugin.codec import registered_codec
 from tpo_plugin.config import HeadConfig, TPOConfig, check_config
 from tpo_plugin.errors import TPOError, did_you_mean
@@ -67,7 +67,7 @@ def apply_tpo(
     text_tokenizer, processor = _tokenizer_and_processor(host_model, tokenizer)
     host_class = host_class_of(host_model)
     names = resolve_tokens(specs, configs)
-    with zero.shaped(host_model):
+    with sharding.shaped(host_model):
         host = host_class.locate(host_model, example_inputs)
     undo: list[Undo] = []
     try:
@@ -213,9 +213,9 @@ def _initial_rows(host: Host, tokens: dict[str, HeadTokens], growth: Growth | No
     A trigger in a freshly grown row starts at the mean of the old output rows: an unremarkable logit.
     """
     device = host.embed.weight.device
-    num_rows = zero.shape(host.embed.weight)[0] if growth is None else growth.old_size
+    num_rows = sharding.shape(host.embed.weight)[0] if growth is None else growth.old_size
     sample_ids = torch.arange(min(1024, num_rows), device=device)
-    with zero.gathered(host.embed.parameters()):
+    with sharding.gathered(host.embed.parameters()):
         sample = host.embed(sample_ids[None])[0].float()
     mean, std = sample.mean(0), sample.std(0)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tpo_plugin import zero
+from tpo_plugin import sharding
 from tpo_plugin.apply import apply_tpo, remove_tpo
 from tpo_plugin.config import TPOConfig, config_from_dict
 from tpo_plugin.errors import TPOError
@@ -72,7 +72,7 @@ def _check_growth(model: Any, saved: SavedTPO, directory: Path) -> None:
     """Tells `model.tpo` of rows that the host was saved with, having grown when it was trained."""
     if saved.growth is None or model.tpo.growth is not None:
         return
-    growth, rows = Growth(*saved.growth), zero.shape(model.tpo.host.embed.weight)[0]
+    growth, rows = Growth(*saved.growth), sharding.shape(model.tpo.host.embed.weight)[0]
     if not growth.old_size < growth.new_size <= rows:
         raise TPOError(
             f"{directory / CONFIG_FILE}: growth is {list(saved.growth)}, the host's vocabulary has {rows} rows; "

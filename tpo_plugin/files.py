@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tpo_plugin import zero
+from tpo_plugin import sharding
 from tpo_plugin.atomic import replace_file
 from tpo_plugin.config import FORMAT_VERSION, config_from_dict
 from tpo_plugin.errors import TPOError, shown
@@ -53,16 +53,11 @@ class SavedTPO:
 def save_tpo(tpo: Tasks, directory: str | os.PathLike[str], *, host_class: str) -> None:
     """Writes the files, each under a temporary name first, so that an interrupted save damages nothing.
 
-    Under ZeRO-3 every rank must call it, and the first one writes.
+    Under ZeRO-3 and FSDP every rank must call it, and the first one writes.
     """
-    directory = Path(directory)
-    weights: dict[str, Tensor] = {}
-    with zero.gathered(tpo.parameters()):
-        for key, value in tpo.state_dict().items():
-            if not key.startswith(_external(tpo)):
-                # A copy, for ZeRO-3 takes the tensor away again, and safetensors does not write tied tensors twice.
-                weights[key] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
-    if not zero.writes(tpo.parameters()):
+    directory, own = Path(directory), tpo.state_dict(keep_vars=True)
+    weights = sharding.whole({key: value for key, value in own.items() if not key.startswith(_external(tpo))})
+    if not sharding.writes(own.values()):
         return
     directory.mkdir(parents=True, exist_ok=True)
     replace_file(directory / WEIGHTS_FILE, lambda path: save_file(weights, path, metadata={"format": "pt"}))
@@ -76,13 +71,14 @@ def load_weights(tpo: Tasks, directory: str | os.PathLike[str]) -> None:
     path, saved = Path(directory) / WEIGHTS_FILE, read_config(directory)
     weights = read_weights(path)
     try:
-        with zero.gathered(tpo.parameters(), changed=True):
+        with sharding.gathered(tpo.parameters(), changed=True):
             own = tpo.state_dict()
             external = {key: value for key, value in own.items() if key.startswith(_external(tpo))}
             for key, value in weights.items():
                 if key in own and value.is_floating_point() != own[key].is_floating_point():
                     raise RuntimeError(f"{key} is {value.dtype}, expected {own[key].dtype}")
-            tpo.load_state_dict(external | weights)
+            parts = {key: sharding.part(value, own[key]) if key in own else value for key, value in weights.items()}
+            tpo.load_state_dict(external | parts)
     except RuntimeError as error:
         raise TPOError(f"{path} does not fit the applied heads {list(tpo.heads)}: {error}") from error
     for name, expected in saved.external.items():

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tpo_plugin import zero
+from tpo_plugin import sharding
 from tpo_plugin.errors import HostError
 from tpo_plugin.positions import IGNORE_INDEX
 from tpo_plugin.tasks import Tasks
@@ -42,7 +42,7 @@ def output_weights(head: Any, tasks: Tasks) -> OutputWeights:
 
     Raises `HostError` under ZeRO-3, where a rank has a part of them.
     """
-    if zero.split([head.weight]):
+    if sharding.split([head.weight]):
         raise HostError(
             "a trainer of TRL computes log-probabilities of the output embedding's weights, of which ZeRO-3 leaves a "
             "part to each rank, so the triggers' trained part cannot be added; use ZeRO-2 or DDP"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tpo_plugin import zero
+from tpo_plugin import sharding
 from tpo_plugin.codec import Codec, collate_inputs
 from tpo_plugin.config import TPOConfig
 from tpo_plugin.errors import HostError, TPOError
@@ -102,7 +102,7 @@ class Tasks(nn.Module):
     @property
     def is_split(self) -> bool:
         """Whether a rank holds a part of each parameter (ZeRO-3), so that all ranks have to run the same modules."""
-        return bool(zero.split(self.embeddings.parameters()))
+        return bool(sharding.split(self.embeddings.parameters()))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Tasks:
         def keep_dtype(tensor: Tensor) -> Tensor:

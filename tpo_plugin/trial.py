@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tpo_plugin import zero
+from tpo_plugin import sharding
 from tpo_plugin.errors import HostError
 from tpo_plugin.host.base import decoder_ids
 from tpo_plugin.host.splice import SplicingHost
@@ -52,7 +52,7 @@ class SupervisedLogits:
         if not wanted or not step.learns or step.host.media_first or kwargs.get("shift_labels") is not None:
             return kwargs
 
-        if zero.split(model.parameters()):  # a rank that tries alone would wait for the others' parts forever
+        if sharding.split(model.parameters()):  # a rank that tries alone would wait for the others' parts forever
             if wanted is True:
                 raise HostError("supervised_logits is true, which ZeRO-3 does not allow; set it to auto or false")
             return kwargs

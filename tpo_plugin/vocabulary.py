@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from tpo_plugin import zero
+from tpo_plugin import sharding
 from tpo_plugin.errors import HostError, TPOError
 from tpo_plugin.tokens import HeadTokens, Undo
 
@@ -35,7 +35,7 @@ def grow_vocabulary(model: nn.Module, tokens: Iterable[HeadTokens]) -> tuple[Gro
     needed = 1 + max(i for t in tokens for i in t.by_kind().values())
     if needed <= size:
         return None, partial(int)
-    if zero.split(model.parameters()):
+    if sharding.split(model.parameters()):
         raise HostError(
             f"{type(model).__name__} has {size} vocabulary rows, the task tokens need {needed}, and ZeRO-3 split it "
             "when it was loaded; load it before the TrainingArguments are made, or name special tokens that it has: "
@@ -130,7 +130,7 @@ def output_embedding(model: Any) -> Any:
 
 def _vocabulary_size(model: Any) -> int:
     modules = [input_embedding(model), output_embedding(model)]
-    return min(zero.shape(module.weight)[0] for module in modules if module is not None)
+    return min(sharding.shape(module.weight)[0] for module in modules if module is not None)
 
 
 def _vocabulary_names(model: nn.Module) -> set[str]:

@@ -15,6 +15,7 @@ from torch.distributed.run import get_args_parser
 
 from tpo_plugin.training.config import TrainConfig
 from tpo_plugin.training.run import load_run, read_run, train
+from tpo_plugin.training.trainer import SEES_WHOLE_STEP
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),
@@ -22,6 +23,10 @@ pytestmark = [
 
 deepspeed = [
     pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed, which .ci/run installs for this"),
+]
+fsdp = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not SEES_WHOLE_STEP, reason="FSDP2 is tried on the newest transformers only"),
 ]
 CONFIGS = sorted(path.name for path in onevision.EXAMPLE.glob("*.yaml"))
 
@@ -78,7 +83,9 @@ def test_one_gpu(world: Path) -> None:
     check(train(onevision.tiny("one_gpu.yaml", use_cpu=True)))
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=deepspeed) for name in CONFIGS if "zero" in name])
-def test_deepspeed(name: str, world: Path) -> None:
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=deepspeed if "zero" in name else fsdp) for name in CONFIGS if "eight" in name]
+)
+def test_two_ranks(name: str, world: Path) -> None:
     on_two_ranks(onevision.__file__, name, world)
     check(world / "run")

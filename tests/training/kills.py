@@ -3,6 +3,7 @@
     python -m tests.training.kills --count 100 --engine one
     python -m tests.training.kills --count 100 --engine ddp      # two ranks
     python -m tests.training.kills --count 100 --engine zero2    # two ranks, needs deepspeed
+    python -m tests.training.kills --count 100 --engine fsdp     # two ranks
 
 Every run is forked from this process, which has imported everything. Every second kill is at a file operation inside a
 checkpoint's writing, often with half of the file that was written last; the others come at a random time. Every fifth
@@ -31,12 +32,12 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from tests.ranks import free_port, in_a_child, use_deepspeed
+from tests.ranks import free_port, in_a_child, use_deepspeed, use_fsdp
 from tests.training import tiny_run
 from tpo_plugin.training.run import read_run, train
 from tpo_plugin.training.whole import MANIFEST, UNFINISHED
 
-ENGINES = {"one": 1, "ddp": 2, "zero2": 2, "zero3": 2}
+ENGINES = {"one": 1, "ddp": 2, "zero2": 2, "zero3": 2, "fsdp": 2}
 """The ranks of each."""
 NEVER_THE_SAME = {"training_args.bin", "trainer_state.json", "README.md"}
 """What names a folder or a time of day. The log stands in run.json too, where it is compared."""
@@ -103,6 +104,8 @@ def write_world(folder: Path, engine: str) -> Path:
         sizes = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
         settings = {"zero_optimization": zero, "gradient_clipping": "auto", **dict.fromkeys(sizes, "auto")}
         trainer |= {"use_cpu": False, "deepspeed": settings | {"zero_force_ds_cpu_optimizer": False}}
+    if engine == "fsdp":
+        trainer |= {"use_cpu": False, "dataloader_pin_memory": False, "fsdp": True, "fsdp_config": {"version": 2}}
     source = values["stages"]["stage2"]["data"][0]
     common = {"data": [source], "save_steps": 2, "logging_steps": 3, "trainer": trainer}
     values["stages"]["stage2"] |= common
@@ -172,8 +175,8 @@ def manifest(folder: Path) -> dict[str, Any]:
 
 
 def hold_the_same(one: Path, other: Path) -> bool:
-    """Whether two files of torch hold the same values bit for bit; those of ZeRO-3 differ in how they are written."""
-    if one.suffix != ".pt" or not (one.is_file() and other.is_file()):
+    """Whether two files of torch hold the same values bit for bit; ZeRO-3's and FSDP's are not written alike."""
+    if one.suffix not in (".pt", ".bin") or not (one.is_file() and other.is_file()):
         return False
     ours, theirs = (list(leaves(torch.load(path, map_location="cpu", weights_only=False))) for path in (one, other))
     return len(ours) == len(theirs) and all(same_leaf(a, b) for a, b in zip(ours, theirs, strict=True))
@@ -261,6 +264,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.engine.startswith("zero"):
         use_deepspeed()
+    if given.engine == "fsdp":
+        use_fsdp()
     tiny_run.install_head()
     rng, outcome = random.Random(given.seed), Counter[str]()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,7 @@
 """Trainings in which something is NaN in one step: in this process, or as one of several ranks.
 
-As a script `python nonfinite_run.py ENGINE FOLDER`: ENGINE is ddp, or a stage of DeepSpeed's ZeRO; writes rank-N.json.
+As a script `python nonfinite_run.py ENGINE FOLDER`: ENGINE is ddp, fsdp, or a stage of DeepSpeed's ZeRO; writes
+rank-N.json.
 """
 
 from __future__ import annotations
@@ -70,10 +71,9 @@ class Seen(transformers.TrainerCallback):
         self.step = state.global_step + 1
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        from tpo_plugin import zero
+        from tpo_plugin import sharding
 
-        with zero.gathered(model.parameters()):
-            self.weights.append({name: p.detach().clone() for name, p in model.named_parameters()})
+        self.weights.append(sharding.whole(dict(model.named_parameters())))
 
 
 def trainer_of(
@@ -121,7 +121,9 @@ class Warnings(logging.Handler):
 def main(engine: str, folder: Path) -> None:
     """Stops, and leaves out, with a fault on rank 1."""
     changes: dict[str, Any] = {"per_device_train_batch_size": 2}
-    if engine != "ddp":
+    if engine == "fsdp":
+        changes |= {"use_cpu": False, "dataloader_pin_memory": False, "fsdp": True, "fsdp_config": {"version": 2}}
+    elif engine != "ddp":
         import zero_run
 
         zero = zero_run.settings(int(engine))
@@ -157,7 +159,11 @@ def main(engine: str, folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    if sys.argv[1] != "ddp":
+    if sys.argv[1] == "fsdp":
+        from ranks import use_fsdp
+
+        use_fsdp()
+    elif sys.argv[1] != "ddp":
         from ranks import use_deepspeed
 
         use_deepspeed()

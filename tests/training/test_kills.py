@@ -21,7 +21,7 @@ def command(module, *arguments):
     return done.stdout
 
 
-@pytest.mark.parametrize("engine", ["one", "ddp", "zero2", "zero3"])
+@pytest.mark.parametrize("engine", ["one", "ddp", "fsdp", "zero2", "zero3"])
 def test_killed_runs_end_as_one_that_was_never_stopped(engine):
     if engine.startswith("zero") and find_spec("deepspeed") is None:
         pytest.skip("needs deepspeed, which .ci/run installs for this")

@@ -255,6 +255,14 @@ def test_two_ranks(tmp_path):
         assert len(lines(found["gradient"]["said"])) == 8, "of the whole step"
 
 
+@pytest.mark.skipif(not SEES_WHOLE_STEP, reason="FSDP2 is tried on the newest transformers only")
+@pytest.mark.slow
+def test_fsdp(tmp_path):
+    write_host(tmp_path)
+    on_two_ranks(nonfinite_run.__file__, "fsdp", tmp_path)
+    check_ranks(tmp_path, ["loss", "constant"])
+
+
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed, which .ci/run installs for this")
 @pytest.mark.skipif(not SEES_WHOLE_STEP, reason="DeepSpeed is tried on the newest transformers only")
 @pytest.mark.parametrize("stage", [0, 2, 3])

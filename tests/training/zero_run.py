@@ -14,7 +14,7 @@ import torch
 import transformers
 from ranks import use_deepspeed
 
-from tpo_plugin import apply_tpo, wrap_trainer, zero
+from tpo_plugin import apply_tpo, sharding, wrap_trainer
 
 SIZES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
@@ -36,7 +36,7 @@ def train(stage: int, folder: Path, name: str, resume: Path | None = None) -> tu
         use_cpu=False, deepspeed=settings(stage), save_strategy="steps", save_steps=5,
     )  # fmt: skip
     model = transformers.LlamaForCausalLM.from_pretrained(folder / "host")
-    assert bool(zero.split(model.parameters())) == (stage == 3)
+    assert bool(sharding.split(model.parameters())) == (stage == 3)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "host")
     torch.manual_seed(0)
     apply_tpo(model, tokenizer, heads=["point"])
@@ -59,10 +59,10 @@ def main(stage: int, folder: Path) -> None:
     trainer.save_model(str(folder / "out"))
     with torch.no_grad():
         out = model.eval()(**tiny_run.collate(list(samples)))
-    with zero.gathered(model.parameters()):
+    with sharding.gathered(model.parameters()):
         parameters = {name: p.detach().clone() for name, p in model.named_parameters()}
     resumed, again = train(stage, folder, "again", folder / "out" / "checkpoint-5")
-    with zero.gathered(resumed.parameters()):
+    with sharding.gathered(resumed.parameters()):
         after_resuming = {name: p.detach().clone() for name, p in resumed.named_parameters()}
     if trainer.is_world_process_zero():
         result = {

@@ -18,7 +18,7 @@ from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tpo_plugin import zero
+from tpo_plugin import sharding
 from tpo_plugin.atomic import replace_file
 from tpo_plugin.errors import TPOError
 from tpo_plugin.training.parts import LORA
@@ -31,11 +31,10 @@ HOST_WEIGHTS_FILE = "tpo_host_weights.safetensors"
 
 
 def save_host_weights(model: nn.Module, directory: str | os.PathLike[str], names: set[str]) -> None:
-    """Writes the host's parameters of these names, if any. Under ZeRO-3 every rank must call it."""
+    """Writes the host's parameters of these names, if any. Under ZeRO-3 and FSDP every rank must call it."""
     chosen = {name: parameter for name, parameter in _own_weights(model).items() if name in names}
-    with zero.gathered(chosen.values()):
-        weights = {n: p.detach().cpu().clone(memory_format=torch.contiguous_format) for n, p in chosen.items()}
-    if weights and zero.writes(chosen.values()):
+    weights = sharding.whole(chosen)
+    if weights and sharding.writes(chosen.values()):
         Path(directory).mkdir(parents=True, exist_ok=True)
         replace_file(
             Path(directory) / HOST_WEIGHTS_FILE, lambda path: save_file(weights, path, metadata={"format": "pt"})
@@ -49,14 +48,12 @@ def load_host_weights(model: nn.Module, directory: str | os.PathLike[str]) -> No
         return
     own = _own_weights(model)
     weights = load_file(path, device="cpu")
-    strange = [n for n, value in weights.items() if n not in own or zero.shape(own[n]) != value.shape]
+    strange = [n for n, value in weights.items() if n not in own or sharding.shape(own[n]) != value.shape]
     if strange:
         raise TPOError(
             f"{path} has {len(strange)} weight(s) that this host lacks or has in another shape, such as {strange[0]!r}"
         )
-    with zero.gathered([own[name] for name in weights], changed=True):
-        for name, value in weights.items():
-            own[name].data.copy_(value)
+    sharding.write(weights, own)
 
 
 def unsaved_by_peft(model: nn.Module) -> set[str]:
@@ -150,5 +147,6 @@ def _by_step(directory: str | os.PathLike[str]) -> dict[int, Path]:
 
 def _own_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     """The host's parameters: neither tpo's nor an adapter's."""
+    sharding.at_rest(model)
     of_tpo = {id(parameter) for parameter in model.tpo.parameters()}
     return {n: p for n, p in model.named_parameters() if id(p) not in of_tpo and not LORA.search(n)}

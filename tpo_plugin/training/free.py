@@ -25,7 +25,7 @@ from accelerate.utils import gather_object, send_to_device
 from torch import Tensor, nn
 from transformers import LogitsProcessor
 
-from tpo_plugin import zero
+from tpo_plugin import sharding
 from tpo_plugin.atomic import replace_file
 from tpo_plugin.data.collate import TPOCollator
 from tpo_plugin.data.dataset import Sample
@@ -114,7 +114,7 @@ def ask(trainer: Any, dataset: Any, prefix: str, forced: dict[str, float]) -> di
 
 def _answers(trainer: Any, dataset: Any, prefix: str) -> tuple[list[tuple[int, FreeAnswer, dict[str, Any]]], str]:
     """This rank's share: (number of the question, answer, outputs and targets by head), and why there is none."""
-    if trainer.is_fsdp_enabled or zero.split(trainer.model.parameters()):
+    if trainer.is_fsdp_enabled or sharding.split(trainer.model.parameters()):
         return [], "the weights are split over the ranks, which would have to generate in step"
     accelerator, number = trainer.accelerator, min(trainer.eval_generations, len(dataset))
     chosen = range(accelerator.process_index, number, accelerator.num_processes)

@@ -19,6 +19,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import TrainerCallback
 
+from tpo_plugin import sharding
 from tpo_plugin.errors import TPOError
 from tpo_plugin.training.parts import parts_of
 
@@ -75,11 +76,15 @@ class NonfiniteMixin(_Trainer):
 
     def _check_gradients(self) -> None:
         """Of a whole step: stops, or takes them away, so that no optimizer steps."""
-        gradients = {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}
-        if _all_finite(list(gradients.values())):
+        own = {n: sharding.local(p.grad) for n, p in self.model.named_parameters() if p.grad is not None}
+        finite = _all_finite(list(own.values()))
+        if self.is_fsdp_enabled:  # a rank has a part of each
+            finite = not self.accelerator.reduce(torch.tensor(float(not finite), device=self.args.device))
+        if finite:
             return
         parts = parts_of(self.model)
-        wrong = dict.fromkeys((parts[n] or ["language"])[0] for n, g in gradients.items() if not _all_finite([g]))
+        found = [(parts[n] or ["language"])[0] for n, g in own.items() if not _all_finite([g])]
+        wrong = dict.fromkeys(gather_object(found) if self.is_fsdp_enabled else found)
         self._leave_out(self.state.global_step + 1, f"the gradient of {', '.join(map(repr, wrong))}")
         for parameter in self.model.parameters():
             parameter.grad = None

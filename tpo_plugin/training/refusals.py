@@ -7,6 +7,7 @@ from typing import Any
 from accelerate.data_loader import DataLoaderDispatcher
 
 from tpo_plugin.errors import TPOError
+from tpo_plugin.training.fsdp import wraps_heads
 
 
 def check_arguments(trainer: Any) -> None:
@@ -19,6 +20,7 @@ def check_arguments(trainer: Any) -> None:
     liger = getattr(args, "liger_kernel_config", None) or {}
     parallel = getattr(trainer.accelerator, "parallelism_config", None)
     trl = trl_class(type(trainer)) is not None
+    fsdp = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     refused = {
         "label_smoothing_factor > 0: it takes the labels away from the model, and the assignment loss with them": (
             args.label_smoothing_factor != 0
@@ -35,8 +37,12 @@ def check_arguments(trainer: Any) -> None:
         "tensor, context or sequence parallelism, under which targets would be counted more than once": (
             parallel is not None and parallel.non_data_parallel_size > 1
         ),
-        "FSDP, which shards model.tpo so that its checkpoints cannot be written yet: use DDP or DeepSpeed's ZeRO": (
-            trainer.is_fsdp_enabled
+        "FSDP in its first version, which flattens the parameters of model.tpo: set fsdp_version to 2": (
+            fsdp is not None and getattr(fsdp, "fsdp_version", 1) != 2
+        ),
+        "FSDP that wraps modules inside model.tpo, whose heads read their parameters: wrap classes of the host "
+        "(TRANSFORMER_BASED_WRAP with transformer_layer_cls_to_wrap)": (
+            fsdp is not None and wraps_heads(fsdp, trainer.tpo)
         ),
         "loss_type other than 'nll': the host's own cross entropy is used": (
             trl and getattr(args, "loss_type", "nll") != "nll"

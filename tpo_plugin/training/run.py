@@ -27,7 +27,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from tpo_plugin import zero
+from tpo_plugin import sharding
 from tpo_plugin.apply import apply_tpo
 from tpo_plugin.atomic import replace_file
 from tpo_plugin.checkpoint import load_tpo
@@ -115,14 +115,15 @@ def _train(config: TrainConfig, directory: Path, state: PartialState, resume: bo
             continue
         trainer, metrics = train_stage(model, config, name, rates, sources)
         with written_whole(directory / name / FINAL, writer=state.is_main_process) as folder:
-            if state.is_main_process or zero.split(model.parameters()):
+            if state.is_main_process or trainer.is_fsdp_enabled or sharding.split(model.parameters()):
                 _save_weights(model, folder, trained)
         if state.is_main_process:
             _write_json(directory / name / STAGE_FILE, metrics)
         state.wait_for_everyone()
-        if trainer.deepspeed is not None:  # its engine has hooks in the model, and under ZeRO-3 parts of it
-            trainer.deepspeed.destroy()
-            unset_hf_deepspeed_config()
+        if trainer.runs_in_step:  # its engine has hooks in the model, and parts of it
+            if trainer.deepspeed is not None:
+                trainer.deepspeed.destroy()
+                unset_hf_deepspeed_config()
             del trainer, model
             model = build_model(config)
             _load_weights(model, directory / name / FINAL)
@@ -241,12 +242,13 @@ def _has_begun(stage: Path) -> bool:
 def _save_weights(model: nn.Module, directory: Path, host_names: set[str]) -> None:
     """Everything that training changed: adapter, tpo, and the host's own weights of these names.
 
-    Under ZeRO-3 every rank must call it.
+    Under ZeRO-3 and FSDP every rank must call it.
     """
-    adapter = [parameter for name, parameter in model.named_parameters() if LORA.search(name)]
-    with zero.gathered(adapter):
-        if adapter and zero.writes(adapter):
-            model.save_pretrained(str(directory), save_embedding_layers=False)
+    sharding.at_rest(model)
+    parts = {name: parameter for name, parameter in model.named_parameters() if LORA.search(name)}
+    adapter = sharding.whole(parts)
+    if adapter and sharding.writes(parts.values()):
+        model.save_pretrained(str(directory), state_dict=adapter, save_embedding_layers=False)
     save_host_weights(model, directory, host_names)
     model.tpo.save_pretrained(directory)
 

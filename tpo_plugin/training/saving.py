@@ -11,7 +11,7 @@ import numpy as np
 from transformers import TrainerCallback, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
-from tpo_plugin import zero
+from tpo_plugin import sharding
 from tpo_plugin.errors import TPOError
 from tpo_plugin.files import load_weights
 from tpo_plugin.training.checkpoints import (
@@ -47,8 +47,8 @@ class SavingMixin(_Trainer):
 
     @property
     def _is_split(self) -> bool:
-        """Whether ZeRO-3 splits model.tpo: then all ranks save it together."""
-        return bool(zero.split(self.tpo.parameters()))
+        """Whether ZeRO-3 or FSDP splits model.tpo: then all ranks save it together."""
+        return bool(self.is_fsdp_enabled or sharding.split(self.tpo.parameters()))
 
     def save_model(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
         """The base trainer's saving."""

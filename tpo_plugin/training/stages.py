@@ -98,12 +98,12 @@ def train_stage(
     )
     trainer.rates, trainer.on_nonfinite = rates, config.on_nonfinite
     trainer.eval_generations = stage.eval_generations
-    if trainer.is_deepspeed_enabled:
+    if trainer.runs_in_step:
         block = stage.micro_batch_size * args.world_size
         trainer.same_media = SameMedia(dataset, block, config.seed, lambda: max(epochs.epoch, 0))
     checkpoint = trainer.last_checkpoint()
     reached = _state_of(checkpoint)
-    if reached is not None and _is_over(reached) and trainer.is_deepspeed_enabled:
+    if reached is not None and _is_over(reached) and trainer.runs_in_step:
         # Its engine is made by training alone: the steps since the checkpoint before are done again.
         checkpoint = trainer.last_checkpoint(before=reached.global_step)
         reached = _state_of(checkpoint)
@@ -238,8 +238,11 @@ def _arguments(model: nn.Module, config: TrainConfig, name: str) -> TrainingArgu
 
 def _values(model: nn.Module, config: TrainConfig, name: str, stage: StageConfig) -> dict[str, Any]:
     output_dir = {"output_dir": str(Path(config.output_dir) / name)}
+    # transformers declares text, for its command line
+    fsdp = {key: value for key, value in stage.trainer.items() if key == "fsdp" and isinstance(value, bool)}
+    others = {key: value for key, value in stage.trainer.items() if key not in fsdp}
     try:
-        trainer = check(TrainingArguments, output_dir | stage.trainer)
+        trainer = check(TrainingArguments, output_dir | others) | fsdp
     except WrongValues as error:
         raise error.at(f"stages.{name}.trainer") from error
     bf16 = config.bf16

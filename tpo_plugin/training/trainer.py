@@ -23,10 +23,11 @@ import transformers
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
-from tpo_plugin import zero
+from tpo_plugin import sharding
 from tpo_plugin.errors import TPOError
 from tpo_plugin.positions import Counts
 from tpo_plugin.training.counting import count_step
+from tpo_plugin.training.fsdp import choose_units
 from tpo_plugin.training.grouping import GroupingMixin, with_own_datasets
 from tpo_plugin.training.measuring import MeasuringMixin
 from tpo_plugin.training.nonfinite import CheckEngine, NonfiniteMixin, OnNonfinite
@@ -100,7 +101,9 @@ class TPOTrainerMixin(OwnLossMixin, GroupingMixin, MeasuringMixin, SavingMixin, 
         self.add_callback(SaveAfterEpoch())
         self.add_callback(CheckEngine(self))
         check_arguments(self)
-        zero.join(self.tpo, self.model)
+        if self.is_fsdp_enabled:
+            choose_units(self.accelerator.state.fsdp_plugin, self.model)
+        sharding.join(self.tpo, self.model)
         if self.thaws_tpo and hasattr(self.model, "peft_config") and not _trains(self.tpo):
             for name, parameter in self.tpo.named_parameters():
                 parameter.requires_grad_(name in self.tpo.trainable)
@@ -116,6 +119,11 @@ class TPOTrainerMixin(OwnLossMixin, GroupingMixin, MeasuringMixin, SavingMixin, 
     def tpo(self) -> TaskPreferenceModel:
         """The task preference model of the model that is trained."""
         return self.model.tpo
+
+    @property
+    def runs_in_step(self) -> bool:
+        """Whether an engine trains (DeepSpeed, FSDP) under which all ranks have to run the same modules."""
+        return bool(self.is_deepspeed_enabled or self.is_fsdp_enabled)
 
     # -- counting the targets of a step --------------------------------------------------------------------------------
 
