@@ -177,6 +177,20 @@ class HeadMetrics:
             self.sums[name] = self.sums.get(name, 0.0) + value.item()
         self.num_targets += self.head.count_targets(targets)
 
+    def missed(self, targets: dict[str, Any]) -> bool:
+        """Adds targets that an answer has no prediction for, as the worst that one can be.
+
+        Returns whether that can be said; not of a loss, as here, which is then of what was predicted alone.
+        """
+        return False
+
+    def quality(self) -> float | None:
+        """One number for all that was added, the higher the better, by which the best and the worst answers are found.
+
+        By default the losses' negative sum; None where nothing was added.
+        """
+        return -sum(self.sums.values()) / self.num_targets if self.num_targets else None
+
     def compute(self) -> dict[str, float]:
         """Metric by name; empty where nothing was added."""
         return {name: value / self.num_targets for name, value in self.sums.items()} if self.num_targets else {}
