@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tpo_plugin.data.dataset import Sample
     from tpo_plugin.data.media import VideoClip, VideoOptions, read_frames, read_video, stream_video
     from tpo_plugin.generation.answers import Prediction
-    from tpo_plugin.head import HeadMetrics, Linear, TaskHead
+    from tpo_plugin.head import Benchmark, HeadAnswer, HeadMetrics, Linear, TaskHead
     from tpo_plugin.host import Host
     from tpo_plugin.host.plain import PlainModel
     from tpo_plugin.host.splice import SplicingHost
@@ -36,6 +36,8 @@ _LAZY = {
     "TaskCodec": "codec",
     "Prediction": "generation.answers",
     "HostFeatures": "seen",
+    "Benchmark": "head",
+    "HeadAnswer": "head",
     "HeadMetrics": "head",
     "Linear": "head",
     "TaskHead": "head",
@@ -54,6 +56,8 @@ _LAZY = {
 }
 
 __all__ = [
+    "Benchmark",
+    "HeadAnswer",
     "HeadConfig",
     "HeadMetrics",
     "HeadReward",

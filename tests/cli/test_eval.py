@@ -148,6 +148,24 @@ def test_what_cannot_be_read_is_a_failure_with_its_place(world: Path, data: Path
     assert "6 questions, 2 failed" in printed
 
 
+def test_a_published_scorer_is_named_with_its_convention(world: Path, data: Path, tmp_path: Path) -> None:
+    printed = call(world / "run", data, tmp_path / "out", "--route", "region", "--benchmark", "refcoco")
+    split = read(tmp_path / "out")[0]["splits"][str(data)]
+    found = split["benchmark"]
+    accuracy = split["heads"]["region"]["metrics"]["acc@0.5"]
+    assert found == {
+        "name": "refcoco", "head": "region", "scores": {"Acc@0.5": accuracy, "sentences": 4, "missing": 0}
+    }  # fmt: skip
+    assert "refcoco: Acc@0.5" in printed
+    assert "Not lmms-eval's refcoco_grounding" in printed
+    with pytest.raises(TPOError, match="benchmark was 'refcoco', is 'coco'"):
+        call(world / "run", data, tmp_path / "out", "--route", "region", "--benchmark", "coco")
+    with pytest.raises(TPOError, match="benchmark is 'refcoc', which no head of this run has; did you mean 'refcoco'"):
+        call(world / "run", data, tmp_path / "new", "--benchmark", "refcoc")
+    call(world / "run", data, tmp_path / "new", "--benchmark", "coco")  # where nothing is finished
+    assert read(tmp_path / "new")[0]["splits"][str(data)]["benchmark"]["scores"]["AP"] <= 1
+
+
 def the_same(first: Path, second: Path) -> None:
     (results, lines), (others, other_lines) = read(first), read(second)
     assert lines == other_lines
@@ -229,22 +247,19 @@ def test_where_the_results_go_by_default(tmp_path: Path) -> None:
 
 def test_the_page_s_commands_run(world: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (Path(__file__).parents[2] / "docs/evaluate.md").read_text(encoding="utf-8")
-    found = re.search(r"<!-- commands: eval -->\n((?:    .+\n)+)", page)
-    assert found
+    commands = "".join(re.findall(r"<!-- commands: (?:eval|benchmark) -->\n((?:    .+\n)+)", page))
+    assert commands.count("tpo eval") == 4
     monkeypatch.chdir(tmp_path)
     shutil.copytree(world / "run", "run")
     (checkpoint,) = Path("run/only").glob("checkpoint-*")
-    Path("run/stage3").mkdir()
-    checkpoint.rename("run/stage3/checkpoint-500")
     shutil.copy(data, "held_out.jsonl")
     for name in ("picture.png", "clip.mp4"):
         shutil.copy(world / name, name)
-    for line in found[1].strip().splitlines():
+    for line in commands.replace("run/stage3/checkpoint-500", str(checkpoint)).splitlines():
         program, *arguments = shlex.split(line)
         assert program == "tpo"
         result = CliRunner().invoke(tpo_plugin.cli.app, arguments, catch_exceptions=False)
         assert result.exit_code == 0, result.output
-    folders = ["run/eval/held_out", "run/eval/routed", "run/eval/stage3-checkpoint-500-held_out"]
-    assert all(
-        {"results.json", "predictions.jsonl", "report.html"} <= {p.name for p in Path(f).iterdir()} for f in folders
-    )
+    folders = {folder.name: {file.name for file in folder.iterdir()} for folder in Path("run/eval").iterdir()}
+    assert set(folders) == {"held_out", "routed", f"only-{checkpoint.name}-held_out", "refcoco"}
+    assert all({"results.json", "predictions.jsonl", "report.html"} <= files for files in folders.values())

@@ -24,6 +24,10 @@ def evaluate(
         str | None,
         typer.Option(help="Head to be called in every answer: what it is worth apart from whether it is called."),
     ] = None,
+    benchmark: Annotated[
+        str | None,
+        typer.Option(help="Published scorer to add: refcoco, grefcoco, coco, charades, ... (docs/evaluate.md)."),
+    ] = None,
     alone: Annotated[
         bool, typer.Option("--alone", help="Ask each question without the turns that stand before it.")
     ] = False,
@@ -52,6 +56,7 @@ def evaluate(
         media=media,
         confine=confine,
         route=route,
+        benchmark=benchmark,
         alone=alone,
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,

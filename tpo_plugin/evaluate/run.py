@@ -29,7 +29,7 @@ from tpo_plugin.errors import TPOError, did_you_mean
 from tpo_plugin.evaluate.answering import Answers, Asking, ask_batch
 from tpo_plugin.evaluate.page import Shown, write_page
 from tpo_plugin.evaluate.questions import Question, batches_of, list_questions
-from tpo_plugin.evaluate.scoring import CONVENTIONS, Split, scored
+from tpo_plugin.evaluate.scoring import CONVENTIONS, Scorer, Split, scored
 from tpo_plugin.files import WEIGHTS_FILE, read_config
 from tpo_plugin.json_file import read_json
 from tpo_plugin.training.config import DataConfig
@@ -62,6 +62,8 @@ class Evaluation:
     """As that of `Records`."""
     route: str | None = None
     """Head that is called in every answer: only the questions that want it are asked, and emission is not measured."""
+    benchmark: str | None = None
+    """A published scorer of one of the run's heads (`TaskHead.benchmarks`), beside the head's own metrics."""
     alone: bool = False
     """Whether each question is asked without the turns before it."""
     batch_size: int = 8
@@ -105,6 +107,7 @@ def evaluate(evaluation: Evaluation, *, progress: Callable[[int, int], Any] | No
             )
         start = time.monotonic()
         model, reading = load(evaluation.run, evaluation.host, device=state.device)
+        scorer = None if evaluation.benchmark is None else Scorer.of(model.tpo, evaluation.benchmark)
         load_s = time.monotonic() - start
         answers, batches = Answers(folder / ANSWERS), batches_of(questions, evaluation.batch_size)
         mine = range(state.process_index, len(batches), state.num_processes)
@@ -115,7 +118,9 @@ def evaluate(evaluation: Evaluation, *, progress: Callable[[int, int], Any] | No
             if not answers.path(number).is_file():
                 answers.save(number, *ask_batch(model, sources, batches[number], reading, asking))
         state.wait_for_everyone()
-        on_main(lambda: _finish(evaluation, folder, settings, model, reading, sources, questions, batches, load_s))
+        on_main(
+            lambda: _finish(evaluation, folder, settings, model, scorer, reading, sources, questions, batches, load_s)
+        )
     return read_json(folder / RESULTS_FILE, "what tpo eval writes")
 
 
@@ -124,6 +129,7 @@ def _finish(
     folder: Path,
     settings: dict[str, Any],
     model: Any,
+    scorer: Scorer | None,
     reading: DataConfig,
     sources: Sequence[Records],
     questions: Sequence[Question],
@@ -132,8 +138,8 @@ def _finish(
 ) -> None:
     """Scores all answers, and writes the files."""
     start, seconds = time.monotonic(), {"load": load_s, "read": 0.0, "ask": 0.0}
-    splits = [Split(model.tpo) for _ in sources]
-    whole = Split(model.tpo)
+    splits = [Split(model.tpo, scorer) for _ in sources]
+    whole = Split(model.tpo, scorer)
     lines: dict[int, dict[str, Any]] = {}
     shown = Shown()
     answers = Answers(folder / ANSWERS)
@@ -142,9 +148,11 @@ def _finish(
         seconds |= {name: seconds[name] + value for name, value in took.items()}
         for asked in batch:
             question = questions[asked.number]
-            found = scored(model.tpo, sources[question.source], question, asked, alone=evaluation.alone)
+            given = model.tpo, sources[question.source], question, asked
+            found = scored(*given, alone=evaluation.alone)
+            answer = None if scorer is None else scorer.answer(*given, alone=evaluation.alone)
             for split in (splits[question.source], whole):
-                split.add(asked.line, found)
+                split.add(asked.line, found, answer)
             lines[asked.number] = dataclasses.asdict(asked.line)
             shown.add(question, asked)
     routed = evaluation.route is not None
@@ -158,7 +166,7 @@ def _finish(
         "splits": named,
         **({"all": whole.compute(routed=routed)} if len(named) > 1 else {}),
         "seconds": seconds,
-        "conventions": CONVENTIONS,
+        "conventions": CONVENTIONS | ({scorer.name: scorer.benchmark.convention} if scorer is not None else {}),
         "failures": [
             {"record": line["record"], "turn": line["turn"], "reason": line["failure"]}
             for line in ordered
@@ -173,7 +181,10 @@ def _finish(
 def _settings(evaluation: Evaluation) -> dict[str, Any]:
     """What makes two evaluations the same: weights and data by what they hold, and how is asked."""
     weights = {name: evaluation.run / name for name in _WEIGHTS if (evaluation.run / name).is_file()}
-    asked = {name: getattr(evaluation, name) for name in ("route", "alone", "batch_size", "max_new_tokens", "limit")}
+    asked = {
+        name: getattr(evaluation, name)
+        for name in ("route", "benchmark", "alone", "batch_size", "max_new_tokens", "limit")
+    }
     return {
         "run": str(evaluation.run),
         "weights": {name: fingerprint(path).sha256 for name, path in weights.items()},
@@ -189,12 +200,16 @@ def _open(folder: Path, settings: dict[str, Any]) -> None:
         there = read_json(path, "what tpo eval writes")
         # Where run and data lie may change, what they hold may not.
         same = [_content(there), _content(settings)]
+        if not (folder / RESULTS_FILE).is_file():  # answers do not depend on how they will be scored
+            for content in same:
+                content.pop("benchmark", None)
         differs = [name for name in same[1] if same[0].get(name) != same[1][name]]
         if differs:
             said = ", ".join(f"{name} was {there.get(name)!r}, is {settings[name]!r}" for name in differs)
             raise TPOError(
                 f"{folder} has an evaluation of something else ({said}); give another --output, or remove it"
             )
+        _write(path, json.dumps(settings, indent=2) + "\n")
         return
     others = [found.name for found in folder.iterdir() if found.name != LOCK_FILE]
     if others:

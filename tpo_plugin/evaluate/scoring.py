@@ -11,10 +11,10 @@ import torch
 from accelerate.utils import send_to_device
 
 from tpo_plugin.data.records import Records
-from tpo_plugin.errors import MediaError, TPOError
+from tpo_plugin.errors import MediaError, TPOError, did_you_mean
 from tpo_plugin.evaluate.answering import Asked, Line
 from tpo_plugin.evaluate.questions import Question, question_of
-from tpo_plugin.head import HeadMetrics
+from tpo_plugin.head import Benchmark, HeadAnswer, HeadMetrics
 from tpo_plugin.training.free import covered, rates
 
 CONVENTIONS = {
@@ -33,16 +33,19 @@ CONVENTIONS = {
 class Split:
     """The scores of one file of questions, or of all."""
 
-    def __init__(self, tpo: Any) -> None:
-        self.tpo = tpo
+    def __init__(self, tpo: Any, scorer: Scorer | None = None) -> None:
+        self.tpo, self.scorer = tpo, scorer
+        self.answers: list[HeadAnswer] = []
+        """What the scorer scores."""
         self.lines: list[Line] = []
         self.metrics: dict[str, HeadMetrics] = {name: head.metrics() for name, head in tpo.heads.items()}
         self.counts: Counter[tuple[str, str]] = Counter()
         """By head: "questions", "wanted" and "given" task tokens, "unscored" ones, for which nothing worst is known."""
 
-    def add(self, line: Line, scored: Mapping[str, Scored]) -> None:
-        """Adds a question's line, and by head that it wants what is measured."""
+    def add(self, line: Line, scored: Mapping[str, Scored], answer: HeadAnswer | None) -> None:
+        """Adds a question's line, by head that it wants what is measured, and what the scorer is to see."""
         self.lines.append(line)
+        self.answers += [] if answer is None else [answer]
         for name, found in scored.items():
             self.counts[name, "questions"] += 1
             self.counts[name, "wanted"] += found.num_given + found.num_missed
@@ -64,6 +67,9 @@ class Split:
         if plain:
             agreed = sum(line.text == line.reference and not line.failure for line in plain)
             found["chat"] = {"questions": len(plain), "agreement": agreed / len(plain)}
+        if self.scorer is not None:
+            numbers = self.scorer.benchmark.score(self.answers)
+            found["benchmark"] = {"name": self.scorer.name, "head": self.scorer.head, "scores": numbers}
         found["heads"] = {}
         for name, metric in self.metrics.items():
             of_head: dict[str, Any] = {
@@ -76,6 +82,45 @@ class Split:
             if of_head:
                 found["heads"][name] = of_head
         return found
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A benchmark that the run's heads have."""
+
+    name: str
+    head: str
+    benchmark: Benchmark
+
+    @classmethod
+    def of(cls, tpo: Any, name: str) -> Scorer:
+        """Raises `TPOError` for a name that no head has."""
+        found = {key: cls(key, head, b) for head in tpo.heads for key, b in tpo.heads[head].benchmarks().items()}
+        if name not in found:
+            raise TPOError(f"benchmark is {name!r}, which no head of this run has{did_you_mean(name, found)}")
+        return found[name]
+
+    def answer(self, tpo: Any, records: Records, question: Question, asked: Asked, *, alone: bool) -> HeadAnswer | None:
+        """What it sees of an answer; None of a record that breaks the format."""
+        line = asked.line
+        if question.turn < 0:
+            return None
+        record = question_of(records[question.index], question.turn, alone=alone)
+        head, (outputs, number) = tpo.heads[self.head], asked.outputs.get(self.head, ({}, 0))
+        own = head.score(outputs) if number else None
+        triggers = [p["score"] for p in line.predictions if p["head"] == self.head]
+        return HeadAnswer(
+            values=list(head.postprocess(outputs)) if number else [],
+            scores=(triggers + [None] * number)[:number] if own is None else own.tolist(),
+            tasks=[task for task in record.turns[-1].tasks if task["head"] == self.head],
+            question=line.question,
+            text=line.text,
+            reference=line.reference,
+            medium=str(next(iter((*record.images, *record.videos)), "")),
+            width=line.width,
+            height=line.height,
+            duration_s=line.duration_s,
+        )
 
 
 @dataclass

@@ -25,6 +25,8 @@ def table(results: dict[str, Any]) -> str:
     lines += [f"  {said(failure)}" for failure in results["failures"][:_SHOWN]]
     if len(results["failures"]) > _SHOWN:
         lines.append(f"  and {len(results['failures']) - _SHOWN} more, in results.json")
+    if results["benchmark"] is not None:
+        lines.append(f"{results['benchmark']}: {results['conventions'][results['benchmark']]}")
     if results["route"] is not None:
         lines.append(f"asked with --route {results['route']}: the trigger is forced, so that emission is not measured")
     return "\n".join(lines)
@@ -43,12 +45,23 @@ def _rows(name: str, split: dict[str, Any], results: dict[str, Any]) -> Iterator
         chat, false = split["chat"], split.get("false_triggers")
         of = f"{chat['questions']} answers"
         yield name, "-", "chat agreement", f"{chat['agreement']:.4f}", of, frames, "-", _percent(false), *seconds
+    if "benchmark" in split:
+        benchmark = split["benchmark"]
+        rates = _rates(split, benchmark["head"])
+        for score, value in benchmark["scores"].items():
+            shown = f"{value:.4f}" if isinstance(value, float) else str(value)
+            yield name, benchmark["head"], f"{benchmark['name']}: {score}", shown, "-", frames, *rates, *seconds
     for head, found in split["heads"].items():
-        rates = _percent(found.get("emission")), _percent(found.get("false_triggers"))
+        rates = _rates(split, head)
         given = "of_given" in found
         of = f"{found['given']} given of {found['wanted']}" if given else f"{found.get('wanted', 0)} wanted"
         for score, value in found.get("of_given" if given else "metrics", {}).items():
             yield name, head, score, f"{value:.4f}", of, frames, *rates, *seconds
+
+
+def _rates(split: dict[str, Any], head: str) -> tuple[str, str]:
+    found = split["heads"].get(head, {})
+    return _percent(found.get("emission")), _percent(found.get("false_triggers"))
 
 
 def _percent(share: float | None) -> str:

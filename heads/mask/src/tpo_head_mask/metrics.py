@@ -26,11 +26,14 @@ class IoUScores:
         self.num_images = 0
         self._ious, self._intersection, self._union = 0.0, 0, 0
 
-    def add(self, predicted: Any, truth: Any) -> None:
-        """Adds an image: masks [H, W] of one size."""
+    def add(self, predicted: Any, truth: Any, ignored: Any = None) -> None:
+        """Adds an image: masks [H, W] of one size. What is `ignored` (a mask too) counts in neither."""
         predicted, truth = np.asarray(predicted, dtype=bool), np.asarray(truth, dtype=bool)
         if predicted.shape != truth.shape:
             raise tpo.TPOError(f"the predicted mask is of shape {predicted.shape}, the true one of {truth.shape}")
+        if ignored is not None:
+            counts = ~np.asarray(ignored, dtype=bool)
+            predicted, truth = predicted & counts, truth & counts
         intersection, union = int((predicted & truth).sum()), int((predicted | truth).sum())
         self._ious += intersection / union if union else 1.0
         self._intersection += intersection

@@ -106,6 +106,11 @@ class RegionHead(RegionCodec, tpo.TaskHead):
     def metrics(self) -> tpo.HeadMetrics:
         return RegionMetrics(self)
 
+    def benchmarks(self) -> dict[str, tpo.Benchmark]:
+        from tpo_head_region.benchmarks import benchmarks
+
+        return benchmarks()
+
     def draw(self, image: Image, value: Any, target: Any = None) -> Image:
         """A copy of `image`, RGB, with the predicted box in orange over the true one in blue."""
         from tpo_head_region.drawing import PREDICTED, TRUE, draw_boxes
