@@ -14,7 +14,7 @@ from tpo_plugin.apply import apply_tpo
 from tpo_plugin.checkpoint import load_tpo
 from tpo_plugin.data import TPOCollator
 from tpo_plugin.data.dataset import Sample
-from tpo_plugin.errors import TPOError
+from tpo_plugin.errors import HostError, TPOError
 from tpo_plugin.files import CONFIG_FILE as TPO_FILE
 from tpo_plugin.generation.answers import Prediction
 from tpo_plugin.training.checkpoints import load_host_weights
@@ -98,3 +98,20 @@ def ask(model: Any, samples: Sequence[Sample], *, route: str | None = None, max_
         )
         for row, text in enumerate(texts)
     ]
+
+
+def ask_each(
+    model: Any, samples: Sequence[Sample], *, route: str | None = None, max_new_tokens: int
+) -> list[Answer | TPOError]:
+    """As `ask`, with what is wrong with a sample in place of its answer.
+
+    A batch that is refused as a whole, as one of clips of different shapes is, is asked one by one. Raises `HostError`.
+    """
+    try:
+        return [*ask(model, samples, route=route, max_new_tokens=max_new_tokens)]
+    except HostError:
+        raise
+    except TPOError as error:
+        if len(samples) == 1:
+            return [error]
+    return [found for s in samples for found in ask_each(model, [s], route=route, max_new_tokens=max_new_tokens)]

@@ -23,7 +23,8 @@ def draw(
     """Writes `output` with all that belongs to one picture, and for a head that draws a whole clip a file of its own.
 
     `found` are names of heads and their values. Where there is only one file, it has the stem of `output`; others end
-    in their head's name. Returns the files.
+    in their head's name. A picture is a PNG where `output` has the suffix of something else, a video's. Returns the
+    files.
     """
     values: dict[str, list[Any]] = {}
     for name, value in found:
@@ -39,6 +40,14 @@ def draw(
         for value in of_head:
             picture = heads[name].draw(picture, value)
     if on_picture:
+        output = output if _holds_pictures(output) else output.with_suffix(".png")
         picture.save(output)
         files.append(output)
     return files
+
+
+def _holds_pictures(path: Path) -> bool:
+    from PIL import Image
+
+    Image.init()
+    return Image.registered_extensions().get(path.suffix.lower()) in Image.SAVE

@@ -247,14 +247,17 @@ def test_where_the_results_go_by_default(tmp_path: Path) -> None:
 
 def test_the_page_s_commands_run(world: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (Path(__file__).parents[2] / "docs/evaluate.md").read_text(encoding="utf-8")
-    commands = "".join(re.findall(r"<!-- commands: (?:eval|benchmark) -->\n((?:    .+\n)+)", page))
-    assert commands.count("tpo eval") == 4
+    commands = "".join(re.findall(r"<!-- commands: (?:eval|benchmark|predict) -->\n((?:    .+\n)+)", page))
+    assert (commands.count("tpo eval"), commands.count("tpo predict")) == (4, 3)
     monkeypatch.chdir(tmp_path)
     shutil.copytree(world / "run", "run")
     (checkpoint,) = Path("run/only").glob("checkpoint-*")
     shutil.copy(data, "held_out.jsonl")
     for name in ("picture.png", "clip.mp4"):
         shutil.copy(world / name, name)
+    shutil.copy("picture.png", "second.png")
+    Path("clips").mkdir()
+    shutil.copy("clip.mp4", "clips")
     for line in commands.replace("run/stage3/checkpoint-500", str(checkpoint)).splitlines():
         program, *arguments = shlex.split(line)
         assert program == "tpo"

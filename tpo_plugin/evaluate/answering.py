@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,14 @@ from typing import Any
 import torch
 from accelerate.utils import send_to_device
 
-from tpo_plugin.asking import Answer, ask
+from tpo_plugin.asking import Answer, ask_each
 from tpo_plugin.atomic import replace_file
 from tpo_plugin.data import read_sample
 from tpo_plugin.data.dataset import Sample
 from tpo_plugin.data.records import MEDIA_TAG, Record, Records
-from tpo_plugin.errors import HostError, MediaError, RecordError, TPOError
+from tpo_plugin.errors import MediaError, RecordError, TPOError
 from tpo_plugin.evaluate.questions import Question, question_of
 from tpo_plugin.training.config import DataConfig
-
-_FAILURES = (MediaError, RecordError, TPOError)
-"""What is the fault of one question, and no reason to leave the others out."""
 
 
 @dataclass
@@ -109,8 +106,7 @@ def ask_batch(
 ) -> tuple[list[Asked], dict[str, float]]:
     """The answers to a batch, and the seconds that reading media and generating took.
 
-    A question that cannot be asked is a failure, with the reason. Where a batch as a whole is refused, as one of clips
-    of different shapes is, its questions are asked one by one.
+    A question that cannot be asked is a failure, with the reason.
     """
     start = time.monotonic()
     lines: dict[int, Line] = {}
@@ -123,43 +119,23 @@ def ask_batch(
             record = question_of(records[question.index], question.turn, alone=asking.alone)
             lines[question.number] = _line(model.tpo, record, question.turn)
             sample = records.checked(read_sample(record, reading.video, reading.image))
-        except _FAILURES as error:
+        except (MediaError, RecordError) as error:
             lines[question.number].failure = str(error)
             continue
         _note_media(lines[question.number], sample)
         samples.append((question, sample))
     read = time.monotonic()
     outputs: dict[int, dict[str, tuple[dict[str, Any], int]]] = {}
-    for question, answer in _ask(model, samples, asking):
-        if isinstance(answer, str):
-            lines[question.number].failure = answer
+    given = [sample for _, sample in samples]
+    answers = ask_each(model, given, route=asking.route, max_new_tokens=asking.max_new_tokens) if given else []
+    for (question, _), answer in zip(samples, answers, strict=True):
+        if isinstance(answer, TPOError):
+            lines[question.number].failure = str(answer)
             continue
         _note_answer(model.tpo, lines[question.number], answer)
         outputs[question.number] = answer.outputs
     seconds = {"read": read - start, "ask": time.monotonic() - read}
     return [Asked(number, line, outputs.get(number, {})) for number, line in lines.items()], seconds
-
-
-def _ask(
-    model: Any, samples: Sequence[tuple[Question, Sample]], asking: Asking
-) -> Iterator[tuple[Question, Answer | str]]:
-    """Each question with its answer, or with why there is none."""
-    if not samples:
-        return
-    options: dict[str, Any] = {"route": asking.route, "max_new_tokens": asking.max_new_tokens}
-    try:
-        answers = ask(model, [sample for _, sample in samples], **options)
-    except HostError:
-        raise
-    except _FAILURES as error:
-        if len(samples) == 1:
-            yield samples[0][0], str(error)
-            return
-        for one in samples:
-            yield from _ask(model, [one], asking)
-        return
-    for (question, _), answer in zip(samples, answers, strict=True):
-        yield question, answer
 
 
 def _line(tpo: Any, record: Record, turn: int) -> Line:
