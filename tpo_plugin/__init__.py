@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tpo_plugin.codec import TaskCodec
     from tpo_plugin.data.dataset import Sample
     from tpo_plugin.data.media import VideoClip, VideoOptions, read_frames, read_video, stream_video
+    from tpo_plugin.exported import HeadsOnStates, load_heads
     from tpo_plugin.generation.answers import Prediction
     from tpo_plugin.head import HeadMetrics, Linear, TaskHead
     from tpo_plugin.host import Host
@@ -33,6 +34,8 @@ _LAZY = {
     "apply_tpo": "apply",
     "remove_tpo": "apply",
     "load_tpo": "checkpoint",
+    "HeadsOnStates": "exported",
+    "load_heads": "exported",
     "TaskCodec": "codec",
     "Prediction": "generation.answers",
     "HostFeatures": "seen",
@@ -57,6 +60,7 @@ __all__ = [
     "HeadConfig",
     "HeadMetrics",
     "HeadReward",
+    "HeadsOnStates",
     "Host",
     "HostError",
     "HostFeatures",
@@ -76,6 +80,7 @@ __all__ = [
     "VideoOptions",
     "apply_tpo",
     "hookimpl",
+    "load_heads",
     "load_tpo",
     "read_frames",
     "read_video",

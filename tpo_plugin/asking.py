@@ -13,9 +13,10 @@ from accelerate.utils import send_to_device
 from tpo_plugin.apply import apply_tpo
 from tpo_plugin.data import TPOCollator
 from tpo_plugin.data.dataset import Sample
+from tpo_plugin.files import CONFIG_FILE
 from tpo_plugin.generation.answers import Prediction
-from tpo_plugin.training.config import DataConfig, TrainConfig
-from tpo_plugin.training.run import RUN_FILE, load_host, load_run, read_run
+from tpo_plugin.training.config import DataConfig
+from tpo_plugin.training.run import load_host, load_run, read_run_config
 
 
 @dataclass(frozen=True)
@@ -29,19 +30,18 @@ class Answer:
 
 
 def load(source: str | Path, host: str | Path | None = None) -> tuple[Any, DataConfig]:
-    """The model of a finished run, on a GPU where there is one, and how the run reads media.
+    """The model of a run, or of a checkpoint of it, on a GPU where there is one, and how the run reads media.
 
     `host` says where its host lies now, if it has moved. Raises as `load_run` does.
     """
     model = load_run(source, host=host)
-    config = TrainConfig.from_dict(read_run(source)["config"], where=f"{source}: config")
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), config.data
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), read_run_config(source).data
 
 
-def load_run_or_host(source: str | Path) -> tuple[Any, DataConfig]:
+def load_run_or_host(source: str | Path, host: str | Path | None = None) -> tuple[Any, DataConfig]:
     """As `load`; a host (folder or hub name) gets all installed heads, in memory."""
-    if (Path(source) / RUN_FILE).is_file():
-        return load(source)
+    if host is not None or (Path(source) / CONFIG_FILE).is_file():
+        return load(source, host)
     return apply_tpo(load_host(str(source)).eval()), DataConfig()
 
 

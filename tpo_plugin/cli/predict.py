@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tpo_plugin.cli.options import Host
 from tpo_plugin.errors import TPOError
 from tpo_plugin.json_file import parse_json
 
@@ -36,6 +37,7 @@ def predict(
     route: Annotated[str | None, typer.Option(help="Head that must be called, even if the model would not.")] = None,
     time: Annotated[float | None, typer.Option(help="Second of the video whose frame the boxes belong to.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
+    host: Host = None,
     output: Annotated[
         Path | None, typer.Option(help="Picture to write, with the predictions drawn on it; heads may add files.")
     ] = None,
@@ -57,7 +59,7 @@ def predict(
     from tpo_plugin.asking import ask, load
     from tpo_plugin.data import prompt_record, read_frame, read_sample
 
-    model, reading = load(run)
+    model, reading = load(run, host)
     media = {"images": [image] if image else [], "videos": [video] if video else []}
     sample = read_sample(prompt_record(model.tpo, prompt, tasks=given, **media), reading.video, reading.image)
     result: dict[str, Any] = {}
