@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tpo_plugin.codec import TaskCodec
     from tpo_plugin.data.dataset import Sample
     from tpo_plugin.data.media import VideoClip, VideoOptions, read_frames, read_video, stream_video
+    from tpo_plugin.exported import HeadsOnStates, load_heads
     from tpo_plugin.generation.answers import Prediction
     from tpo_plugin.head import Benchmark, HeadAnswer, HeadMetrics, Linear, TaskHead
     from tpo_plugin.host import Host
@@ -33,6 +34,8 @@ _LAZY = {
     "apply_tpo": "apply",
     "remove_tpo": "apply",
     "load_tpo": "checkpoint",
+    "HeadsOnStates": "exported",
+    "load_heads": "exported",
     "TaskCodec": "codec",
     "Prediction": "generation.answers",
     "HostFeatures": "seen",
@@ -61,6 +64,7 @@ __all__ = [
     "HeadConfig",
     "HeadMetrics",
     "HeadReward",
+    "HeadsOnStates",
     "Host",
     "HostError",
     "HostFeatures",
@@ -80,6 +84,7 @@ __all__ = [
     "VideoOptions",
     "apply_tpo",
     "hookimpl",
+    "load_heads",
     "load_tpo",
     "read_frames",
     "read_video",

@@ -11,16 +11,13 @@ import torch
 from accelerate.utils import send_to_device
 
 from tpo_plugin.apply import apply_tpo
-from tpo_plugin.checkpoint import load_tpo
 from tpo_plugin.data import TPOCollator
 from tpo_plugin.data.dataset import Sample
 from tpo_plugin.errors import HostError, TPOError
-from tpo_plugin.files import CONFIG_FILE as TPO_FILE
+from tpo_plugin.files import CONFIG_FILE
 from tpo_plugin.generation.answers import Prediction
-from tpo_plugin.training.checkpoints import load_host_weights
-from tpo_plugin.training.config import CONFIG_FILE, DataConfig, TrainConfig
-from tpo_plugin.training.run import RUN_FILE, load_host, load_run, read_run
-from tpo_plugin.training.whole import check_whole
+from tpo_plugin.training.config import DataConfig
+from tpo_plugin.training.run import load_host, load_run, read_run_config
 
 
 @dataclass(frozen=True)
@@ -38,49 +35,19 @@ class Answer:
 def load(
     source: str | Path, host: str | Path | None = None, *, device: torch.device | str | None = None
 ) -> tuple[Any, DataConfig]:
-    """The model of a run, in evaluation mode, and how the run reads media.
+    """The model of a run, or of a checkpoint of it, and how the run reads media.
 
-    Args:
-        source: A finished run, or a checkpoint of one that trains yet (`RUN/STAGE/checkpoint-N`, `RUN/STAGE/final`).
-        host: Where its host lies now, if it has moved.
-        device: By default a GPU where there is one.
-
-    Raises `TPOError` for a folder that is neither, for a checkpoint that is damaged, and as `load_run` does.
+    `host` says where its host lies now, if it has moved; `device` is by default a GPU where there is one. Raises as
+    `load_run` does.
     """
-    source = Path(source)
-    if run_of(source) != source:
-        model, config = _load_checkpoint(source, host)
-    else:
-        model = load_run(source, host=host)
-        config = TrainConfig.from_dict(read_run(source)["config"], where=f"{source}: config")
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), config.data
+    model = load_run(source, host=host)
+    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), read_run_config(source).data
 
 
-def run_of(source: str | Path) -> Path:
-    """The folder of the run that a checkpoint belongs to; of any other folder, itself."""
-    source = Path(source)
-    run = source.absolute().parents[1] if len(source.absolute().parents) > 1 else source
-    is_checkpoint = (source / TPO_FILE).is_file() and not (source / RUN_FILE).is_file()
-    return run if is_checkpoint and (run / CONFIG_FILE).is_file() else source
-
-
-def _load_checkpoint(source: Path, host: str | Path | None) -> tuple[Any, TrainConfig]:
-    check_whole(source, "give another checkpoint of the run")
-    config = TrainConfig.from_yaml(run_of(source) / CONFIG_FILE)
-    name = str(host or config.model)
-    try:
-        bare = load_host(name, config.dtype)
-    except Exception as error:  # whatever transformers raises for a folder that is none of a host
-        raise TPOError(f"{source}: its host {name!r} cannot be loaded ({error}); give host= if it has moved") from error
-    model: Any = load_tpo(bare, source)
-    load_host_weights(model, source)
-    return model.eval(), config
-
-
-def load_run_or_host(source: str | Path) -> tuple[Any, DataConfig]:
+def load_run_or_host(source: str | Path, host: str | Path | None = None) -> tuple[Any, DataConfig]:
     """As `load`; a host (folder or hub name) gets all installed heads, in memory."""
-    if (Path(source) / RUN_FILE).is_file() or run_of(source) != Path(source):
-        return load(source)
+    if host is not None or (Path(source) / CONFIG_FILE).is_file():
+        return load(source, host)
     return apply_tpo(load_host(str(source)).eval()), DataConfig()
 
 

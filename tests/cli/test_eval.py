@@ -227,18 +227,17 @@ def test_a_checkpoint_of_a_run_is_evaluated(world: Path, data: Path, tmp_path: P
     the_same(tmp_path / "run", tmp_path / "checkpoint")
     (checkpoint / "tpo_model.safetensors").rename(checkpoint / "kept")
     try:
-        with pytest.raises(TPOError, match="give another checkpoint of the run"):
+        with pytest.raises(TPOError, match="take another checkpoint"):
             call(checkpoint, data, tmp_path / "damaged")
     finally:
         (checkpoint / "kept").rename(checkpoint / "tpo_model.safetensors")
-    with pytest.raises(TPOError, match="tpo_config.json is missing"):
+    with pytest.raises(TPOError, match="has no run.json; expected the output_dir of tpo train, or a checkpoint in it"):
         call(world / "host", data, tmp_path / "host")
 
 
 def test_where_the_results_go_by_default(tmp_path: Path) -> None:
     (tmp_path / "run/stage1/checkpoint-5").mkdir(parents=True)
-    (tmp_path / "run/config.yaml").touch()
-    (tmp_path / "run/stage1/checkpoint-5/tpo_config.json").touch()
+    (tmp_path / "run/run.json").touch()
     data = ("a/val.jsonl", "b/test.jsonl.gz")
     assert Evaluation(run=tmp_path / "run", data=data).folder() == tmp_path / "run/eval/val-test"
     place = Evaluation(run=tmp_path / "run/stage1/checkpoint-5", data=data).folder()

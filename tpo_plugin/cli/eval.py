@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tpo_plugin.cli.options import Confine
+from tpo_plugin.cli.options import Confine, Host
 
 
 def evaluate(
@@ -17,7 +17,7 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder of the results; by default RUN/eval/NAMES.")
     ] = None,
-    host: Annotated[Path | None, typer.Option(help="Where the run's host lies now, if it has moved.")] = None,
+    host: Host = None,
     media: Annotated[Path | None, typer.Option(help="Folder that the paths of images and videos start from.")] = None,
     confine: Confine = False,
     route: Annotated[

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tpo_plugin.cli.options import Confine
+from tpo_plugin.cli.options import Confine, Host
 from tpo_plugin.errors import TPOError
 from tpo_plugin.json_file import parse_json
 
@@ -45,6 +45,7 @@ def predict(
     time: Annotated[float | None, typer.Option(help="Second of the video whose frame the boxes belong to.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions that are answered together.")] = 8,
+    host: Host = None,
     output: Annotated[
         Path | None,
         typer.Option(help="Picture to write, with what was found on it; heads may add files. For several: a folder."),
@@ -65,7 +66,7 @@ def predict(
     from tpo_plugin.asking import load
     from tpo_plugin.cli.predicting import answered, of_files, of_records, question_of
 
-    model, reading = load(run)
+    model, reading = load(run, host)
     questions: Iterable[Question]
     if data is not None:
         questions = of_records(model.tpo, data, media, confine)

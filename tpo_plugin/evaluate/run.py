@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tpo_plugin.asking import load, run_of
+from tpo_plugin.asking import load
 from tpo_plugin.atomic import replace_file
 from tpo_plugin.config import TPOConfig, config_from_dict
 from tpo_plugin.data.format import RecordFormat
@@ -30,18 +30,18 @@ from tpo_plugin.evaluate.answering import Answers, Asking, ask_batch
 from tpo_plugin.evaluate.page import Shown, write_page
 from tpo_plugin.evaluate.questions import Question, batches_of, list_questions
 from tpo_plugin.evaluate.scoring import CONVENTIONS, Scorer, Split, scored
-from tpo_plugin.files import WEIGHTS_FILE, read_config
+from tpo_plugin.files import read_config
 from tpo_plugin.json_file import read_json
 from tpo_plugin.training.config import DataConfig
 from tpo_plugin.training.fingerprint import fingerprint
 from tpo_plugin.training.folder import LOCK_FILE, held_by_main
 from tpo_plugin.training.ranks import ending_together, joined_ranks, on_main
+from tpo_plugin.training.run import RUN_FILE, read_run_config
 
 logger = logging.getLogger(__name__)
 
 SETTINGS_FILE, ANSWERS, PREDICTIONS_FILE = "settings.json", "answers", "predictions.jsonl"
 RESULTS_FILE, REPORT_FILE = "results.json", "report.html"
-_WEIGHTS = (WEIGHTS_FILE, "adapter_model.safetensors", "tpo_host_weights.safetensors")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +77,9 @@ class Evaluation:
         """Of the results."""
         if self.output is not None:
             return self.output
-        run, here = run_of(self.run), self.run.absolute()
-        inside = here.relative_to(run.absolute()).parts if run != self.run else ()
+        here = self.run.absolute()
+        inside = [] if (here / RUN_FILE).is_file() else here.parts[-2:]
+        run = here.parents[1] if inside else self.run
         return run / "eval" / "-".join([*inside, *(Path(name).name.partition(".")[0] for name in self.data)])
 
 
@@ -90,6 +91,7 @@ def evaluate(evaluation: Evaluation, *, progress: Callable[[int, int], Any] | No
     read. `progress` is called with how many batches this rank has answered, of how many. Raises `TPOError` for a
     folder with an evaluation of something else.
     """
+    read_run_config(evaluation.run)  # which says what is wrong with a folder that is no run
     state, folder = joined_ranks(), evaluation.folder()
     with held_by_main(folder):
         settings = _settings(evaluation)
@@ -180,7 +182,7 @@ def _finish(
 
 def _settings(evaluation: Evaluation) -> dict[str, Any]:
     """What makes two evaluations the same: weights and data by what they hold, and how is asked."""
-    weights = {name: evaluation.run / name for name in _WEIGHTS if (evaluation.run / name).is_file()}
+    weights = {path.name: path for path in sorted(evaluation.run.glob("*.safetensors"))}
     asked = {
         name: getattr(evaluation, name)
         for name in ("route", "benchmark", "alone", "batch_size", "max_new_tokens", "limit")
