@@ -15,6 +15,7 @@ from tpo_plugin.data import TPOCollator
 from tpo_plugin.data.dataset import Sample
 from tpo_plugin.files import CONFIG_FILE
 from tpo_plugin.generation.answers import Prediction
+from tpo_plugin.hub import local_folder
 from tpo_plugin.training.config import DataConfig
 from tpo_plugin.training.run import load_host, load_run, read_run_config
 
@@ -30,7 +31,7 @@ class Answer:
 
 
 def load(source: str | Path, host: str | Path | None = None) -> tuple[Any, DataConfig]:
-    """The model of a run, or of a checkpoint of it, on a GPU where there is one, and how the run reads media.
+    """The model of a run (folder or hub name) or of a checkpoint of it, on a GPU where there is one, and how it reads.
 
     `host` says where its host lies now, if it has moved. Raises as `load_run` does.
     """
@@ -40,7 +41,7 @@ def load(source: str | Path, host: str | Path | None = None) -> tuple[Any, DataC
 
 def load_run_or_host(source: str | Path, host: str | Path | None = None) -> tuple[Any, DataConfig]:
     """As `load`; a host (folder or hub name) gets all installed heads, in memory."""
-    if host is not None or (Path(source) / CONFIG_FILE).is_file():
+    if host is not None or (local_folder(source) / CONFIG_FILE).is_file():
         return load(source, host)
     return apply_tpo(load_host(str(source)).eval()), DataConfig()
 
