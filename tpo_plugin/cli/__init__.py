@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from tpo_plugin.cli import check, convert, doctor, eval, export, heads, new_head, predict, retention, run, train
+from tpo_plugin.cli import check, convert, doctor, eval, export, heads, new_head, predict, push, retention, run, train
 from tpo_plugin.cli.plugins import plugin_commands
 from tpo_plugin.errors import TPOError
 
@@ -44,6 +44,7 @@ app.command("predict")(predict.predict)
 app.command("retention")(retention.retention)
 app.command("doctor")(doctor.doctor)
 app.command("export")(export.export)
+app.command("push")(push.push)
 
 
 def main() -> None:
