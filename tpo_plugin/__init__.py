@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from tpo_plugin.codec import TaskCodec
     from tpo_plugin.data.dataset import Sample
     from tpo_plugin.data.media import VideoClip, VideoOptions, read_frames, read_video, stream_video
+    from tpo_plugin.exported import HeadsOnStates, load_heads
     from tpo_plugin.generation.answers import Prediction
-    from tpo_plugin.head import HeadMetrics, Linear, TaskHead
+    from tpo_plugin.head import Benchmark, HeadAnswer, HeadMetrics, Linear, TaskHead
     from tpo_plugin.host import Host
     from tpo_plugin.host.plain import PlainModel
     from tpo_plugin.host.splice import SplicingHost
+    from tpo_plugin.hub import push_to_hub
     from tpo_plugin.model import TaskPreferenceModel
     from tpo_plugin.seen import HostFeatures
     from tpo_plugin.training.rewards import HeadReward
@@ -33,9 +35,14 @@ _LAZY = {
     "apply_tpo": "apply",
     "remove_tpo": "apply",
     "load_tpo": "checkpoint",
+    "HeadsOnStates": "exported",
+    "load_heads": "exported",
     "TaskCodec": "codec",
     "Prediction": "generation.answers",
+    "push_to_hub": "hub",
     "HostFeatures": "seen",
+    "Benchmark": "head",
+    "HeadAnswer": "head",
     "HeadMetrics": "head",
     "Linear": "head",
     "TaskHead": "head",
@@ -54,9 +61,12 @@ _LAZY = {
 }
 
 __all__ = [
+    "Benchmark",
+    "HeadAnswer",
     "HeadConfig",
     "HeadMetrics",
     "HeadReward",
+    "HeadsOnStates",
     "Host",
     "HostError",
     "HostFeatures",
@@ -76,7 +86,9 @@ __all__ = [
     "VideoOptions",
     "apply_tpo",
     "hookimpl",
+    "load_heads",
     "load_tpo",
+    "push_to_hub",
     "read_frames",
     "read_video",
     "register_plugin",

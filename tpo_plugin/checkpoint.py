@@ -19,6 +19,7 @@ from tpo_plugin.config import TPOConfig, config_from_dict
 from tpo_plugin.errors import TPOError
 from tpo_plugin.files import CONFIG_FILE, WEIGHTS_FILE, SavedTPO, load_weights, read_config, weight_shapes
 from tpo_plugin.head import build_head
+from tpo_plugin.hub import local_folder
 from tpo_plugin.plugins import registry
 from tpo_plugin.vocabulary import Growth
 
@@ -37,18 +38,18 @@ def load_tpo(
     tokenizer: Any = None,
     *,
     example_inputs: dict[str, Any] | None = None,
+    revision: str | None = None,
 ) -> nn.Module:
     """Applies the heads of `directory` to `model` and loads their weights; returns the model.
 
+    `directory` is a folder, or the name of a repository on the hub, at `revision`.
     A LoRA adapter in the directory is loaded with PEFT where the model has none, and the `PeftModel` is returned.
     `tokenizer` defaults to the one that was saved there; `example_inputs` as for `apply_tpo`. Raises `TPOError` for a
     directory of a newer format, a head that is not installed, or weights that do not fit.
     """
-    directory = Path(directory)
-    saved = read_config(directory)
-    config = config_from_dict(TPOConfig, saved.config, where=f"{directory / CONFIG_FILE}: config")
-    _check_sizes(saved, config, directory)
-    tokenizer = tokenizer or _load_tokenizer(directory)
+    directory = local_folder(directory, revision)
+    saved, config = checked_config(directory)
+    tokenizer = tokenizer or load_tokenizer(directory)
     model = _with_adapter(model, directory)
     with _explained(directory, "its heads cannot be put onto the host"):
         apply_tpo(model, tokenizer, heads=saved.heads, config=config, example_inputs=example_inputs)
@@ -66,6 +67,14 @@ def load_tpo(
         remove_tpo(model)
         raise
     return model
+
+
+def checked_config(directory: Path) -> tuple[SavedTPO, TPOConfig]:
+    """`tpo_config.json`, and what it says of the heads; both checked, also against the weights beside it."""
+    saved = read_config(directory)
+    config = config_from_dict(TPOConfig, saved.config, where=f"{directory / CONFIG_FILE}: config")
+    _check_sizes(saved, config, directory)
+    return saved, config
 
 
 def _check_growth(model: Any, saved: SavedTPO, directory: Path) -> None:
@@ -122,7 +131,8 @@ def _with_adapter(model: Any, directory: Path) -> Any:
         return PeftModel.from_pretrained(model, str(directory))
 
 
-def _load_tokenizer(directory: Path) -> Any:
+def load_tokenizer(directory: Path) -> Any:
+    """The processor of a folder, or its tokenizer where it has none."""
     from transformers import AutoProcessor, AutoTokenizer
 
     names = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
