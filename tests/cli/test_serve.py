@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import os
 import re
@@ -346,6 +347,33 @@ def test_health_and_metrics(served: Served) -> None:
     for line in ('tpo_requests_total{status="200"}', "tpo_requests_running 0.0", "tpo_request_seconds_bucket",
                  'tpo_tokens_total{kind="answer"}', 'tpo_predictions_total{head="region"}'):  # fmt: skip
         assert line in page
+
+
+PAGE = (Path(__file__).parents[2] / "docs/serve.md").read_text(encoding="utf-8")
+
+
+def test_the_pages_client(
+    served: Served, world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = re.search(r"<!-- code: client -->\n```python\n(.*?)```", PAGE, re.DOTALL)
+    assert code
+    (world / "a.png").write_bytes((world / "picture.png").read_bytes())
+    monkeypatch.chdir(world)
+    names: dict[str, Any] = {}
+    exec(code[1].replace(":8000/", f":{served.port}/").replace('"none"', repr(KEY)), names)
+    names["client"].close()
+    box, pixels, score = re.search(r"region (\[.*?\]) (\[.*?\]) (\S+)", capsys.readouterr().out).groups()  # type: ignore
+    np.testing.assert_allclose(json.loads(pixels), np.array(json.loads(box)) * [64, 48, 64, 48], rtol=1e-5)
+    assert 0 < float(score) < 1
+
+
+def test_the_pages_defaults() -> None:
+    options = {field.name.removesuffix("_s"): field.default for field in dataclasses.fields(Limits)}
+    told: dict[str, float] = {}
+    for names, values in re.findall(r"^\| (`--.*?) \| ([\d., ]+) \|", PAGE, re.MULTILINE):
+        named = [name.replace("-", "_") for name in re.findall(r"--([\w-]+)", names)]
+        told |= dict(zip(named, map(float, values.split(", ")), strict=True))
+    assert told == options
 
 
 # -- one server for each -----------------------------------------------------------------------------------------------
