@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 from pathlib import Path
 from typing import Annotated
@@ -88,7 +89,10 @@ def serve(
     listening = _listen(address, port)
     shown = f"[{address}]" if ":" in address else address
     typer.echo(f"{server.name} answers at http://{shown}:{listening.getsockname()[1]}/v1")
-    uvicorn.Server(uvicorn.Config(server.app, log_level="warning", access_log=False)).run(sockets=[listening])
+    config = uvicorn.Config(
+        server.app, log_level="warning", access_log=False, timeout_graceful_shutdown=math.ceil(timeout)
+    )  # no request takes longer
+    uvicorn.Server(config).run(sockets=[listening])
 
 
 def _listen(address: str, port: int) -> socket.socket:
