@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,15 @@ class Answer:
     text: str
     """Without the tokens of heads."""
     predictions: list[Prediction]
-    """In the order in which their tokens stand."""
+    """In the order in which their tokens stand; their columns are those of this question asked alone."""
+    prompt_tokens: int
+    """Length of the question, in tokens."""
+    start: int
+    """Column at which the answer begins, of this question asked alone."""
+    token_ids: list[int]
+    """The answer itself, up to the token that ends it."""
+    ended: bool
+    """Whether the model ended it; else it was cut off at `max_new_tokens`."""
     outputs: dict[str, tuple[dict[str, Any], int]] = field(default_factory=dict)
     """By head that was called, what its forward gave for this answer's task tokens, and how many these are."""
 
@@ -52,20 +60,44 @@ def load_run_or_host(source: str | Path, host: str | Path | None = None) -> tupl
     return apply_tpo(load_host(str(source)).eval()), DataConfig()
 
 
-def ask(model: Any, samples: Sequence[Sample], *, route: str | None = None, max_new_tokens: int) -> list[Answer]:
-    """The greedy answers to prompts, generated as one batch; `route` names a head that each must call."""
-    batch = send_to_device(TPOCollator(model.tpo, for_generation=True)(samples), model.device)
-    generated = model.tpo.generate(**batch, route=route, max_new_tokens=max_new_tokens, do_sample=False)
-    new = generated.sequences[:, generated.prompt_length :]
+def ask(
+    model: Any,
+    samples: Sequence[Sample],
+    *,
+    route: str | None = None,
+    max_new_tokens: int,
+    max_prompt_tokens: int | None = None,
+    **options: Any,
+) -> list[Answer]:
+    """The greedy answers to prompts, generated as one batch; `route` names a head that each must call.
+
+    `options` are other arguments of the host's `generate`, such as a streamer. Raises `TPOError`, also for a prompt of
+    more than `max_prompt_tokens`.
+    """
+    batch = TPOCollator(model.tpo, for_generation=True, max_length=max_prompt_tokens)(samples)
+    mask = batch.get("attention_mask")
+    batch = send_to_device(batch, model.device)
+    generated = model.tpo.generate(**batch, route=route, max_new_tokens=max_new_tokens, do_sample=False, **options)
+    length, ends = generated.prompt_length, end_ids(model)
+    new = generated.sequences[:, length:]
     texts = model.tpo.tokenizer.batch_decode(new, skip_special_tokens=True)
-    return [
-        Answer(
-            text.strip(),
-            generated.predictions[row],
-            {head: found for head in generated.outputs if (found := generated.outputs_of(head, row))[1]},
+    answers = []
+    for row, (text, ids) in enumerate(zip(texts, new.tolist(), strict=True)):
+        num_prompt = length if mask is None else int(mask[row].sum())
+        padding = 0 if model.tpo.host.decodes else length - num_prompt
+        end = next((place for place, token_id in enumerate(ids) if token_id in ends), None)
+        answers.append(
+            Answer(
+                text.strip(),
+                [_moved(prediction, -padding) for prediction in generated.predictions[row]],
+                num_prompt,
+                length - padding,
+                ids if end is None else ids[: end + 1],
+                end is not None,
+                {head: found for head in generated.outputs if (found := generated.outputs_of(head, row))[1]},
+            )
         )
-        for row, text in enumerate(texts)
-    ]
+    return answers
 
 
 def ask_each(
@@ -83,3 +115,14 @@ def ask_each(
         if len(samples) == 1:
             return [error]
     return [found for s in samples for found in ask_each(model, [s], route=route, max_new_tokens=max_new_tokens)]
+
+
+def end_ids(model: Any) -> set[int]:
+    """The tokens that end an answer."""
+    ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return set() if ids is None else set(torch.as_tensor(ids).flatten().tolist())
+
+
+def _moved(prediction: Prediction, columns: int) -> Prediction:
+    start, end = prediction.text_span
+    return replace(prediction, position=prediction.position + columns, text_span=(start + columns, end + columns))

@@ -10,7 +10,21 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from tpo_plugin.cli import check, convert, doctor, eval, export, heads, new_head, predict, push, retention, run, train
+from tpo_plugin.cli import (
+    check,
+    convert,
+    doctor,
+    eval,
+    export,
+    heads,
+    new_head,
+    predict,
+    push,
+    retention,
+    run,
+    serve,
+    train,
+)
 from tpo_plugin.cli.plugins import plugin_commands
 from tpo_plugin.errors import TPOError
 
@@ -41,6 +55,7 @@ app.command("train")(train.train)
 app.command("run")(run.run)
 app.command("eval")(eval.evaluate)
 app.command("predict")(predict.predict)
+app.command("serve")(serve.serve)
 app.command("retention")(retention.retention)
 app.command("doctor")(doctor.doctor)
 app.command("export")(export.export)
