@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import tpo_plugin.cli
 from tpo_plugin import TPOError
+from tpo_plugin.training.run import train
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +42,26 @@ def test_a_run_is_compared_with_its_host(world: Path, run: Path) -> None:
     assert found["tokens"] >= 2
     assert found["applied"] == {"exactly_equal": True, "largest_difference": 0.0}
     assert found["lora_off"]["agreement"] == 1.0
+    assert found["lora_off"]["exactly_equal"]
+    assert not found["lora_on"]["exactly_equal"]
     assert found["lora_off"]["perplexity"] == pytest.approx(found["host"]["perplexity"], rel=1e-6)
     assert 0 <= found["lora_on"]["agreement"] <= 1
     assert found["lora_on"]["perplexity"] != found["host"]["perplexity"]
+
+
+def test_a_frozen_host_says_what_it_said(world: Path, tmp_path: Path) -> None:
+    """Heads and tokens alone train: every logit but the triggers' is the host's, bit for bit."""
+    config = json.loads((world / "config.yaml").read_text())
+    stage = config["stages"]["only"]
+    stage |= {"learning_rates": {"heads": 0.1, "tokens": 0.1}, "losses": ["assign", "region"], "steps": 4}
+    config |= {"output_dir": str(tmp_path / "run"), "lora": None, "stages": {"only": stage}}
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    run = train(tmp_path / "config.yaml")
+    rows = load_file(run / "tpo_model.safetensors")
+    assert rows["embeddings.region.output"].abs().min() > 1e-3  # it has learned: those start at 0
+    found = json.loads(retention(world, run, "--json"))
+    assert found["lora_on"]["exactly_equal"]
+    assert "lora_off" not in found
 
 
 def test_it_reads_as_text_and_stops_at_the_limit(world: Path, run: Path) -> None:
@@ -51,6 +69,7 @@ def test_it_reads_as_text_and_stops_at_the_limit(world: Path, run: Path) -> None
     assert text.startswith("1 conversations")
     assert "right after applying: equal bit for bit" in text
     assert "run, LoRA off: perplexity" in text
+    assert "agreement 100.0%, equal bit for bit" in text
 
 
 def test_records_with_nothing_but_tasks_are_refused(world: Path, tmp_path: Path) -> None:
