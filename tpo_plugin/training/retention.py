@@ -133,7 +133,7 @@ def _perplexity(answers: list[tuple[Tensor, Tensor]]) -> float:
 def _equal_without(
     answers: list[tuple[Tensor, Tensor]], bare: list[tuple[Tensor, Tensor]], triggers: list[int]
 ) -> bool:
-    """Whether logits are equal bit for bit, but for the triggers' columns, which are trained in spare rows of a host."""
+    """Whether logits are equal bit for bit, but for the triggers' columns, which train in spare rows of the host."""
     others = torch.tensor([token for token in range(bare[0][0].shape[1]) if token not in triggers])
     return all(
         torch.equal(ours[:, others], theirs[:, others]) for (ours, _), (theirs, _) in zip(answers, bare, strict=True)
