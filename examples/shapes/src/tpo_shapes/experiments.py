@@ -14,6 +14,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,8 @@ def _mix(factor: float) -> Change:
     return change
 
 
-def _head(name: str, **fields: Any) -> Change:
-    return lambda config: config.tpo.heads.setdefault(name, {}).update(fields)
+def _given_box_mlp(config: TrainConfig) -> None:
+    config.tpo.heads["region"] = {"given_box": "mlp"}
 
 
 def _frozen(config: TrainConfig) -> None:
@@ -77,27 +78,37 @@ def _frozen(config: TrainConfig) -> None:
         stage.learning_rates.pop("lora")
 
 
-CHANGES: dict[str, Change] = {
-    "as it is": lambda config: None,
-    "no region": _weights(region=0.0),
-    "no temporal": _weights(temporal=0.0),
-    "no heads": _weights(region=0.0, temporal=0.0),
-    "mllm 4": _weights(mllm=4.0),
-    "mllm 16": _weights(mllm=16.0),
-    "region 1": _weights(region=1.0),
-    "lora rate half": _rates(0.5),
-    "lora rank 4": _rank(4),
-    "clip chat x 3": _mix(3.0),
-    "given box mlp": _head("region", given_box="mlp"),
-    "distil 1": lambda config: None,
-    "distil 4": lambda config: None,
-    "frozen host": _frozen,
+@dataclass(frozen=True)
+class Experiment:
+    """What differs from the recipe."""
+
+    change: Change = lambda config: None
+    """Of the configuration."""
+    batches: str = ""
+    """A name for its batches, where the change mixes others."""
+    trains: bool = True
+
+
+EXPERIMENTS = {
+    "host": Experiment(trains=False),
+    "as it is": Experiment(),
+    "no region": Experiment(_weights(region=0.0)),
+    "no temporal": Experiment(_weights(temporal=0.0)),
+    "no heads": Experiment(_weights(region=0.0, temporal=0.0)),
+    "mllm 4": Experiment(_weights(mllm=4.0)),
+    "mllm 16": Experiment(_weights(mllm=16.0)),
+    "lora rate half": Experiment(_rates(0.5)),
+    "lora rank 4": Experiment(_rank(4)),
+    "clip chat x 3": Experiment(_mix(3.0), batches="clip-chat-3"),
+    "retain 1": Experiment(_weights(retain=1.0)),
+    "retain 4": Experiment(_weights(retain=4.0)),
+    "given box mlp": Experiment(_given_box_mlp),
+    "frozen host": Experiment(_frozen),
 }
-"""What is changed of the configuration, by name; "distil" adds a loss, see `distillation`."""
 
 
 def configuration(directory: Path, seed: int, name: str) -> TrainConfig:
-    """The demo's, without masks, on one shard."""
+    """The demo's, without masks and without the loss "retain", on one shard, changed."""
     config = train_config(demo.HOST_DIRECTORY, directory, FULL, seed, TPO)
     config.heads.remove("mask")
     config.tpo.heads.pop("mask")
@@ -106,7 +117,8 @@ def configuration(directory: Path, seed: int, name: str) -> TrainConfig:
         stage.data = [source for source in stage.data if SHARDS[0] in source.file]
         for source in stage.data:
             source.file = source.file.replace("tasks.jsonl", "tasks_plain.jsonl")
-    CHANGES[name](config)
+    config.tpo.loss_weights["retain"] = 0.0
+    EXPERIMENTS[name].change(config)
     return config
 
 
@@ -161,52 +173,21 @@ def heldout_batches(model: Any, directory: Path, config: TrainConfig) -> dict[st
 # -- training ----------------------------------------------------------------------------------------------------------
 
 
-def distillation(model: Any, batch: dict[str, Any], logits_BTV: Tensor) -> Tensor:
-    """Divergence of the next word's distribution from the host's, LoRA off, over the answers of conversation.
-
-    A mean over the labelled positions of the rows without a trigger, over the vocabulary without the plugin's tokens.
-    """
-    ours = torch.tensor([token for ids in model.tpo.token_ids.values() for token in ids])
-    labels = batch["labels"][:, 1:]
-    chat = (labels >= 0) & ~torch.isin(batch["input_ids"], ours).any(1, keepdim=True)
-    kept = torch.ones(logits_BTV.shape[-1], dtype=torch.bool)
-    kept[ours] = False
-    reference = batch["reference"][:, :-1][chat][:, kept].log_softmax(-1)
-    found = logits_BTV[:, :-1][chat][:, kept].log_softmax(-1)
-    return F.kl_div(found, reference, reduction="sum", log_target=True) / max(1, int(chat.sum()))
-
-
-def _add_references(model: Any, batches: Batches) -> None:
-    """The host's own logits of each batch."""
-    model.eval()
-    with torch.no_grad(), model.disable_adapter():
-        for batch in batches:
-            batch["reference"] = model(**batch).logits
-    model.train()
-
-
-def train_stage(model: Any, batches: Batches, stage: StageConfig, config: TrainConfig, distil: float) -> dict[str, Any]:
+def train_stage(model: Any, batches: Batches, stage: StageConfig, config: TrainConfig) -> dict[str, Any]:
     """As a stage of `tpo train`; returns the mean losses of the last fifth."""
     rates = set_trainable(model, stage.learning_rates, config.modules)
-    active = stage.losses or ["mllm", "assign", *model.tpo.heads]
-    weights = {kind: config.tpo.weight(kind) for kind in ("mllm", "assign", *model.tpo.heads)}
+    weights = {kind: config.tpo.weight(kind) for kind in ("mllm", "assign", "retain", *model.tpo.heads)}
+    active = stage.losses or weights
     model.tpo.config.loss_weights = {kind: weight if kind in active else 0.0 for kind, weight in weights.items()}
-    if distil:
-        _add_references(model, batches)
     optimizer = torch.optim.AdamW(optimizer_groups(model, rates, stage.weight_decay), betas=(0.9, 0.98))
     schedule = get_cosine_schedule_with_warmup(optimizer, round(stage.warmup * len(batches)), len(batches))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     log = defaultdict(list)
     model.train()
     for number, batch in enumerate(batches):
-        out = model(**{name: value for name, value in batch.items() if name != "reference"})
-        loss = out.loss
-        if distil:
-            extra = distillation(model, batch, out.logits)
-            loss = loss + distil * extra
-            log["distil"].append(float(extra.detach()))
+        out = model(**batch)
         optimizer.zero_grad()
-        loss.backward()
+        out.loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, stage.max_grad_norm)
         optimizer.step()
         schedule.step()
@@ -224,6 +205,7 @@ def measure(model: Any, heldout: dict[str, list[tuple[dict[str, Any], Any]]]) ->
     """Of conversation about pictures and clips the loss of a word and the share of right answers, by kind and their
     mean; of tasks the heads' metrics, and the share of right answers about given boxes."""
     model.eval()
+    end_id = model.tpo.tokenizer.eos_token_id
     found: dict[str, Any] = {}
     for name, batches in heldout.items():
         right, loss, words = defaultdict(list), 0.0, 0
@@ -234,7 +216,7 @@ def measure(model: Any, heldout: dict[str, list[tuple[dict[str, Any], Any]]]) ->
                 known = labels >= 0
                 loss += float(F.cross_entropy(logits[known], labels[known], reduction="sum"))
                 words += int(known.sum())
-                answers = zip(kinds[row], _answers(labels, logits), strict=True)
+                answers = zip(kinds[row], _answers(labels, logits, end_id), strict=True)
                 for kind, is_right in answers:
                     right[kind].append(is_right)
             for head, targets in batch.get("task_targets", {}).items():
@@ -248,56 +230,47 @@ def measure(model: Any, heldout: dict[str, list[tuple[dict[str, Any], Any]]]) ->
     return found
 
 
-def _answers(labels_T: Tensor, logits_TV: Tensor) -> Iterator[bool]:
-    """Whether all tokens of each answer, a run of labelled positions or what task tokens leave of it, are right."""
+def _answers(labels_T: Tensor, logits_TV: Tensor, end_id: int) -> Iterator[bool]:
+    """Whether all labelled tokens of each answer, which `end_id` ends, are right."""
     right = (logits_TV.argmax(-1) == labels_T).tolist()
-    inside, all_right = False, True
+    all_right = True
     for label, is_right in zip(labels_T.tolist(), right, strict=True):
-        if label >= 0:
-            inside, all_right = True, all_right and is_right
-            if label == _END:
-                yield all_right
-                inside, all_right = False, True
-    assert not inside
-
-
-_END = -1
+        all_right &= is_right or label < 0
+        if label == end_id:
+            yield all_right
+            all_right = True
 
 
 def run_experiment(directory: Path, name: str, seed: int) -> dict[str, Any]:
-    """Trains with a change, and measures."""
-    global _END
-    config = configuration(directory, seed, name)
+    """Trains as an experiment says, and measures."""
+    experiment, config = EXPERIMENTS[name], configuration(directory, seed, name)
     model = build_model(config)
-    _END = model.tpo.tokenizer.eos_token_id
     heldout = heldout_batches(model, directory, config)
-    if name == "host":
+    if not experiment.trains:
         return measure(model, heldout)
     started, losses = time.process_time(), {}
-    distil = float(name.split()[1]) if name.startswith("distil") else 0.0
     for stage, steps in STEPS.items():
-        cache = directory / f"{stage}{'-clip-chat' if name.startswith('clip chat') else ''}.pt"
+        cache = directory / f"{stage}{experiment.batches}.pt"
         batches = training_batches(model, config.stages[stage], config, steps, cache)
-        losses = train_stage(model, batches, config.stages[stage], config, distil)
+        losses = train_stage(model, batches, config.stages[stage], config)
     return {"cpu_s": round(time.process_time() - started), "losses": losses, **measure(model, heldout)}
 
 
-CHANGES["host"] = CHANGES["as it is"]
-
-
 def main() -> None:
-    """Runs each change on each seed."""
+    """Runs each experiment on each seed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path)
-    parser.add_argument("changes", nargs="+", choices=list(CHANGES), metavar="change", help=", ".join(CHANGES))
+    parser.add_argument(
+        "experiments", nargs="+", choices=list(EXPERIMENTS), metavar="experiment", help=", ".join(EXPERIMENTS)
+    )
     parser.add_argument("--seed", type=int, nargs="+", default=[0])
     given = parser.parse_args()
     torch.set_num_threads(1)
     for seed in given.seed:
         world = given.directory / f"seed-{seed}"
         make_world(world, seed)
-        for name in given.changes:
-            found = {"seed": seed, "change": name, **run_experiment(world, name, seed)}
+        for name in given.experiments:
+            found = {"seed": seed, "experiment": name, **run_experiment(world, name, seed)}
             with (given.directory / "results.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(found) + "\n")
             print(json.dumps(found), flush=True)

@@ -19,10 +19,10 @@ HEADS = {TPO: ("region", "temporal", "mask"), BASELINE: ("moment",), FROZEN: ("r
 FILES = {TPO: "tpo", BASELINE: "baseline", FROZEN: "frozen", HOST: "host"}
 """What the files of a model are called in the demo's directory."""
 LOSS_WEIGHTS: dict[str, dict[str, float]] = {
-    TPO: {"region": 5.0, "temporal": 0.1},
+    TPO: {"region": 5.0, "temporal": 0.1, "retain": 4.0},
+    FROZEN: {"region": 5.0, "temporal": 0.1},
     BASELINE: {"moment": 0.5},
 }
-LOSS_WEIGHTS[FROZEN] = LOSS_WEIGHTS[TPO]
 TASKS_OF = {TPO: "", BASELINE: "_baseline", FROZEN: "_bare"}
 """What the files of a model's records of tasks end in."""
 CG_DETR: dict[str, Any] = {
@@ -139,7 +139,7 @@ def train_config(host: Path, directory: Path, size: Size, seed: int, name: str) 
         seed=seed,
         data=DataConfig(video=VideoOptions(**VIDEO)),
         stages={
-            "stage1": stage(1, {**host_parts(3e-3), "triggers": 3e-3}, chat=1.0, losses=["mllm", "assign"]),
+            "stage1": stage(1, {**host_parts(3e-3), "triggers": 3e-3}, chat=1.0, losses=["mllm", "assign", "retain"]),
             "stage2": stage(2, parts(3e-3), chat=0.4),
             "stage3": stage(3, {**parts(1e-3), **({} if frozen else {"connector": 2e-4, "vision": 2e-4})}, chat=0.7),
         },
