@@ -163,7 +163,7 @@ def head_config(spec: HeadSpec, config: TPOConfig) -> HeadConfig:
 
 def _check_weights(config: TPOConfig, configs: dict[str, HeadConfig]) -> None:
     for kind, given, valid in (
-        ("loss_weights", config.loss_weights, {"mllm", "assign", *configs}),
+        ("loss_weights", config.loss_weights, {"mllm", "assign", "retain", *configs}),
         ("heads", config.heads, set(configs)),
     ):
         for name in given:

@@ -83,8 +83,10 @@ class TPOConfig(Config):
     """What `apply_tpo` puts onto a host, besides the choice of heads."""
 
     loss_weights: dict[str, NotNegative] = field(default_factory=dict)
-    """Weight of each loss by name: "mllm", "assign", or a head's name; at least 0. Every weight is 1 unless set, but
-    for that of a head which names another beside other heads (`HeadConfig.weight_beside_others`)."""
+    """Weight of each loss by name: "mllm", "assign", "retain", or a head's name; at least 0. Every weight is 1 unless
+    set, but for that of a head which names another beside other heads (`HeadConfig.weight_beside_others`), and that of
+    "retain", which is 0: it holds the answers of conversation where the host without LoRA has them, at the cost of one
+    more forward of the host without a gradient."""
     heads: dict[str, Annotated[Any, Predicate(_is_head_config), doc("a HeadConfig or keys and values")]] = field(
         default_factory=dict
     )
@@ -100,6 +102,8 @@ class TPOConfig(Config):
 
     def weight(self, name: str) -> float:
         """The weight of loss `name`, in a model with the heads of `heads`."""
+        if name == "retain":
+            return float(self.loss_weights.get(name, 0.0))
         head = self.heads.get(name)
         default = head.weight_beside_others if isinstance(head, HeadConfig) and len(self.heads) > 1 else 1.0
         return float(self.loss_weights.get(name, default))

@@ -23,6 +23,7 @@ from tpo_plugin.host.base import Host, tables
 from tpo_plugin.host.follow import can_look_again, check_untouched, followed, looked_again, moved
 from tpo_plugin.host.towers import last_layer
 from tpo_plugin.losses import TPOOutput
+from tpo_plugin.retain import run_host_alone
 from tpo_plugin.seen import Seen, tower_grid
 from tpo_plugin.session import Session
 from tpo_plugin.step import FORWARD_ARGUMENTS, Step, TaskArguments, step_of_batch
@@ -189,6 +190,7 @@ class Hooks:
         if self.now.aside or self.now.step is not None:
             return inner(*args, **kwargs)
         step, kwargs = self._begin(inner, args, kwargs)
+        run_host_alone(self.model, step, inner, kwargs, self.now.running)
         with self.now.running(step):
             return self._finish(step, inner(**kwargs))
 

@@ -18,7 +18,7 @@ from tpo_plugin.config import TPOConfig
 from tpo_plugin.errors import HostError, TPOError
 from tpo_plugin.host.base import Host
 from tpo_plugin.positions import IGNORE_INDEX, Counts, Place, count_ordinary, flat_index
-from tpo_plugin.supervised import SupervisedRows
+from tpo_plugin.supervised import Retained, SupervisedRows
 from tpo_plugin.tasks import Tasks, float32
 from tpo_plugin.tokens import HeadTokens
 
@@ -34,7 +34,7 @@ class TPOOutput:
     plugin_loss: Tensor | None = None
     """Its part without the host's own: assignment and heads."""
     losses: dict[str, Tensor] = field(default_factory=dict)
-    """Unweighted losses by name: "mllm", "assign", and heads; each with gradient.
+    """Unweighted losses by name: "mllm", "assign", "retain" where it is wanted, and heads; each with gradient.
 
     In training those of weight 0 are not computed: there is no "mllm", and the others are zeros.
     """
@@ -98,6 +98,8 @@ class Made:
     """Whether its output embedding ran."""
     supervised: SupervisedRows | None
     """Of which rows its logits are; None of all."""
+    retained: Retained | None = None
+    """What the loss "retain" is made of; None where it is not wanted."""
 
 
 def add_losses(result: TPOOutput, made: Made) -> None:
@@ -107,6 +109,10 @@ def add_losses(result: TPOOutput, made: Made) -> None:
         if made.scored:
             result.losses["mllm"] = _mllm_loss(made, made.labels)
         result.losses["assign"] = _assign_loss(result, made, made.labels)
+    if made.retained is not None and made.retained.logits_RV is not None:
+        num = len(made.retained.host_RV) if counts is None else counts.retain
+        left_out = torch.cat((tasks.trigger_logits.triggers, tasks.trigger_logits.unused))
+        result.losses["retain"] = retain_loss(made.retained.logits_RV, made.retained.host_RV, left_out, max(num, 1))
     for name, head in tasks.heads.items():
         places, rows = made.places[name], made.rows[name]
         targets, outputs = made.targets.get(name), result.outputs[name]
@@ -212,6 +218,21 @@ def mllm_loss(
 def assignment_loss(logits_NV: Tensor, labels_N: Tensor, num_targets: Tensor | int) -> Tensor:
     """Cross entropy over the whole vocabulary at the trigger positions, summed, divided by `num_targets`; float32."""
     return F.cross_entropy(logits_NV.float(), labels_N, reduction="sum") / num_targets
+
+
+def retain_loss(logits_RV: Tensor, host_RV: Tensor, left_out: Tensor, num_targets: int) -> Tensor:
+    """KL(host || model) of the next token, summed over rows R and divided by `num_targets`; float32.
+
+    Tokens `left_out` count on neither side. After learning without forgetting (Li and Hoiem, ECCV 2016).
+    """
+    if not len(host_RV):
+        return logits_RV.float().sum()  # a zero that is connected to the graph
+    lowest = torch.finfo(torch.float32).min
+    ours, hosts = (
+        logits.float().index_fill(-1, left_out.to(logits.device), lowest).log_softmax(-1)
+        for logits in (logits_RV, host_RV.to(logits_RV.device))
+    )
+    return F.kl_div(ours, hosts, reduction="sum", log_target=True) / num_targets
 
 
 def false_triggers(

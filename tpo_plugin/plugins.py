@@ -29,7 +29,7 @@ THIS_PROCESS = "this process"
 """Stands for the distribution of a plugin that was registered by `register_plugin`."""
 
 RESERVED = {
-    "the names of the core's losses": ("mllm", "assign"),
+    "the names of the core's losses": ("mllm", "assign", "retain"),
     "the names under which a batch counts, places and logs": (
         *("scale", "measure", "shape", "labels", "trigger", "task", "input", "text", "loss", "tpo"),
     ),

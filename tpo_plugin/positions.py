@@ -97,10 +97,13 @@ class Counts(_Anywhere):
     """Whether false triggers are counted in this step, which costs an argmax over all logits."""
     logits: bool = False
     """Whether the trainer may read the host's logits, so that all of them are to be computed."""
+    retain: int = 0
+    """Labels of rows without a token of a head."""
 
     def of(self, kind: str) -> int:
-        """The number for a loss: "mllm", "assign", or a head's name."""
-        return {"mllm": self.mllm, "assign": self.assign}.get(kind, self.heads.get(kind, 0))
+        """The number for a loss: "mllm", "assign", "retain", or a head's name."""
+        own = {"mllm": self.mllm, "assign": self.assign, "retain": self.retain}
+        return own.get(kind, self.heads.get(kind, 0))
 
 
 def token_positions(
@@ -142,6 +145,12 @@ def split_labels(labels: Tensor, tokens: Mapping[str, HeadTokens]) -> Tensor:
     return labels.masked_fill(torch.isin(labels, triggers), IGNORE_INDEX)
 
 
+def retained_labels(labels: Tensor, positions: Positions) -> Tensor:
+    """A copy of `labels` [B, T] with the rows ignored in which a token of a head stands: conversation remains."""
+    rows = {row for *_, places in positions.by_token() for row, _ in places}
+    return labels.index_fill(0, torch.tensor(sorted(rows), dtype=torch.int64).to(labels.device), IGNORE_INDEX)
+
+
 def count_ordinary(labels: Tensor, tokens: Mapping[str, HeadTokens], label_shift: int = 1) -> Tensor:
     """Number of labels that the host scores after its shift: neither ignored nor triggers; on the device."""
     return (split_labels(labels, tokens)[:, label_shift:] != IGNORE_INDEX).sum()
@@ -161,7 +170,9 @@ def count_targets(
     """
     found = positions or token_positions(input_ids, labels, tokens, label_shift)
     ordinary = 0 if labels is None else int(count_ordinary(labels, tokens, label_shift))
-    return Counts(ordinary, len(found.labels), {head: len(places) for head, places in found.task.items()})
+    retained = labels is not None and (retained_labels(labels, found)[:, label_shift:] != IGNORE_INDEX).sum()
+    of_heads = {head: len(places) for head, places in found.task.items()}
+    return Counts(ordinary, len(found.labels), of_heads, retain=int(retained))
 
 
 def flat_index(places: Sequence[Place], length: int, device: torch.device) -> Tensor:

@@ -21,7 +21,7 @@ from tpo_plugin.host.splice import spliced_groups, spliced_positions, spliced_va
 from tpo_plugin.losses import TPOOutput, without_logits
 from tpo_plugin.positions import Counts, Place, Positions, flat_index, text_groups, token_positions
 from tpo_plugin.seen import Seen
-from tpo_plugin.supervised import StepLabels, SupervisedRows
+from tpo_plugin.supervised import Retained, StepLabels, SupervisedRows
 from tpo_plugin.tasks import Tasks
 
 
@@ -102,6 +102,8 @@ class Step:
         """Of `_states`: by head, and "assign" for the positions before labelled triggers."""
         self._happened: set[str] = set()
         """"inserted" when `positions` served, "logits" when the output embedding ran."""
+        self._retained: Retained | None = None
+        """What the loss "retain" is made of, where it is wanted."""
         self.result: TPOOutput | None = None
         """What came of it, where a head ran."""
 
@@ -166,6 +168,12 @@ class Step:
         """The output embedding gave `logits` for `inputs`; adds the triggers' trained part, in place."""
         self._happened.add("logits")
         self.tasks.trigger_logits.add_to(logits, inputs, self._output_rows())
+        if self._retained is not None:
+            self._retained.take(logits, self._narrow_rows)
+
+    def retain(self, rows: SupervisedRows, host_logits_RV: Tensor) -> None:
+        """The host without LoRA gave these logits at `rows`; before this forward."""
+        self._retained = Retained(rows, host_logits_RV)
 
     def finish(self, output: Any) -> Any:
         """The forward gave `output`; returns it with predictions and losses, where there is anything to be had."""
@@ -203,6 +211,7 @@ class Step:
                     output=output,
                     head_ran="logits" in self._happened,
                     supervised=self._narrow_rows,
+                    retained=self._retained,
                 ),
             )
         if self._narrow_rows is not None:
@@ -237,6 +246,11 @@ class Step:
     def wants(self, kind: str) -> bool:
         """Whether a loss is to be computed: in training not where its weight is 0."""
         return not self.learns or self.tasks.config.weight(kind) != 0
+
+    @property
+    def wants_retained(self) -> bool:
+        """Whether the loss "retain" is to be computed: only in training, and where conversation is learned."""
+        return self.learns and self.wants("mllm") and self.tasks.config.weight("retain") != 0
 
     @property
     def _narrow_rows(self) -> SupervisedRows | None:

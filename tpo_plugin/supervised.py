@@ -60,6 +60,24 @@ class SupervisedRows:
         return found.to(torch.int8).argsort(descending=True, stable=True)[:number]
 
 
+class Retained:
+    """Of the rows of conversation the logits of the host without LoRA, and those of the model."""
+
+    def __init__(self, rows: SupervisedRows, host_RV: Tensor) -> None:
+        self.rows, self.host_RV = rows, host_RV
+        self.logits_RV: Tensor | None = None
+        """The model's; None until its output embedding ran."""
+
+    def take(self, logits: Tensor, narrowed: SupervisedRows | None) -> None:
+        """Takes them out of what the output embedding gave: [B, T, V], or [1, K + shift, V] of the `narrowed` rows."""
+        if self.logits_RV is not None:
+            return  # the output embedding runs once more, at the triggers
+        index = self.rows.index_K
+        if narrowed is not None:
+            index = torch.isin(narrowed.index_K, index).nonzero()[:, 0]
+        self.logits_RV = logits.flatten(0, 1).index_select(0, index.to(logits.device))
+
+
 class StepLabels:
     """The labels of one forward, and the rows that its output embedding gets where it is narrowed."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 import tpo_plugin.cli
 from tpo_plugin import TPOError
+from tpo_plugin.training.run import read_run, train
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +43,57 @@ def test_a_run_is_compared_with_its_host(world: Path, run: Path) -> None:
     assert found["tokens"] >= 2
     assert found["applied"] == {"exactly_equal": True, "largest_difference": 0.0}
     assert found["lora_off"]["agreement"] == 1.0
+    assert found["lora_off"]["exactly_equal"]
+    assert not found["lora_on"]["exactly_equal"]
     assert found["lora_off"]["perplexity"] == pytest.approx(found["host"]["perplexity"], rel=1e-6)
     assert 0 <= found["lora_on"]["agreement"] <= 1
     assert found["lora_on"]["perplexity"] != found["host"]["perplexity"]
+
+
+def test_a_frozen_host_says_what_it_said(world: Path, tmp_path: Path) -> None:
+    """Heads and tokens alone train: every logit but the triggers' is the host's, bit for bit."""
+    config = json.loads((world / "config.yaml").read_text())
+    stage = config["stages"]["only"]
+    stage |= {"learning_rates": {"heads": 0.1, "tokens": 0.1}, "losses": ["assign", "region"], "steps": 4}
+    config |= {"output_dir": str(tmp_path / "run"), "lora": None, "stages": {"only": stage}}
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    run = train(tmp_path / "config.yaml")
+    rows = load_file(run / "tpo_model.safetensors")
+    assert rows["embeddings.region.output"].abs().min() > 1e-3  # it has learned: those start at 0
+    found = json.loads(retention(world, run, "--json"))
+    assert found["lora_on"]["exactly_equal"]
+    assert "lora_off" not in found
+
+
+def test_a_run_that_retains_stays_nearer_to_its_host(world: Path, tmp_path: Path) -> None:
+    """Conversation that contradicts the host, with the loss and without: answers move less, in micro-batches too."""
+    found = {}
+    for weight, micro in ((0, 4), (20, 4), (20, 1)):
+        config = json.loads((world / "config.yaml").read_text())
+        stage = config["stages"]["only"]
+        stage |= {"learning_rates": {"lora": 1e-2, "tokens": 1e-2}, "steps": 6, "batch_size": 4, "logging_steps": 1}
+        stage |= {"micro_batch_size": micro, "scheduler": "constant", "warmup": 0.0}
+        folder = tmp_path / f"{weight}-{micro}"
+        config |= {"output_dir": str(folder), "tpo": {"loss_weights": {"retain": weight}}}
+        (tmp_path / "config.yaml").write_text(json.dumps(config))
+        train(tmp_path / "config.yaml")
+        log = read_run(folder)["stages"]["only"]["log"]
+        losses = [entry["loss_retain"] for entry in log if "loss_retain" in entry]
+        host, ours = (json.loads(retention(world, folder, "--json"))[key]["perplexity"] for key in ("host", "lora_on"))
+        found[weight, micro] = (losses, abs(math.log(ours / host)))
+    assert found[0, 4][0] == []
+    assert len(found[20, 4][0]) == 6
+    assert found[20, 4][0][0] == pytest.approx(0, abs=1e-6)  # LoRA begins as nothing
+    assert found[20, 4][0] == pytest.approx(found[20, 1][0], rel=1e-3, abs=1e-6)
+    assert found[20, 4][1] < 0.5 * found[0, 4][1]
+
+
+def test_what_retains_needs_what_it_retains(world: Path, tmp_path: Path) -> None:
+    config = json.loads((world / "config.yaml").read_text()) | {"output_dir": str(tmp_path / "run")}
+    config["stages"]["only"]["losses"] = ["retain", "assign"]
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    with pytest.raises(TPOError, match="stages.only.losses: has 'retain' without 'mllm'"):
+        train(tmp_path / "config.yaml")
 
 
 def test_it_reads_as_text_and_stops_at_the_limit(world: Path, run: Path) -> None:
@@ -51,6 +101,7 @@ def test_it_reads_as_text_and_stops_at_the_limit(world: Path, run: Path) -> None
     assert text.startswith("1 conversations")
     assert "right after applying: equal bit for bit" in text
     assert "run, LoRA off: perplexity" in text
+    assert "agreement 100.0%, equal bit for bit" in text
 
 
 def test_records_with_nothing_but_tasks_are_refused(world: Path, tmp_path: Path) -> None:

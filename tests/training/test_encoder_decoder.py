@@ -46,7 +46,7 @@ def test_two_steps_and_an_answer(name: str, tmp_path: Path) -> None:
     batch = collate(samples)
     ids = model.tpo.host.ids_of(model, dict(batch), model.tpo.tokens)
     counted = count_targets(ids, batch["labels"], model.tpo.tokens, None, model.tpo.host.label_shift)
-    assert counted == Counts(3 + 1 + 1 + 3 + 1 + 1 + 1, 4, {"point": 4})
+    assert counted == Counts(3 + 1 + 1 + 3 + 1 + 1 + 1, 4, {"point": 4}, retain=3 + 1)
     arguments = transformers.TrainingArguments(
         output_dir=str(tmp_path),
         max_steps=2,

@@ -45,5 +45,7 @@ def _as_text(result: dict[str, Any]) -> str:
     for name, words in (("lora_on", "run"), ("lora_off", "run, LoRA off")):
         if name in result:
             numbers = result[name]
-            lines.append(f"{words}: perplexity {numbers['perplexity']:.3f}, agreement {numbers['agreement']:.1%}")
+            exactly = ", equal bit for bit" if numbers["exactly_equal"] else ""
+            agreement = f"agreement {numbers['agreement']:.1%}{exactly}"
+            lines.append(f"{words}: perplexity {numbers['perplexity']:.3f}, {agreement}")
     return "\n".join(lines)

@@ -106,7 +106,7 @@ class StageConfig(Config):
     and output row) or both as "tokens", each of these but LoRA also for one head ("heads.region"), "connector",
     "vision", "language" (the language model itself), or a name under `modules`. The most exact name wins."""
     losses: Annotated[list[str], MinLen(1)] | None = None
-    """Losses in use: "mllm", "assign" and heads' names; None uses all. Their weights are `tpo.loss_weights`.
+    """Losses in use: "mllm", "assign", "retain" and heads' names; None uses all. Their weights are `tpo.loss_weights`.
     The others are not computed in training, and cost nothing there: without "mllm" the host computes no loss."""
     data: list[DataSource] = field(default_factory=list)
     """Training records; sources are mixed by their weights."""

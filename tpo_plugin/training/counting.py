@@ -27,12 +27,13 @@ def count_step(
 ) -> Counts:
     """At least 1 of each kind; put into every batch of the step. `add_ranks` adds numbers over ranks."""
     heads = list(tpo.heads)
-    total = torch.zeros(2 + len(heads), dtype=torch.int64)
+    total = torch.zeros(3 + len(heads), dtype=torch.int64)
     for batch in batches:
         found = count_batch(tpo, batch)
-        total += torch.tensor([found.mllm, found.assign, *(found.heads[name] for name in heads)])
-    mllm, assign, *of_heads = add_ranks(total).clamp(min=1).tolist()
-    counts = Counts(mllm, assign, dict(zip(heads, of_heads, strict=True)), scale, measure, logits=logits)
+        total += torch.tensor([found.mllm, found.assign, found.retain, *(found.heads[name] for name in heads)])
+    mllm, assign, retain, *of_heads = add_ranks(total).clamp(min=1).tolist()
+    by_head = dict(zip(heads, of_heads, strict=True))
+    counts = Counts(mllm, assign, by_head, scale, measure, logits=logits, retain=retain)
     for batch in batches:
         batch["task_counts"] = counts
     return counts

@@ -123,7 +123,7 @@ class MeasuringMixin(_Trainer):
         return self._total_loss / max(self._total_steps, 1)
 
     def _drain(self) -> dict[str, float]:
-        kinds = [kind for kind in ("mllm", "assign", *self.tpo.heads) if self.tpo.config.weight(kind)]
+        kinds = [kind for kind in ("mllm", "assign", "retain", *self.tpo.heads) if self.tpo.config.weight(kind)]
         names = ["loss", *(f"loss_{kind}" for kind in kinds), *STATISTICS]
         zero = torch.zeros((), device=self.accelerator.device)
         sums = torch.stack([self._sums.get(name, zero).to(zero.device) for name in names])

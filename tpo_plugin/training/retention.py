@@ -51,7 +51,9 @@ def retention(
     Returns plain numbers: "conversations", "with_tasks" (left out), "tokens" (labelled ones); "applied": right after
     `apply_tpo`, whether loss and logits over the old vocabulary equal the host's bit for bit, and how far they are at
     the most; "host", "lora_on" and, where the run has an adapter, "lora_off": the perplexity of the answers and, of the
-    latter two, "agreement", the share of answer tokens at which the likeliest next token is the host's.
+    latter two, "exactly_equal", whether all logits but the triggers' equal the host's bit for bit, as they do where
+    nothing of the host was trained, and "agreement", the share of answer tokens at which the likeliest next token is
+    the host's.
     """
     directory = Path(directory)
     saved = read_run(directory)
@@ -81,7 +83,9 @@ def retention(
     for name, switched in _switches(trained.eval()):
         with switched:
             answers = [_answers(trained, batch, old_size, shift) for batch in batches]
-        result[name] = {"perplexity": _perplexity(answers), "agreement": _agreement(answers, bare)}
+        exactly_equal = _equal_without(answers, bare, [trigger for trigger, _ in trained.tpo.token_ids.values()])
+        agreement = _agreement(answers, bare)
+        result[name] = {"perplexity": _perplexity(answers), "exactly_equal": exactly_equal, "agreement": agreement}
     return result
 
 
@@ -124,6 +128,16 @@ def _answers(model: Any, batch: dict[str, Any], old_size: int, shift: int) -> tu
 def _perplexity(answers: list[tuple[Tensor, Tensor]]) -> float:
     losses = [F.cross_entropy(logits, labels, reduction="sum") for logits, labels in answers]
     return float((torch.stack(losses).sum() / sum(len(labels) for _, labels in answers)).exp())
+
+
+def _equal_without(
+    answers: list[tuple[Tensor, Tensor]], bare: list[tuple[Tensor, Tensor]], triggers: list[int]
+) -> bool:
+    """Whether logits are equal bit for bit, but for the triggers' columns, which train in spare rows of the host."""
+    others = torch.tensor([token for token in range(bare[0][0].shape[1]) if token not in triggers])
+    return all(
+        torch.equal(ours[:, others], theirs[:, others]) for (ours, _), (theirs, _) in zip(answers, bare, strict=True)
+    )
 
 
 def _agreement(answers: list[tuple[Tensor, Tensor]], bare: list[tuple[Tensor, Tensor]]) -> float:

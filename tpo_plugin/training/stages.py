@@ -189,11 +189,13 @@ class _Epochs(TrainerCallback, torch.utils.data.Dataset):
 
 def _loss_weights(model: nn.Module, config: TrainConfig, name: str) -> dict[str, float]:
     """The weight of every loss in a stage: 0 of those that it does not use."""
-    kinds = ["mllm", "assign", *model.tpo.heads]
+    kinds = ["mllm", "assign", "retain", *model.tpo.heads]
     active = config.stages[name].losses or kinds
     for index, loss in enumerate(active):
         if loss not in kinds:
             raise TPOError(f"stages.{name}.losses[{index}]: is {loss!r}{did_you_mean(loss, kinds)}")
+    if "retain" in active and "mllm" not in active:
+        raise TPOError(f"stages.{name}.losses: has 'retain' without 'mllm', the loss of what it retains; add 'mllm'")
     applied = TPOConfig(loss_weights=config.tpo.loss_weights, heads=model.tpo.config.heads)
     return {kind: applied.weight(kind) if kind in active else 0.0 for kind in kinds}
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tpo_shapes.baselines import (
+    bare_record,
     baseline_record,
     best_constant_box,
     best_constant_span,
@@ -58,6 +59,20 @@ def test_a_record_of_the_baseline():
     assert plain["tasks"] == [{"head": "moment", "spans": [[0.25, 1.75]], "saliency": [1]}]
     chat = {"kinds": ["count"], "conversations": lines[:2]}
     assert baseline_record(chat) == chat
+
+
+def test_bare_answers_are_placeholders_alone():
+    lines = [
+        {"from": "human", "value": "<image>\nfollow the object in <mask>."},
+        {"from": "gpt", "value": "it is here <mask>"},
+        {"from": "human", "value": "what colour is the object in <region>?"},
+        {"from": "gpt", "value": "red"},
+        {"from": "human", "value": "when does it turn?"},
+        {"from": "gpt", "value": "at <temporal>"},
+    ]
+    bare = bare_record({"conversations": lines, "tasks": []})
+    assert [line["value"] for line in bare["conversations"][1::2]] == ["<mask>", "red", "<temporal>"]
+    assert bare["conversations"][::2] == lines[::2]
 
 
 def test_numbers_become_boxes():

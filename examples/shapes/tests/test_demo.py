@@ -12,6 +12,7 @@ import sys
 import pytest
 from PIL import Image
 from rich.console import Console
+from tpo_shapes.confidence import confidence_rows, reliability_plot, score_confidence
 from tpo_shapes.demo import LOCK_FILE, constant_answers, heldout_files, run_demo
 from tpo_shapes.evaluate import Answer, Question, _as_answer, load_answers, overlap, read_questions, score
 from tpo_shapes.host import build_host
@@ -20,6 +21,7 @@ from tpo_shapes.recipe import Size, train_config
 from tpo_shapes.report import (
     BASELINE,
     CONSTANT,
+    FROZEN,
     HOST,
     MEASURES,
     TPO,
@@ -34,6 +36,7 @@ from typer.testing import CliRunner
 from tpo_plugin.cli import app
 from tpo_plugin.errors import TPOError
 from tpo_plugin.training.folder import held
+from tpo_plugin.training.retention import retention
 
 TINY = Size(
     num_scenes=8, num_clips=8, heldout_scenes=3, heldout_clips=3, steps=(5, 5, 5), batch_size=4, sam_steps=(1, 1, 1)
@@ -58,8 +61,8 @@ def test_the_table_shows_what_results_json_says(run):
     directory, results = run
     saved = json.loads((directory / "results.json").read_text())
     assert saved == json.loads(json.dumps(results))
-    assert list(saved["rows"]) == [TPO, BASELINE, CONSTANT, HOST]
-    console = Console(width=80, record=True, file=io.StringIO())
+    assert list(saved["rows"]) == [TPO, FROZEN, BASELINE, CONSTANT, HOST]
+    console = Console(width=90, record=True, file=io.StringIO())
     console.print(table(saved))
     lines = console.export_text().splitlines()
     for title, media, key in MEASURES:
@@ -76,7 +79,16 @@ def test_the_table_shows_what_results_json_says(run):
                 assert float(text) == pytest.approx(number * (1 if "iou" in key else 100), abs=0.051)
     assert saved["seconds"]["calls"] == 1
     assert saved["seconds"]["wall"] > 0
-    assert all(saved["seconds"]["cpu"][name]["training"] > 0 for name in (TPO, BASELINE))
+    assert all(saved["seconds"]["cpu"][name]["training"] > 0 for name in (TPO, FROZEN, BASELINE))
+
+
+@pytest.mark.slow
+def test_the_frozen_hosts_chat_is_the_hosts(run, host):
+    directory, _ = run
+    found = retention(directory / "frozen", directory / "data" / "heldout" / "clip_chat.jsonl", host=host)
+    assert found["lora_on"]["exactly_equal"]
+    trained = retention(directory, directory / "data" / "heldout" / "clip_chat.jsonl", host=host)
+    assert not trained["lora_on"]["exactly_equal"]
 
 
 @pytest.mark.slow
@@ -143,7 +155,7 @@ def test_tpo_eval_gives_the_same_numbers(run, tmp_path):
 @pytest.mark.slow
 def test_the_table_of_masks_shows_the_scores_of_the_tracks(run):
     directory, results = run
-    assert list(results["masks"]) == [TPO, FILLED, BOUND]
+    assert list(results["masks"]) == [TPO, FROZEN, FILLED, BOUND]
     questions = read_questions(heldout_files(directory))
     wanted = [question for question in questions if question.wanted == "mask"]
     assert sum(found["num"] for found in results["masks"][TPO].values()) == len(wanted) > 0
@@ -168,7 +180,9 @@ def test_the_report_has_pictures_curves_and_the_table(run):
     assert len(pictures) >= 5
     for picture in pictures:
         Image.open(io.BytesIO(base64.b64decode(picture))).verify()
-    assert page.count("<svg") == 5
+    assert page.count("<svg") == 6  # five losses, and how reliable the scores are
+    for row in confidence_rows(results):
+        assert "".join(f"<td>{value}</td>" for value in row) in page
     assert page.count("stroke-width") >= 6  # conversation of both runs, assignment, region, temporal, mask
     for values in cells(results).values():
         assert "".join(f"<td>{value}</td>" for value in values) in page
@@ -221,10 +235,39 @@ def test_the_baseline_trains_the_same_steps_on_the_same_records(tmp_path, host):
         assert stage.learning_rates == rates | {"words": rates["lora"]}
 
 
+def test_a_frozen_host_trains_nothing_of_it(tmp_path, host):
+    config = train_config(host, tmp_path, TINY, 0, FROZEN)
+    assert config.lora is None
+    parts = {part for stage in config.stages.values() for part in stage.learning_rates}
+    assert parts == {"triggers", "tokens", "heads", "heads.temporal"}
+
+
 def test_help_is_fast_to_build_and_needs_no_torch():
     code = "import sys, tpo_shapes.plugin; print('torch' in sys.modules, 'transformers' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.split() == ["False", "False"]
+
+
+def test_what_scores_are_worth():
+    true = [[0.2, 0.2, 0.6, 0.6], [0.2, 0.2, 0.4, 0.6], [0.7, 0.7, 0.9, 0.9]]  # IoU 1, 0.5, 0
+    answers = [Answer("", [b], scores={"box": score}) for b, score in zip(true, (0.9, 0.5, 0.2), strict=True)]
+    asked = [question(box=BOX)] * 3
+    found = score_confidence([*asked, question(box=BOX)], [*answers, Answer("red")])
+    boxes = found["pictures: boxes"]
+    assert (boxes["num"], boxes["scored"]) == (4, 3)
+    # Two of four are found, both before the wrong one: precision 1 at the recalls 0 to 0.5, of 101.
+    assert boxes["ap@0.5"] == pytest.approx(51 / 101)
+    assert boxes["calibration_error"] == pytest.approx((0.1 + 0.0 + 0.2) / 3, abs=1e-6)
+    assert found["clips: moments"] == {
+        "num": 0,
+        "scored": 0,
+        "ap@0.5": None,
+        "ap": None,
+        "calibration_error": None,
+        "reliability": [],
+    }
+    assert confidence_rows({"confidence": found})[2] == ["clips: moments", "-", "-", "-"]
+    assert reliability_plot({"confidence": found}).count("<circle") == 3
 
 
 def question(kind="region", box=None, answer="", media="a.png", spans_s=()):

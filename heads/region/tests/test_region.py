@@ -1,6 +1,7 @@
 """The region head alone: losses, records, metrics, units, drawing."""
 
 import json
+import math
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.autograd import gradcheck
-from tpo_head_region.boxes import giou_loss
+from tpo_head_region.boxes import NUM_FEATURES, fourier_features, giou_loss
 from tpo_head_region.config import RegionConfig
 from tpo_head_region.head import RegionHead
 
@@ -26,8 +27,9 @@ def head() -> RegionHead:
     return RegionHead(RegionConfig(), HIDDEN)
 
 
-def test_network_is_the_authors(head):
+def test_network_is_the_authors():
     """But for the scorer, which they do not have."""
+    head = RegionHead(RegionConfig(given_box="mlp"), HIDDEN)
     state = head.state_dict().items()
     shapes = {name: tuple(value.shape) for name, value in state if not name.startswith("scorer.")}
     assert shapes == {
@@ -158,6 +160,42 @@ def test_encode(head):
     assert embeddings.shape == (2, HIDDEN)
     assert not torch.equal(embeddings[0], embeddings[1])
     assert head.encode({"boxes_xyxy": TRUE[:0]}).shape == (0, HIDDEN)
+
+
+@pytest.mark.parametrize("given_box", ["fourier", "mlp"])
+def test_a_given_box_can_be_read_off_its_embedding(given_box):
+    """In which of 8 x 8 cells a box's centre is: waves tell it, four numbers through a narrow layer do not."""
+    torch.manual_seed(0)
+    head = RegionHead(RegionConfig(given_box=given_box), HIDDEN)
+    reader = torch.nn.Linear(HIDDEN, 16)
+    optimizer = torch.optim.Adam([*head.encoder.parameters(), *reader.parameters()], lr=2e-2)
+    first = torch.rand(2000, 2) * 0.7
+    boxes = torch.cat((first, first + 0.05 + torch.rand(2000, 2) * 0.25), -1)
+    cells = ((boxes[:, :2] + boxes[:, 2:]) * 4).long()  # [N, 2], 0 to 7
+    for _ in range(300):
+        logits = reader(head.encode({"boxes_xyxy": boxes})).view(-1, 2, 8)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), cells.flatten()).backward()
+        optimizer.step()
+    share = float((logits.argmax(-1) == cells).float().mean())
+    assert share > 0.9 if given_box == "fourier" else share > 0.6
+
+
+def test_fourier_features_by_hand():
+    found = fourier_features(torch.tensor([[0.0, 0.5, 1.0, 0.75]]))
+    assert found.shape == (1, NUM_FEATURES)
+    torch.testing.assert_close(found[0, :6], torch.tensor([-1.0, 0.0, 1.0, 0.5, 0.0, 0.25]))
+    waves = [math.sin(math.pi / 2 * 2**octave * 0.5) for octave in range(6)]
+    torch.testing.assert_close(found[0, 6 + 3 * 6 : 6 + 4 * 6], torch.tensor(waves), atol=1e-5, rtol=0)
+
+
+def test_weights_from_before_waves(head):
+    old = RegionHead(RegionConfig(given_box="mlp"), HIDDEN)
+    other = RegionHead(RegionConfig(), HIDDEN)
+    other.load_state_dict(old.state_dict())
+    inputs = {"boxes_xyxy": TRUE}
+    assert torch.equal(other.encode(inputs), old.encode(inputs))
+    assert not torch.equal(head.encode(inputs), old.encode(inputs))
 
 
 def test_unknown_loss():

@@ -11,7 +11,7 @@ import re
 
 import numpy as np
 
-from tpo_shapes.questions import MASKS, MOMENTS, PLACEHOLDER, Span
+from tpo_shapes.questions import MASK, MASKS, MOMENTS, PLACEHOLDER, Span
 from tpo_shapes.world import CLIP_SECONDS
 
 
@@ -72,6 +72,17 @@ def without_masks(record: dict) -> dict:
     plain = {**record, "conversations": conversations, "kinds": [kinds[index] for index in kept]}
     if "tasks" in record:
         plain["tasks"] = [task for task in record["tasks"] if task["head"] != "mask"]
+    return plain
+
+
+def bare_record(record: dict) -> dict:
+    """The record for a host that nothing trains, which will never say "it is here": an answer that calls for a head is
+    the placeholder alone."""
+    calls = re.compile("|".join(map(re.escape, (PLACEHOLDER, MOMENTS, MASK))))
+    plain = copy.deepcopy(record)
+    for line in plain["conversations"]:
+        if line["from"] == "gpt" and (found := calls.search(line["value"])):
+            line["value"] = found[0]
     return plain
 
 

@@ -1,7 +1,9 @@
-"""`tpo demo`: data, three stages, the same training with boxes as words and an MLP for moments, and the results.
+"""`tpo demo`: data, three stages, the same training with boxes as words and an MLP for moments, heads on a frozen
+host, and the results.
 
 DIRECTORY                 a run of `tpo train`, as `tpo predict` takes it
 DIRECTORY/baseline        the baseline's run
+DIRECTORY/frozen          the run of heads on a frozen host
 DIRECTORY/data            train-0, train-1 and heldout
 DIRECTORY/*.log           what the processes wrote
 DIRECTORY/*.seconds       how long they took, over all calls
@@ -30,7 +32,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tpo_plugin.errors import TPOError
 from tpo_plugin.training.folder import held
-from tpo_shapes.baselines import baseline_record, best_constant_box, best_constant_span
+from tpo_shapes.baselines import bare_record, baseline_record, best_constant_box, best_constant_span
+from tpo_shapes.confidence import score_confidence
 from tpo_shapes.dataset import make_dataset, write_records
 from tpo_shapes.evaluate import (
     Answer,
@@ -54,7 +57,7 @@ from tpo_shapes.recipe import (
     sam_file,
     train_config,
 )
-from tpo_shapes.report import BASELINE, CONSTANT, HOST, TPO, mask_table, table, write_report
+from tpo_shapes.report import BASELINE, CONSTANT, FROZEN, HOST, TPO, confidence_table, mask_table, table, write_report
 from tpo_shapes.stopwatch import Stopwatch
 
 LOCK_FILE = "demo.lock"
@@ -91,8 +94,12 @@ def _run(directory: Path, size: Size, seed: int, host: Path) -> dict[str, Any]:
     results = {
         **settings,
         "quick": quick,
-        "rows": {name: score(questions, answers[name]) for name in (TPO, BASELINE, CONSTANT, HOST)},
-        "masks": score_masks(questions, {TPO: answers[TPO], **load_compared(tracks_file(directory), questions)}),
+        "rows": {name: score(questions, answers[name]) for name in (TPO, FROZEN, BASELINE, CONSTANT, HOST)},
+        "masks": score_masks(
+            questions,
+            {name: answers[name] for name in (TPO, FROZEN)} | load_compared(tracks_file(directory), questions),
+        ),
+        "confidence": score_confidence(questions, answers[TPO]),
         "seconds": {"wall": clock.seconds, "calls": clock.calls, "cpu": cpu},
         "versions": {name: version(name) for name in ("tpo-plugin", "torch", "transformers", "peft")},
     }
@@ -100,6 +107,7 @@ def _run(directory: Path, size: Size, seed: int, host: Path) -> dict[str, Any]:
     write_report(directory, results, questions, answers)
     console.print(table(results))
     console.print(mask_table(results))
+    console.print(confidence_table(results))
     if quick:
         console.print("[bold]--quick shows the path, not the quality[/bold]; for the quality leave it out")
     picture = next(q for q in questions if q.box is not None and not q.clip)
@@ -123,7 +131,10 @@ def _run_jobs(directory: Path, size: Size, seed: int, host: Path, console: Conso
         _wait(progress, {"micro SAM 2": ([sam], lambda: 0, 1), HOST: ([answers[HOST]], lambda: 0, 1)})
         runs = {name: start(name, _train, host, directory, size, seed, name) for name in HEADS}
         steps = {name: partial(_steps, _log(directory, name)) for name in HEADS}
-        _wait(progress, {name: ([run], steps[name], sum(size.steps)) for name, run in runs.items()})
+        _wait(
+            progress,
+            {name: ([run], steps[name], sum(size.steps) // (2 if name == FROZEN else 1)) for name, run in runs.items()},
+        )
         answers |= {name: start(name, _answer, directory, name, host) for name in HEADS}
         tracks = start("tracks", _compare, directory)
         asked = [*answers.values(), tracks]
@@ -192,7 +203,7 @@ def _work(log: Path, job: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _make_part(root: Path, size: Size, seed: int) -> None:
-    """One training shard or the held-out scenes, with the tasks as the baseline takes them."""
+    """One training shard or the held-out scenes, with the tasks as each model takes them."""
     if (root / "done").is_file():
         return
     if root.name in SHARDS:
@@ -203,8 +214,9 @@ def _make_part(root: Path, size: Size, seed: int) -> None:
         files = make_dataset(root, "heldout", size.heldout_scenes, 1000 * seed + 500, size.heldout_clips)
     for key, file in files.items():
         if key.endswith("tasks"):
-            records = (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines())
-            write_records(root / records_file(key, BASELINE), map(baseline_record, records))
+            records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+            for name, change in ((BASELINE, baseline_record), (FROZEN, bare_record)):
+                write_records(root / records_file(key, name), map(change, records))
     (root / "done").touch()
 
 
@@ -229,7 +241,8 @@ def _answer(directory: Path, name: str, host: Path) -> float:
     with Stopwatch(directory / f"{FILES[name]}.answers.seconds", time.process_time) as clock, _heads_of(name):
         if not path.is_file():
             questions = read_questions(heldout_files(directory))
-            save_answers(path, answer_questions(_load(directory, name, host), questions, as_text=name != TPO))
+            as_text = name in (BASELINE, HOST)
+            save_answers(path, answer_questions(_load(directory, name, host), questions, as_text=as_text))
     return clock.seconds
 
 

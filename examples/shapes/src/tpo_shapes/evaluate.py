@@ -72,6 +72,8 @@ class Answer:
     """Of each frame of a clip, where moments were asked and a head said it."""
     called: list[str] = field(default_factory=list)
     """What was called for, "box", "moment" or "mask": the trigger was emitted, or the numbers were said."""
+    scores: dict[str, float] = field(default_factory=dict)
+    """The head's own confidence in the first "box", "moment" or "mask", 0 to 1."""
     track: dict[str, Any] | None = None
     """The first object's "masks" (RLE) at "times" (seconds), where masks were called for."""
 
@@ -158,6 +160,8 @@ def _as_answer(said: str, predictions: list[Any], as_text: bool) -> Answer:
     for prediction in predictions:
         if prediction.value is None:
             continue
+        if prediction.head_score is not None:
+            answer.scores.setdefault(CALLS.get(prediction.head, "moment"), prediction.head_score)
         if prediction.head == "region":
             answer.boxes.append(prediction.value.tolist())
         elif prediction.head == "mask":

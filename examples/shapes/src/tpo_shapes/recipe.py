@@ -8,20 +8,23 @@ from typing import Any
 
 from tpo_plugin.config import TPOConfig
 from tpo_plugin.data.media import VideoOptions
-from tpo_plugin.training.config import DataConfig, DataSource, StageConfig, TrainConfig
+from tpo_plugin.training.config import DataConfig, DataSource, LoraSettings, StageConfig, TrainConfig
 from tpo_shapes.evaluate import VIDEO
 from tpo_shapes.micro_sam import ARCHITECTURE, SAM_STEPS
-from tpo_shapes.report import BASELINE, HOST, TPO
+from tpo_shapes.report import BASELINE, FROZEN, HOST, TPO
 
 SHARDS = ("train-0", "train-1")
 LOGGING_STEPS = 5
-HEADS = {TPO: ("region", "temporal", "mask"), BASELINE: ("moment",)}
-FILES = {TPO: "tpo", BASELINE: "baseline", HOST: "host"}
+HEADS = {TPO: ("region", "temporal", "mask"), BASELINE: ("moment",), FROZEN: ("region", "temporal", "mask")}
+FILES = {TPO: "tpo", BASELINE: "baseline", FROZEN: "frozen", HOST: "host"}
 """What the files of a model are called in the demo's directory."""
 LOSS_WEIGHTS: dict[str, dict[str, float]] = {
-    TPO: {"region": 5.0, "temporal": 0.1},
+    TPO: {"region": 5.0, "temporal": 0.1, "retain": 4.0},
+    FROZEN: {"region": 5.0, "temporal": 0.1},
     BASELINE: {"moment": 0.5},
 }
+TASKS_OF = {TPO: "", BASELINE: "_baseline", FROZEN: "_bare"}
+"""What the files of a model's records of tasks end in."""
 CG_DETR: dict[str, Any] = {
     "hidden": 64,
     "num_heads": 4,
@@ -92,16 +95,16 @@ def sam_file(directory: Path) -> Path:
 
 
 def train_config(host: Path, directory: Path, size: Size, seed: int, name: str) -> TrainConfig:
-    """The three stages of `TPO`, or of the baseline: the same steps on the same records.
+    """The three stages of `TPO`, of the baseline, on the same records, or of `FROZEN`.
 
     The baseline says boxes in words, which the host never learned, so its word embeddings train too; its moments come
-    from `moment_mlp`.
+    from `moment_mlp`. `FROZEN` trains nothing of the host, and takes half of the steps.
     """
 
-    as_text = name == BASELINE
+    as_text, frozen = name == BASELINE, name == FROZEN
 
     def host_parts(rate: float) -> dict[str, float]:
-        return {"lora": rate, "words": rate} if as_text else {"lora": rate}
+        return {"lora": rate, "words": rate} if as_text else {} if frozen else {"lora": rate}
 
     def parts(rate: float) -> dict[str, float]:
         temporal = {} if as_text else {"heads.temporal": 2e-3}
@@ -117,7 +120,7 @@ def train_config(host: Path, directory: Path, size: Size, seed: int, name: str) 
                 for shard in SHARDS
                 for kind, weight in mix.items()
             ],
-            steps=size.steps[number - 1],
+            steps=-(-size.steps[number - 1] // (2 if frozen else 1)),
             batch_size=size.batch_size,
             micro_batch_size=size.batch_size,
             warmup=0.1,
@@ -131,13 +134,14 @@ def train_config(host: Path, directory: Path, size: Size, seed: int, name: str) 
         output_dir=str(run_directory(directory, name)),
         heads=list(HEADS[name]),
         tpo=TPOConfig(loss_weights=LOSS_WEIGHTS[name], heads=_head_configs(directory, name)),
+        lora=None if frozen else LoraSettings(),
         modules={"words": r"(^|\.)(embed_tokens|lm_head)\."} if as_text else {},
         seed=seed,
         data=DataConfig(video=VideoOptions(**VIDEO)),
         stages={
-            "stage1": stage(1, {**host_parts(3e-3), "triggers": 3e-3}, chat=1.0, losses=["mllm", "assign"]),
+            "stage1": stage(1, {**host_parts(3e-3), "triggers": 3e-3}, chat=1.0, losses=["mllm", "assign", "retain"]),
             "stage2": stage(2, parts(3e-3), chat=0.4),
-            "stage3": stage(3, {**parts(1e-3), "connector": 2e-4, "vision": 2e-4}, chat=0.7),
+            "stage3": stage(3, {**parts(1e-3), **({} if frozen else {"connector": 2e-4, "vision": 2e-4})}, chat=0.7),
         },
     )
 
@@ -149,4 +153,4 @@ def _head_configs(directory: Path, name: str) -> dict[str, dict[str, Any]]:
 
 def records_file(kind: str, name: str) -> str:
     """Name of the file of records that a run takes for a kind of them."""
-    return f"{kind}_baseline.jsonl" if name == BASELINE and kind.endswith("tasks") else f"{kind}.jsonl"
+    return f"{kind}{TASKS_OF[name] if kind.endswith('tasks') else ''}.jsonl"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
+from tpo_shapes.confidence import CONFIDENCE_NOTE, confidence_rows, reliability_plot
 from tpo_shapes.evaluate import GIVEN, VIDEO, Answer, Question, correct, overlap, span_overlap
 from tpo_shapes.outlines import draw_track, score_masks
 from tpo_shapes.questions import CHAT, CLIP_CHAT, MASK, PLACEHOLDER
@@ -20,7 +21,7 @@ from tpo_shapes.world import CLIP_TIMES
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-TPO, BASELINE, CONSTANT, HOST = "TPO", "text, MLP", "constant", "before TPO"
+TPO, FROZEN, BASELINE, CONSTANT, HOST = "TPO", "frozen host", "text, MLP", "constant", "before TPO"
 
 MEASURES = (
     ("pictures: box when asked", "images", "box_when_asked"),
@@ -51,7 +52,9 @@ NOTE = (
     "When asked, not asked: questions about a box (a moment), and all others, whose answer calls for one (emits the "
     "trigger; has the numbers). Acc@0.5, R@1, mean IoU: of the box, or of the first moment with the true one that fits "
     "it best; 0 without one. Box given: colour and shape of the object in a box that the user gives. Chat: words "
-    "exactly right, mean over the kinds of question. Text, MLP: the same host, LoRA, stages, steps and records without "
+    "exactly right, mean over the kinds of question. Frozen host: heads, task tokens and "
+    "triggers alone train, for half of the steps, on answers of a trigger without words; its chat is the host's, but "
+    "where it emits a trigger. Text, MLP: the same host, LoRA, stages, steps and records without "
     "masks, where boxes are numbers in the conversation (the word embeddings train too, as the host never learned "
     "numbers) and moments come from an MLP in the place of CG-DETR. Constant: the box and the moment that are right "
     "most often in training."
@@ -95,6 +98,19 @@ def mask_table(results: dict[str, Any]) -> Table:
         shown.add_column(name, justify="right", max_width=8, style="bold" if name == TPO else "")
     for title, values in mask_cells(results).items():
         shown.add_row(title, *values)
+    return shown
+
+
+_CONFIDENCE_HEAD = ("TPO's scores", "AP@0.5", "AP", "calibration error")
+
+
+def confidence_table(results: dict[str, Any]) -> Table:
+    """What the heads' scores are worth."""
+    shown = Table(title="Scores", caption=CONFIDENCE_NOTE, box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
+    for number, title in enumerate(_CONFIDENCE_HEAD):
+        shown.add_column(title if number else "", justify="right" if number else "left", no_wrap=not number)
+    for row in confidence_rows(results):
+        shown.add_row(*row)
     return shown
 
 
@@ -160,6 +176,8 @@ def write_report(
         f"<p>{html.escape(NOTE)}</p>",
         _html_table(["", *results["masks"]], [[k, *v] for k, v in mask_cells(results).items()]),
         f"<p>{html.escape(MASK_NOTE)}</p>",
+        _html_table(list(_CONFIDENCE_HEAD), confidence_rows(results)),
+        f"<p>{html.escape(CONFIDENCE_NOTE)}</p>",
         f"<p>Seed {results['seed']}. {took(results)}</p>",
         "<h2>Where is it?</h2><p><b class=true>Blue</b>: the true box. <b class=found>Orange</b>: the head's. "
         "<b class=text>Violet</b>: as text.</p>",
@@ -176,6 +194,9 @@ def write_report(
         _gallery(_spread(given, 5)),
         "<h2>Each kind of question</h2>",
         _kinds(results),
+        "<h2>Are the scores right?</h2><p>The overlap that was reached over the head's score; grey where they agree. "
+        "The larger a dot, the more answers.</p>",
+        reliability_plot(results),
         "<h2>Losses</h2><p>Orange: TPO, violet: text, MLP. Grey: where a stage ends.</p>",
         *_curves(directory),
     ]

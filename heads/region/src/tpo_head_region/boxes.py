@@ -6,8 +6,27 @@ and its IoU with any box is 0.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+OCTAVES = 6
+"""Of the waves of `fourier_features`: the shortest is a sixteenth of the image long."""
+NUM_FEATURES = 6 * (1 + 2 * OCTAVES)
+"""That `fourier_features` makes of a box."""
+
+
+def fourier_features(boxes_xyxy: Tensor) -> Tensor:
+    """[..., 4] to [..., `NUM_FEATURES`]: x and y of both corners and of the centre, and their sines and cosines at
+    frequencies that double, from half a wave across the image on.
+
+    As in SAM's prompt encoder (Tancik et al., NeurIPS 2020), with fixed frequencies where that one draws them.
+    """
+    first, second = boxes_xyxy.split(2, dim=-1)
+    places = torch.cat((boxes_xyxy, (first + second) / 2), -1) * 2 - 1
+    angles = (places.unsqueeze(-1) * (math.pi / 2 * 2.0 ** torch.arange(OCTAVES, device=places.device))).flatten(-2)
+    return torch.cat((places, angles.sin(), angles.cos()), -1)
 
 
 def area(boxes_xyxy: Tensor) -> Tensor:

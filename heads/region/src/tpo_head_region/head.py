@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tpo_plugin as tpo
-from tpo_head_region.boxes import giou_loss, iou
+from tpo_head_region.boxes import NUM_FEATURES, fourier_features, giou_loss, iou
 from tpo_head_region.codec import RegionCodec
 from tpo_head_region.config import RegionConfig
 from tpo_plugin.scores import overlap_metrics
@@ -32,6 +32,10 @@ class RegionMLP(nn.Module):
         return self.fc2(F.relu(self.fc1(input)))
 
 
+def _encoder(given_box: str, hidden_size: int) -> RegionMLP:
+    return RegionMLP(4 if given_box == "mlp" else NUM_FEATURES, hidden_size // 2, hidden_size)
+
+
 class RegionHead(RegionCodec, tpo.TaskHead):
     """From a task embedding to a box, and from a box that the user gives to an embedding in the prompt."""
 
@@ -39,7 +43,7 @@ class RegionHead(RegionCodec, tpo.TaskHead):
         super().__init__()
         self.config = config
         self.decoder = RegionMLP(hidden_size, hidden_size // 2, 4)
-        self.encoder = RegionMLP(4, hidden_size // 2, hidden_size)
+        self.encoder = _encoder(config.given_box, hidden_size)
         self.scorer: RegionMLP | None = RegionMLP(hidden_size + 4, hidden_size // 2, 1)
         with torch.no_grad():  # start near the centred box: an inverted box has an L1 loss but no overlap to learn from
             self.decoder.fc2.weight.mul_(0.1)
@@ -59,11 +63,16 @@ class RegionHead(RegionCodec, tpo.TaskHead):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if not any(key.startswith(f"{prefix}scorer.") for key in state_dict):
             self.scorer = None  # saved before the head had scores
+        first = state_dict.get(f"{prefix}encoder.fc1.weight")
+        if first is not None and first.shape[1] == 4 and self.config.given_box != "mlp":
+            self.config.given_box = "mlp"  # saved before the head had any other way
+            self.encoder = _encoder("mlp", self.encoder.fc2.out_features).to(self.encoder.fc1.weight)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def encode(self, inputs: dict[str, Any]) -> Tensor:
         """From `boxes_xyxy` [M, 4] to embeddings [M, D]."""
-        return self.encoder(inputs["boxes_xyxy"])
+        boxes = inputs["boxes_xyxy"]
+        return self.encoder(boxes if self.config.given_box == "mlp" else fourier_features(boxes))
 
     def loss(self, outputs: dict[str, Tensor], targets: dict[str, Any], num_targets: Tensor | int) -> dict[str, Tensor]:
         """`targets`: `boxes_xyxy` [N, 4] with x1 < x2 and y1 < y2. Each loss is weighted; their sum is the head's.
