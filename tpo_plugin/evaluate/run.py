@@ -88,7 +88,7 @@ class Evaluation:
 
 @ending_together()
 def evaluate(evaluation: Evaluation, *, progress: Callable[[int, int], Any] | None = None) -> dict[str, Any]:
-    """Asks all questions, on all ranks that torchrun started, and returns what stands in `results.json`.
+    """Asks all questions, on all ranks that torchrun started; the first returns what stands in `results.json`.
 
     The same call goes on where it was stopped, on any number of ranks, to the same answers; a finished evaluation is
     read. `progress` is called with how many batches this rank has answered, of how many. Raises `TPOError` for a
@@ -124,9 +124,9 @@ def evaluate(evaluation: Evaluation, *, progress: Callable[[int, int], Any] | No
             if not answers.path(number).is_file():
                 answers.save(number, *ask_batch(model, sources, batches[number], reading, asking))
         state.wait_for_everyone()
-        on_main(
-            lambda: _finish(evaluation, folder, settings, model, scorer, reading, sources, questions, batches, load_s)
-        )
+        if not state.is_main_process:  # which may score for longer than ranks wait for each other
+            return {}
+        _finish(evaluation, folder, settings, model, scorer, reading, sources, questions, batches, load_s)
     return read_json(folder / RESULTS_FILE, "what tpo eval writes")
 
 
