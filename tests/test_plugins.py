@@ -80,7 +80,7 @@ BROKEN = {
     "argument": (GOOD.format(name="x").replace("register_heads(register)", "register_heads(add)"), "add"),
     "keyword": (GOOD.format(name="x").replace("trigger=", "triger="), "triger"),
     "name": (GOOD.format(name="x").replace("'x'", "'X-1'"), "expected a lower-case identifier"),
-    "taken": (GOOD.format(name="x").replace("'x'", "'assign'"), "other than 'mllm' or 'assign'"),
+    "taken": (GOOD.format(name="x").replace("'x'", "'assign'"), "other than 'mllm' or 'assign' or 'retain'"),
     "tokens": (GOOD.format(name="x").replace("<x_begin>", "<x>"), "expected different ones"),
     "twice": (
         GOOD.format(name="x").replace("    register(", "    for _ in range(2): register("),

@@ -309,7 +309,7 @@ def check_head_name(name: str) -> None:
         raise TPOError(f"head name {name!r}: expected a lower-case identifier that does not begin with '_'")
     for what, names in RESERVED.items():
         if name in names:
-            others = f"{_or_list(names)}, {what}" if len(names) < 3 else f"{what}, to which {name!r} belongs"
+            others = f"{_or_list(names)}, {what}" if len(names) < 4 else f"{what}, to which {name!r} belongs"
             raise TPOError(f"head name {name!r}: expected a lower-case identifier other than {others}")
 
 

@@ -123,8 +123,8 @@ def test_a_stage_takes_the_weight_that_a_head_has_beside_others(model, monkeypat
     heads = {"point": Loud(), "other": HeadConfig()}
     monkeypatch.setattr(model.tpo.config, "heads", heads)
     config = TrainConfig(model="host", output_dir="run")
-    assert stages._loss_weights(model, config, "stage2") == {"mllm": 1.0, "assign": 1.0, "point": 0.05}
+    assert stages._loss_weights(model, config, "stage2") == {"mllm": 1.0, "assign": 1.0, "retain": 0.0, "point": 0.05}
     config.tpo.loss_weights["point"] = 3.0
     assert stages._loss_weights(model, config, "stage2")["point"] == 3.0
     config.stages["stage2"].losses = ["mllm"]
-    assert stages._loss_weights(model, config, "stage2") == {"mllm": 1.0, "assign": 0.0, "point": 0.0}
+    assert stages._loss_weights(model, config, "stage2") == {"mllm": 1.0, "assign": 0.0, "retain": 0.0, "point": 0.0}

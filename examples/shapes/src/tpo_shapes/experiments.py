@@ -108,7 +108,7 @@ EXPERIMENTS = {
 
 
 def configuration(directory: Path, seed: int, name: str) -> TrainConfig:
-    """The demo's, without masks and without the loss "retain", on one shard, changed."""
+    """The demo's, with given boxes as waves, without masks and the loss "retain", on one shard; changed."""
     config = train_config(demo.HOST_DIRECTORY, directory, FULL, seed, TPO)
     config.heads.remove("mask")
     config.tpo.heads.pop("mask")
@@ -118,6 +118,7 @@ def configuration(directory: Path, seed: int, name: str) -> TrainConfig:
         for source in stage.data:
             source.file = source.file.replace("tasks.jsonl", "tasks_plain.jsonl")
     config.tpo.loss_weights["retain"] = 0.0
+    config.tpo.heads["region"] = {"given_box": "fourier"}
     EXPERIMENTS[name].change(config)
     return config
 

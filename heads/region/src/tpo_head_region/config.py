@@ -12,6 +12,6 @@ import tpo_plugin as tpo
 class RegionConfig(tpo.HeadConfig):
     loss: Literal["l1_giou", "mse"] = "l1_giou"
     """"l1_giou": 2 x L1 + (1 - GIoU) / 5, as the authors' code; "mse": the mean squared error, as the paper."""
-    given_box: Literal["fourier", "mlp"] = "fourier"
-    """How a box that the user gives becomes an embedding: by an MLP from sines and cosines of its corners and centre
-    ("fourier", as SAM's prompt encoder has them), or from its four numbers alone ("mlp", as the paper)."""
+    given_box: Literal["mlp", "fourier"] = "mlp"
+    """How a box that the user gives becomes an embedding: by an MLP from its four numbers ("mlp", as the paper), or
+    from sines and cosines of its corners and centre ("fourier", as SAM's prompt encoder has them)."""

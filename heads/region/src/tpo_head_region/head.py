@@ -32,10 +32,6 @@ class RegionMLP(nn.Module):
         return self.fc2(F.relu(self.fc1(input)))
 
 
-def _encoder(given_box: str, hidden_size: int) -> RegionMLP:
-    return RegionMLP(4 if given_box == "mlp" else NUM_FEATURES, hidden_size // 2, hidden_size)
-
-
 class RegionHead(RegionCodec, tpo.TaskHead):
     """From a task embedding to a box, and from a box that the user gives to an embedding in the prompt."""
 
@@ -43,7 +39,8 @@ class RegionHead(RegionCodec, tpo.TaskHead):
         super().__init__()
         self.config = config
         self.decoder = RegionMLP(hidden_size, hidden_size // 2, 4)
-        self.encoder = _encoder(config.given_box, hidden_size)
+        numbers = 4 if config.given_box == "mlp" else NUM_FEATURES
+        self.encoder = RegionMLP(numbers, hidden_size // 2, hidden_size)
         self.scorer: RegionMLP | None = RegionMLP(hidden_size + 4, hidden_size // 2, 1)
         with torch.no_grad():  # start near the centred box: an inverted box has an L1 loss but no overlap to learn from
             self.decoder.fc2.weight.mul_(0.1)
@@ -63,10 +60,6 @@ class RegionHead(RegionCodec, tpo.TaskHead):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if not any(key.startswith(f"{prefix}scorer.") for key in state_dict):
             self.scorer = None  # saved before the head had scores
-        first = state_dict.get(f"{prefix}encoder.fc1.weight")
-        if first is not None and first.shape[1] == 4 and self.config.given_box != "mlp":
-            self.config.given_box = "mlp"  # saved before the head had any other way
-            self.encoder = _encoder("mlp", self.encoder.fc2.out_features).to(self.encoder.fc1.weight)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def encode(self, inputs: dict[str, Any]) -> Tensor:
