@@ -66,9 +66,9 @@ class _Loader(yaml.SafeLoader):
     """Refuses a key that stands twice, of which PyYAML would take the last, and what nests deeper than anybody writes,
     for which it would take long."""
 
-    def increase_flow_level(self) -> None:
+    def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
         """Where "[" or "{" begins."""
-        super().increase_flow_level()  # type: ignore[misc]  # which the stubs do not know
+        super().fetch_flow_collection_start(token)
         self._check_depth()
 
     def add_indent(self, column: int) -> bool:

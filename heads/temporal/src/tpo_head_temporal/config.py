@@ -10,6 +10,7 @@ from annotated_types import Ge, Gt, Interval
 import tpo_plugin as tpo
 
 Count = Annotated[int, Ge(1)]
+Layers = Annotated[int, Interval(ge=1, le=100)]
 Dropout = Annotated[float, Interval(ge=0, lt=1)]
 Weight = Annotated[float, Ge(0)]
 
@@ -50,13 +51,13 @@ class TemporalConfig(tpo.HeadConfig):
     hidden: Count = 256
     num_heads: Count = 8
     feed_forward: Count = 1024
-    input_layers: Count = 2
-    cross_layers: Count = 2
-    encoder_layers: Count = 3
-    decoder_layers: Count = 3
-    dummy_layers: Count = 2
-    moment_layers: Count = 1
-    sentence_layers: Count = 1
+    input_layers: Layers = 2
+    cross_layers: Layers = 2
+    encoder_layers: Layers = 3
+    decoder_layers: Layers = 3
+    dummy_layers: Layers = 2
+    moment_layers: Layers = 1
+    sentence_layers: Layers = 1
     num_dummies: Count = 45
     num_queries: Count = 10
     """The most spans of one answer, in training too."""
