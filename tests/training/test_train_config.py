@@ -165,9 +165,9 @@ RATE = "expected a finite number above 0; leave a part out to freeze it"
         ("seed: 1\nseed: 2\n", "not a readable YAML file: the key 'seed' stands twice"),
         (only("{epochs: 1, epochs: 2}"), "not a readable YAML file: the key 'epochs' stands twice"),
         ("seed: 2020-01-01\n", "holds more than plain values: Object of type date"),
-        ("x: " + "[" * 5000, "it nests deeper than 100 levels"),
-        ("x: " + "{a: " * 5000, "it nests deeper than 100 levels"),
-        ("\n".join(" " * i + "a:" for i in range(200)), "it nests deeper than 100 levels"),
+        ("x: " + "[" * 5000, "not a readable YAML file: it nests deeper than 100 levels"),
+        ("x: " + "{a: " * 5000, "not a readable YAML file: it nests deeper than 100 levels"),
+        ("\n".join(" " * i + "a:" for i in range(200)), "not a readable YAML file: it nests deeper than 100 levels"),
     ],
 )
 def test_mistakes(tmp_path, text, message):
