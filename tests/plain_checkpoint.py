@@ -21,14 +21,21 @@ def ask(folder: Path, inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
     """A greedy answer, and what heads need of it: the states of all columns but the last, which is never fed."""
     config = transformers.AutoConfig.from_pretrained(folder)
     vision = "vision_config" in config.to_dict()
-    auto = transformers.AutoModelForImageTextToText if vision else transformers.AutoModelForCausalLM
-    model = auto.from_pretrained(folder)
+    # transformers 4.45 calls it by its older name, and loads in float32 unless told.
+    image_text = "AutoModelForImageTextToText"
+    names = [image_text if hasattr(transformers, image_text) else "AutoModelForVision2Seq", "AutoModelForCausalLM"]
+    old = transformers.__version__.startswith("4.45")
+    auto = getattr(transformers, names[0] if vision else names[1])
+    model = auto.from_pretrained(folder, **({"torch_dtype": "auto"} if old else {"dtype": "auto"}))
     tower: list[Any] = []
     for name in json.loads((Path(folder) / "tpo_heads.json").read_text())["vision"]["modules"]:
-        model.get_submodule(name).register_forward_hook(lambda module, args, out: tower.append(out.last_hidden_state))
+        model.get_submodule(name).register_forward_hook(
+            lambda module, args, out: tower.append(getattr(out, "last_hidden_state", out))
+        )
     asked = {"do_sample": False, "return_dict_in_generate": True, "output_hidden_states": True, "output_scores": True}
     answer = model.generate(**inputs, **{**asked, "max_new_tokens": 24, **options})
-    scores = model.compute_transition_scores(answer.sequences, answer.scores, normalize_logits=True)
+    new = answer.sequences[:, inputs["input_ids"].shape[1] :]
+    scores = torch.stack(answer.scores, 1).float().log_softmax(-1).gather(-1, new[..., None])[..., 0]
     with torch.no_grad():
         words = model.get_input_embeddings()(inputs["input_ids"])
     return {
