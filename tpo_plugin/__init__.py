@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from tpo_plugin.codec import TaskCodec
     from tpo_plugin.data.dataset import Sample
     from tpo_plugin.data.media import VideoClip, VideoOptions, read_frames, read_video, stream_video
+    from tpo_plugin.exported import HeadsOnStates, load_heads
     from tpo_plugin.generation.answers import Prediction
-    from tpo_plugin.head import HeadMetrics, Linear, TaskHead
+    from tpo_plugin.head import Benchmark, HeadAnswer, HeadMetrics, Linear, TaskHead
     from tpo_plugin.host import Host
     from tpo_plugin.host.plain import PlainModel
     from tpo_plugin.host.splice import SplicingHost
@@ -33,9 +34,13 @@ _LAZY = {
     "apply_tpo": "apply",
     "remove_tpo": "apply",
     "load_tpo": "checkpoint",
+    "HeadsOnStates": "exported",
+    "load_heads": "exported",
     "TaskCodec": "codec",
     "Prediction": "generation.answers",
     "HostFeatures": "seen",
+    "Benchmark": "head",
+    "HeadAnswer": "head",
     "HeadMetrics": "head",
     "Linear": "head",
     "TaskHead": "head",
@@ -54,9 +59,12 @@ _LAZY = {
 }
 
 __all__ = [
+    "Benchmark",
+    "HeadAnswer",
     "HeadConfig",
     "HeadMetrics",
     "HeadReward",
+    "HeadsOnStates",
     "Host",
     "HostError",
     "HostFeatures",
@@ -76,6 +84,7 @@ __all__ = [
     "VideoOptions",
     "apply_tpo",
     "hookimpl",
+    "load_heads",
     "load_tpo",
     "read_frames",
     "read_video",

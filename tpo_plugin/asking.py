@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ from accelerate.utils import send_to_device
 from tpo_plugin.apply import apply_tpo
 from tpo_plugin.data import TPOCollator
 from tpo_plugin.data.dataset import Sample
+from tpo_plugin.errors import HostError, TPOError
+from tpo_plugin.files import CONFIG_FILE
 from tpo_plugin.generation.answers import Prediction
-from tpo_plugin.training.config import DataConfig, TrainConfig
-from tpo_plugin.training.run import RUN_FILE, load_host, load_run, read_run
+from tpo_plugin.training.config import DataConfig
+from tpo_plugin.training.run import load_host, load_run, read_run_config
 
 
 @dataclass(frozen=True)
@@ -26,30 +28,34 @@ class Answer:
     """Without the tokens of heads."""
     predictions: list[Prediction]
     """In the order in which their tokens stand; their columns are those of this question asked alone."""
-    prompt_tokens: int
+    prompt_tokens: int = 0
     """Length of the question, in tokens."""
-    start: int
+    start: int = 0
     """Column at which the answer begins, of this question asked alone."""
-    token_ids: list[int]
+    token_ids: list[int] = field(default_factory=list)
     """The answer itself, up to the token that ends it."""
-    ended: bool
+    ended: bool = True
     """Whether the model ended it; else it was cut off at `max_new_tokens`."""
+    outputs: dict[str, tuple[dict[str, Any], int]] = field(default_factory=dict)
+    """By head that was called, what its forward gave for this answer's task tokens, and how many these are."""
 
 
-def load(source: str | Path, host: str | Path | None = None) -> tuple[Any, DataConfig]:
-    """The model of a finished run, on a GPU where there is one, and how the run reads media.
+def load(
+    source: str | Path, host: str | Path | None = None, *, device: torch.device | str | None = None
+) -> tuple[Any, DataConfig]:
+    """The model of a run, or of a checkpoint of it, and how the run reads media.
 
-    `host` says where its host lies now, if it has moved. Raises as `load_run` does.
+    `host` says where its host lies now, if it has moved; `device` is by default a GPU where there is one. Raises as
+    `load_run` does.
     """
     model = load_run(source, host=host)
-    config = TrainConfig.from_dict(read_run(source)["config"], where=f"{source}: config")
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), config.data
+    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), read_run_config(source).data
 
 
-def load_run_or_host(source: str | Path) -> tuple[Any, DataConfig]:
+def load_run_or_host(source: str | Path, host: str | Path | None = None) -> tuple[Any, DataConfig]:
     """As `load`; a host (folder or hub name) gets all installed heads, in memory."""
-    if (Path(source) / RUN_FILE).is_file():
-        return load(source)
+    if host is not None or (Path(source) / CONFIG_FILE).is_file():
+        return load(source, host)
     return apply_tpo(load_host(str(source)).eval()), DataConfig()
 
 
@@ -87,6 +93,7 @@ def ask(
                 length - padding,
                 ids if end is None else ids[: end + 1],
                 end is not None,
+                {head: found for head in generated.outputs if (found := generated.outputs_of(head, row))[1]},
             )
         )
     return answers
@@ -101,3 +108,20 @@ def end_ids(model: Any) -> set[int]:
 def _moved(prediction: Prediction, columns: int) -> Prediction:
     start, end = prediction.text_span
     return replace(prediction, position=prediction.position + columns, text_span=(start + columns, end + columns))
+
+
+def ask_each(
+    model: Any, samples: Sequence[Sample], *, route: str | None = None, max_new_tokens: int
+) -> list[Answer | TPOError]:
+    """As `ask`, with what is wrong with a sample in place of its answer.
+
+    A batch that is refused as a whole, as one of clips of different shapes is, is asked one by one. Raises `HostError`.
+    """
+    try:
+        return [*ask(model, samples, route=route, max_new_tokens=max_new_tokens)]
+    except HostError:
+        raise
+    except TPOError as error:
+        if len(samples) == 1:
+            return [error]
+    return [found for s in samples for found in ask_each(model, [s], route=route, max_new_tokens=max_new_tokens)]

@@ -45,10 +45,8 @@ def load_tpo(
     directory of a newer format, a head that is not installed, or weights that do not fit.
     """
     directory = Path(directory)
-    saved = read_config(directory)
-    config = config_from_dict(TPOConfig, saved.config, where=f"{directory / CONFIG_FILE}: config")
-    _check_sizes(saved, config, directory)
-    tokenizer = tokenizer or _load_tokenizer(directory)
+    saved, config = checked_config(directory)
+    tokenizer = tokenizer or load_tokenizer(directory)
     model = _with_adapter(model, directory)
     with _explained(directory, "its heads cannot be put onto the host"):
         apply_tpo(model, tokenizer, heads=saved.heads, config=config, example_inputs=example_inputs)
@@ -66,6 +64,14 @@ def load_tpo(
         remove_tpo(model)
         raise
     return model
+
+
+def checked_config(directory: Path) -> tuple[SavedTPO, TPOConfig]:
+    """`tpo_config.json`, and what it says of the heads; both checked, also against the weights beside it."""
+    saved = read_config(directory)
+    config = config_from_dict(TPOConfig, saved.config, where=f"{directory / CONFIG_FILE}: config")
+    _check_sizes(saved, config, directory)
+    return saved, config
 
 
 def _check_growth(model: Any, saved: SavedTPO, directory: Path) -> None:
@@ -122,7 +128,8 @@ def _with_adapter(model: Any, directory: Path) -> Any:
         return PeftModel.from_pretrained(model, str(directory))
 
 
-def _load_tokenizer(directory: Path) -> Any:
+def load_tokenizer(directory: Path) -> Any:
+    """The processor of a folder, or its tokenizer where it has none."""
     from transformers import AutoProcessor, AutoTokenizer
 
     names = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")

@@ -92,6 +92,11 @@ class TaskCodec:
                 )
         return {key: torch.tensor([task[key] for task in tasks], dtype=torch.float32) for key in names}
 
+    def collate_truth(self, tasks: list[dict[str, Any]]) -> dict[str, Any]:
+        """What a generated answer is measured by: by default the targets of training. A head whose answers cover more
+        than it trains on, as all frames of a video, has its own."""
+        return self.collate_targets(tasks)
+
     def collate_inputs(self, tasks: list[dict[str, Any]], given: list[dict[str, Any]]) -> dict[str, Any] | None:
         """From the tasks to predict and those that the user gives (human turns) to `task_inputs[head]`, or None.
 

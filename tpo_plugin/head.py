@@ -6,7 +6,8 @@ Suffixes of tensor names: N task tokens in the batch, D the host's hidden size, 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +24,17 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-__all__ = ["HeadMetrics", "Linear", "TaskHead", "asks_for_samples", "bare_codec", "build_head", "collate_inputs"]
+__all__ = [
+    "Benchmark",
+    "HeadAnswer",
+    "HeadMetrics",
+    "Linear",
+    "TaskHead",
+    "asks_for_samples",
+    "bare_codec",
+    "build_head",
+    "collate_inputs",
+]
 
 _ANY_SIZE = 1024
 """Width of a host that is not there."""
@@ -109,6 +120,10 @@ class TaskHead(nn.Module, TaskCodec):
         """A fresh accumulator of this head's evaluation metrics; by default its mean losses."""
         return HeadMetrics(self)
 
+    def benchmarks(self) -> dict[str, Benchmark]:
+        """Scorers of published benchmarks by name, for `tpo eval --benchmark NAME`; none by default."""
+        return {}
+
     def draw(self, image: Image, value: Any, target: Any = None) -> Image:
         """A copy of `image` with the value (and the true one, in the same format) drawn on it; by default unchanged."""
         return image.copy()
@@ -164,6 +179,40 @@ def _bare(head: TaskHead) -> TaskHead:
     return bare
 
 
+@dataclass(frozen=True, kw_only=True)
+class HeadAnswer:
+    """What an answer gave of one head, beside what the record wants of it: what a `Benchmark` scores."""
+
+    values: list[Any]
+    """Of its task tokens in the answer, in their order, as `postprocess` gives them; empty where it was not called."""
+    scores: list[float | None]
+    """Confidence of each: the head's own where it has one, else the trigger's probability."""
+    tasks: list[dict[str, Any]]
+    """Of the record's answer."""
+    question: str
+    text: str
+    """What was said, without the tokens of heads."""
+    reference: str
+    """What the record says, likewise."""
+    medium: str = ""
+    """Path of the first image or video."""
+    width: int | None = None
+    height: int | None = None
+    """Pixels of it."""
+    duration_s: float | None = None
+    """Of a video."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A published scorer."""
+
+    convention: str
+    """What its numbers are, and where they part from other scorers of the same name."""
+    score: Callable[[Sequence[HeadAnswer]], dict[str, Any]]
+    """From the answers to all questions of a split, also those that want nothing of the head, to numbers by name."""
+
+
 class HeadMetrics:
     """Accumulates over evaluation batches. A head with better metrics returns its own object with these methods."""
 
@@ -176,6 +225,20 @@ class HeadMetrics:
         for name, value in self.head.loss(outputs, targets, 1).items():
             self.sums[name] = self.sums.get(name, 0.0) + value.item()
         self.num_targets += self.head.count_targets(targets)
+
+    def missed(self, targets: dict[str, Any]) -> bool:
+        """Adds targets that an answer has no prediction for, as the worst that one can be.
+
+        Returns whether that can be said; not of a loss, as here, which is then of what was predicted alone.
+        """
+        return False
+
+    def quality(self) -> float | None:
+        """One number for all that was added, the higher the better, by which the best and the worst answers are found.
+
+        By default the losses' negative sum; None where nothing was added.
+        """
+        return -sum(self.sums.values()) / self.num_targets if self.num_targets else None
 
     def compute(self) -> dict[str, float]:
         """Metric by name; empty where nothing was added."""

@@ -12,9 +12,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import tpo_plugin.cli
-from tpo_plugin import Prediction, TaskHead, TPOError
-from tpo_plugin.cli.predict import draw, frame_time
+from tpo_plugin import TaskHead, TPOError
+from tpo_plugin.cli.predicting import frame_time
 from tpo_plugin.data import VideoClip, read_frame
+from tpo_plugin.drawing import draw
 
 QUESTION = "where is the red circle?"
 
@@ -40,7 +41,6 @@ def test_an_image_gives_text_json_and_a_picture(world: Path, tmp_path: Path) -> 
     before, after = np.asarray(Image.open(picture)), np.asarray(Image.open(drawn))
     assert before.shape == after.shape
     assert (before != after).any()
-    assert result["outputs"] == [str(drawn)]
 
 
 class ClipHead(TaskHead):
@@ -65,10 +65,7 @@ def test_a_head_that_draws_clips_writes_a_file_of_its_own(tmp_path: Path) -> Non
     heads = {"clip": ClipHead(), "dot": DotHead()}
     clip = VideoClip(np.zeros((2, 4, 4, 3), np.uint8), np.array([0.0, 1.0]), 2.0)
 
-    def found(head: str, value: Any) -> Prediction:
-        return Prediction(head, 0, value, None, None, "", (0, 0))
-
-    both = [found("clip", 1), found("dot", (0, 0)), found("clip", 2), found("dot", (1, 1))]
+    both = [("clip", 1), ("dot", (0, 0)), ("clip", 2), ("dot", (1, 1))]
     white = Image.new("RGB", (4, 4), "white")
     files = draw(heads, both, white, clip, tmp_path / "a.png")
     assert files == [tmp_path / "a_clip.txt", tmp_path / "a.png"]
@@ -76,8 +73,9 @@ def test_a_head_that_draws_clips_writes_a_file_of_its_own(tmp_path: Path) -> Non
     dots = np.argwhere((np.asarray(Image.open(files[1])) == (255, 0, 0)).all(-1))
     assert dots.tolist() == [[0, 0], [1, 1]]
     assert draw(heads, both[:1], white, clip, tmp_path / "b.png") == [tmp_path / "b.txt"]
-    assert draw(heads, [found("dot", (0, 0))], white, None, tmp_path / "c.png") == [tmp_path / "c.png"]
+    assert draw(heads, [("dot", (0, 0))], white, None, tmp_path / "c.png") == [tmp_path / "c.png"]
     assert draw(heads, [], white, clip, tmp_path / "d.png") == [tmp_path / "d.png"]
+    assert draw(heads, [("dot", (0, 0))], white, clip, tmp_path / "e.mp4") == [tmp_path / "e.png"]
 
 
 def test_the_same_as_text(world: Path) -> None:
@@ -154,6 +152,8 @@ def test_text_alone_can_be_asked(world: Path) -> None:
     [
         (["--image", "a.png", "--video", "b.mp4"], "both --image and --video were given"),
         (["--image", "a.png", "--time", 1], "--time was given without --video"),
+        (["a.png", "--image", "b.png"], "a.png was given beside --image, --video or --data; expected one way to say"),
+        (["--data", "a.jsonl"], "--data has the questions with their media; leave --prompt, --image and --video out"),
         (["--output", "a.png"], "--output draws on an image or a frame of a video"),
         (["--task", "{boxes}"], "is not JSON .*; for example --task"),
         (["--task", "[1]"], "is no object; for example --task"),
@@ -174,3 +174,82 @@ def test_a_time_beyond_the_video(world: Path) -> None:
 def test_a_folder_that_is_no_run(world: Path) -> None:
     with pytest.raises(TPOError, match=r"has no run.json; expected the output_dir of tpo train"):
         predict(world / "host")
+
+
+def several(run: Path, *arguments: object) -> tuple[int, list[dict[str, Any]], str]:
+    """Exit status, the JSON of each line, and what stands beside it."""
+    command = ["predict", str(run), "--max-new-tokens", "8", "--json", *map(str, arguments)]
+    result = CliRunner().invoke(tpo_plugin.cli.app, command, catch_exceptions=False)
+    return result.exit_code, [json.loads(line) for line in result.stdout.splitlines()], result.stderr
+
+
+def test_several_images_are_all_given_to_one_question(world: Path, tmp_path: Path) -> None:
+    second = tmp_path / "second.png"
+    Image.new("RGB", (64, 48), "red").save(second)
+    arguments = ["--route", "region", "--json"]
+    both = json.loads(predict(world / "run", "--image", world / "picture.png", "--image", second, *arguments))
+    assert both["image"] == [str(world / "picture.png"), str(second)]
+    alone = [json.loads(predict(world / "run", "--image", p, *arguments)) for p in (world / "picture.png", second)]
+    values = [answer["predictions"][0]["value"] for answer in (both, *alone)]
+    assert not np.allclose(values[0], values[1], atol=1e-4)
+    assert not np.allclose(values[0], values[2], atol=1e-4)
+
+
+def test_a_folder_and_files_are_asked_one_by_one(world: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "media"
+    folder.mkdir()
+    Image.new("RGB", (32, 32), "red").save(folder / "a.png")
+    (folder / "b.mp4").write_bytes((world / "clip.mp4").read_bytes())
+    (folder / "c.jpg").write_text("no picture")
+    (folder / "notes.txt").touch()
+    drawn = tmp_path / "drawn"
+    code, found, beside = several(
+        *(world / "run", folder, world / "picture.png", "--prompt", QUESTION, "--route", "region", "--output", drawn)
+    )
+    assert code == 1  # one cannot be read
+    media = [line.get("image", line.get("video")) for line in found]
+    assert media == [str(folder / name) for name in ("a.png", "b.mp4", "c.jpg")] + [str(world / "picture.png")]
+    assert "c.jpg" in found[2]["error"]
+    assert found[1]["frame"]["from"] == "middle"
+    for line in (found[0], found[1], found[3]):
+        kind = "video" if "video" in line else "image"
+        single = json.loads(predict(world / "run", f"--{kind}", line[kind], "--route", "region", "--json"))
+        assert single["text"] == line["text"]
+        assert np.allclose(single["predictions"][0]["value"], line["predictions"][0]["value"], atol=1e-5)
+    files = sorted(file.name for file in drawn.iterdir())
+    assert files == ["00000-a.png", "00001-b.png", "00003-picture.png"]
+    assert [line.removeprefix("drawn: ") for line in beside.splitlines() if line.startswith("drawn")] == [
+        str(drawn / name) for name in files
+    ]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(TPOError, match="holds neither an image nor a video; give another folder"):
+        several(world / "run", empty, "--prompt", QUESTION)
+
+
+def test_records_in_and_json_lines_out(world: Path) -> None:
+    code, found, _ = several(world / "run", "--data", world / "records.jsonl", "--batch-size", 3)
+    assert code == 0
+    assert [line["record"].rpartition(":")[2] for line in found] == ["1", "2", "3", "4"]
+    assert [line.get("image") for line in found] == [str(world / "picture.png")] * 2 + [None] * 2
+    assert found[0]["text"] == json.loads(predict(world / "run", "--image", world / "picture.png", "--json"))["text"]
+    assert found[3]["text"] == json.loads(predict(world / "run", "--json", prompt="how many?"))["text"]
+
+
+def test_an_answer_is_there_whatever_becomes_of_its_drawing(world: Path, tmp_path: Path) -> None:
+    video = ["--video", world / "clip.mp4", "--route", "region"]
+    printed = predict(world / "run", *video, "--output", tmp_path / "new" / "answer.mp4")
+    assert f"drawn: {tmp_path / 'new' / 'answer.png'}" in printed
+    (tmp_path / "taken.png").mkdir()
+    command = ["predict", str(world / "run"), "--prompt", QUESTION, *map(str, video), "--json"]
+    result = CliRunner().invoke(tpo_plugin.cli.app, [*command, "--output", str(tmp_path / "taken.png")])
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["predictions"][0]["head"] == "region"
+    assert "is answered, and cannot be drawn" in result.stderr
+    assert "give another --output" in result.stderr
+
+
+def test_a_checkpoint_can_be_asked(world: Path) -> None:
+    (checkpoint,) = (world / "run/only").glob("checkpoint-*")
+    arguments = ["--image", world / "picture.png", "--route", "region", "--json"]
+    assert predict(checkpoint, *arguments) == predict(world / "run", *arguments)

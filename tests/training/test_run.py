@@ -334,3 +334,54 @@ def test_host_that_moved(finished, tmp_path):
     (tmp_path / "run.json").write_text(json.dumps(saved | {"host": str(tmp_path / "gone")}))
     with pytest.raises(TPOError, match=r"cannot be loaded.*give host= if it has moved"):
         load_run(tmp_path)
+
+
+def test_a_checkpoint_in_the_middle_of_a_run_is_asked(finished, tmp_path):
+    """Also of a stage that leaves alone what an earlier one trained, and while the run goes on."""
+    for place in ("stage3/checkpoint-6", "stage2/final", "stage2/checkpoint-12"):
+        model, saved = load_run(finished / place), load_file(finished / place / "tpo_model.safetensors")
+        assert all(torch.equal(value, saved[name]) for name, value in model.tpo.state_dict().items())
+    # The run ends with stage 3's last checkpoint.
+    ids = torch.tensor([[1, 4, 5, 6, 7]])
+    with torch.no_grad():
+        ends = [load_run(folder)(input_ids=ids).logits for folder in (finished, finished / "stage3" / "checkpoint-6")]
+    assert torch.equal(*ends)
+
+
+def test_a_checkpoint_has_what_earlier_stages_trained_of_the_host(tmp_path):
+    torch.set_num_threads(1)
+    tiny_run.install_head()
+    config = TrainConfig.from_yaml(tiny_run.write_world(tmp_path, stages=["stage2", "stage3"]))
+    config.stages["stage2"].learning_rates = {"lora": 1e-2, "norms": 1e-1}
+    config.stages["stage3"].learning_rates = {"lora": 1e-2}
+    run = train(config)
+    newest = max((run / "stage3").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    assert not (newest / "tpo_host_weights.safetensors").exists()
+    models = [load_run(folder).state_dict() for folder in (run, newest)]
+    assert all(torch.equal(value, models[1][name]) for name, value in models[0].items())
+
+
+def test_a_checkpoint_without_lora_has_the_host(tmp_path):
+    torch.set_num_threads(1)
+    tiny_run.install_head()
+    config = TrainConfig.from_yaml(tiny_run.write_world(tmp_path, num_rows=12, stages=["stage2"], lora=None))
+    config.stages["stage2"].learning_rates = {"heads": 1e-2, "norms": 1e-1}
+    run = train(config)
+    shutil.rmtree(tmp_path / "host")
+    model = load_run(run / "stage2" / "checkpoint-12")
+    weights = load_file(run / "tpo_host_weights.safetensors")
+    assert weights
+    assert all(torch.equal(model.get_parameter(name), value) for name, value in weights.items())
+    assert model.tpo.growth is not None
+
+
+def test_a_folder_that_is_no_checkpoint_is_named(finished, tmp_path):
+    with pytest.raises(TPOError, match=r"stage2 has no run.json; expected .*, or a checkpoint in it"):
+        load_run(finished / "stage2")
+    shutil.copytree(finished / "stage2" / "checkpoint-12", tmp_path / "alone" / "stage2" / "checkpoint-12")
+    with pytest.raises(TPOError, match=r"checkpoint-12 has no run.json; expected .*, or a checkpoint in it"):
+        load_run(tmp_path / "alone" / "stage2" / "checkpoint-12")
+    shutil.copytree(finished.parent, tmp_path / "world")
+    halved(tmp_path / "world" / "run" / "stage2" / "checkpoint-12" / "tpo_model.safetensors")
+    with pytest.raises(TPOError, match=r"checkpoint-12 is damaged: tpo_model.safetensors has .*; take another"):
+        load_run(tmp_path / "world" / "run" / "stage2" / "checkpoint-12")

@@ -10,7 +10,20 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from tpo_plugin.cli import check, convert, doctor, heads, new_head, predict, retention, run, serve, train
+from tpo_plugin.cli import (
+    check,
+    convert,
+    doctor,
+    eval,
+    export,
+    heads,
+    new_head,
+    predict,
+    retention,
+    run,
+    serve,
+    train,
+)
 from tpo_plugin.cli.plugins import plugin_commands
 from tpo_plugin.errors import TPOError
 
@@ -39,10 +52,12 @@ app.add_typer(convert.app, name="convert")
 app.command("check")(check.check)
 app.command("train")(train.train)
 app.command("run")(run.run)
+app.command("eval")(eval.evaluate)
 app.command("predict")(predict.predict)
 app.command("serve")(serve.serve)
 app.command("retention")(retention.retention)
 app.command("doctor")(doctor.doctor)
+app.command("export")(export.export)
 
 
 def main() -> None:

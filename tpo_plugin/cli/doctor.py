@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tpo_plugin.cli.options import Confine
+from tpo_plugin.cli.options import Confine, Host
 from tpo_plugin.errors import TPOError
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def doctor(
         Path | None, typer.Option(help="Prompts to answer: records (.jsonl, .json), or text, one prompt a line.")
     ] = None,
     confine: Confine = False,
+    host: Host = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer to a prompt, in tokens.")] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -37,7 +38,7 @@ def doctor(
     from tpo_plugin.cli.doctor_free import free_answers
     from tpo_plugin.training.run import RUN_FILE
 
-    model, reading = load_run_or_host(run)
+    model, reading = load_run_or_host(run, host)
     report = examine(model)
     if (Path(run) / RUN_FILE).is_file():
         report["free"] = free_answers(Path(run), list(model.tpo.heads))

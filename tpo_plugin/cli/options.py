@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,3 +13,5 @@ Confine = Annotated[
         "--confine", help="For records of others: refuse those that name a file outside of their media folder."
     ),
 ]
+
+Host = Annotated[Path | None, typer.Option(help="Where the host lies now, if it has moved.")]

@@ -1,34 +1,42 @@
-"""`tpo predict`: one question to a trained run, answered with text, predictions and a picture."""
+"""`tpo predict`: questions to a trained run, answered with text, predictions and pictures."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tpo_plugin.cli.options import Confine, Host
 from tpo_plugin.errors import TPOError
 from tpo_plugin.json_file import parse_json
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from tpo_plugin.cli.predicting import Question, Result
 
-    from tpo_plugin.data import VideoClip
-    from tpo_plugin.generation.answers import Prediction
-    from tpo_plugin.head import TaskHead
-
-_STATED_TIME = re.compile(r"\bat\s+(\d+(?:\.\d+)?)\s*s(?:ec(?:ond)?s?)?\b", re.IGNORECASE)
 _EXAMPLE = """for example --task '{"head": "region", "boxes": [[0.1, 0.2, 0.5, 0.6]]}'"""
 
 
 def predict(
-    run: Annotated[Path, typer.Argument(help="Directory of a trained run.")],
-    prompt: Annotated[str, typer.Option(help="The question.")],
-    image: Annotated[Path | None, typer.Option(help="Image that the question is about.")] = None,
+    run: Annotated[Path, typer.Argument(help="Directory of a run, or of a checkpoint of one: RUN/STAGE/checkpoint-N.")],
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[FILE]...", help="Images, videos, and folders of them: each is asked about by itself."),
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="The question.")] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option(help="Image that the question is about; repeatable, it is then about all.")
+    ] = None,
     video: Annotated[Path | None, typer.Option(help="Video that the question is about.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Questions: records, JSON Lines, whose last answer is left out where they have one."),
+    ] = None,
+    media: Annotated[Path | None, typer.Option(help="Folder that the media of --data start from.")] = None,
+    confine: Confine = False,
     task: Annotated[
         list[str] | None,
         typer.Option(help="What a placeholder in the prompt (<region>) stands for, as JSON; repeatable."),
@@ -36,97 +44,111 @@ def predict(
     route: Annotated[str | None, typer.Option(help="Head that must be called, even if the model would not.")] = None,
     time: Annotated[float | None, typer.Option(help="Second of the video whose frame the boxes belong to.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions that are answered together.")] = 8,
+    host: Host = None,
     output: Annotated[
-        Path | None, typer.Option(help="Picture to write, with the predictions drawn on it; heads may add files.")
+        Path | None,
+        typer.Option(help="Picture to write, with what was found on it; heads may add files. For several: a folder."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON; of several questions JSON Lines.")] = False,
 ) -> None:
-    """Ask a trained run about an image or a video.
+    """Ask a trained run about images or videos.
 
-    A box belongs to one frame of a video: that of --time, else of the time stated in the prompt ("at 1.5 seconds"),
-    else the middle of the video.
+    One question about --image or --video, or the same about each FILE, or those of --data. A box belongs to one frame
+    of a video: that of --time, else of the time stated in the question ("at 1.5 seconds"), else the middle of the
+    video. An answer is printed before it is drawn. Of several questions one that cannot be asked is told with its
+    reason, and the others go on; the exit status is then 1.
     """
-    if image is not None and video is not None:
-        raise TPOError("both --image and --video were given; expected one of them")
-    if video is None and time is not None:
-        raise TPOError("--time was given without --video")
-    if output is not None and image is None and video is None:
-        raise TPOError("--output draws on an image or a frame of a video; give --image or --video")
+    several = bool(files) or data is not None
+    _check_use(files, prompt, image, video, data, time, output)
     given = [_parse_task(text) for text in task or []]
 
-    from tpo_plugin.asking import ask, load
-    from tpo_plugin.data import prompt_record, read_frame, read_sample
+    from tpo_plugin.asking import load
+    from tpo_plugin.cli.predicting import answered, of_files, of_records, question_of
 
-    model, reading = load(run)
-    media = {"images": [image] if image else [], "videos": [video] if video else []}
-    sample = read_sample(prompt_record(model.tpo, prompt, tasks=given, **media), reading.video, reading.image)
-    result: dict[str, Any] = {}
-    picture, duration_s = None, None
-    if image is not None:
-        picture = sample.images[0]
-        result["image"] = str(image)
-    elif video is not None:
-        duration_s = sample.videos[0].duration_s
-        time_s, source = frame_time(time, prompt, duration_s)
-        picture = read_frame(video, time_s)
-        result |= {"video": str(video), "duration_s": duration_s, "frame": {"time_s": time_s, "from": source}}
-    if picture is not None:
-        result |= {"width": picture.width, "height": picture.height}
-    answer = ask(model, [sample], route=route, max_new_tokens=max_new_tokens)[0]
-    result |= {"text": answer.text, "predictions": []}
-    for prediction in answer.predictions:
-        plain = prediction.to_json()
-        if prediction.value is not None and picture is not None:
-            units = prediction.to_units(width=picture.width, height=picture.height, duration=duration_s)
-            plain["value_in_units"] = model.tpo.heads[prediction.head].to_json(units)
-        result["predictions"].append(plain)
-    if output is not None and picture is not None:
-        files = draw(
-            model.tpo.heads, answer.predictions, picture, sample.videos[0] if video is not None else None, output
-        )
-        result["outputs"] = [str(file) for file in files]
-    typer.echo(json.dumps(result, indent=2) if as_json else _as_text(result))
-
-
-def draw(
-    heads: Mapping[str, TaskHead],
-    predictions: Sequence[Prediction],
-    picture: Image,
-    clip: VideoClip | None,
-    output: Path,
-) -> list[Path]:
-    """Writes `output` with all that belongs to one picture, and for a head that draws a whole clip a file of its own.
-
-    Where there is only one file, it has the stem of `output`; others end in their head's name. Returns the files.
-    """
-    values: dict[str, list[Any]] = {}
-    for prediction in predictions:
-        if prediction.value is not None:
-            values.setdefault(prediction.head, []).append(prediction.value)
-    files, on_picture = [], not values
-    for name, found in values.items():
-        stem = output.with_name(output.stem if len(values) == 1 else f"{output.stem}_{name}")
-        file = heads[name].draw_video(clip, found, stem) if clip is not None else None
-        if file is not None:
-            files.append(file)
+    model, reading = load(run, host)
+    questions: Iterable[Question]
+    if data is not None:
+        questions = of_records(model.tpo, data, media, confine)
+    elif files:
+        questions = of_files(model.tpo, files, str(prompt), given)
+    else:
+        questions = [question_of(model.tpo, str(prompt), given, image or [], [video] if video else [])]
+    if output is not None:
+        (output if several else output.parent).mkdir(parents=True, exist_ok=True)
+    failed = 0
+    found = answered(
+        model, questions, reading, route=route, time=time, max_new_tokens=max_new_tokens, batch_size=batch_size
+    )
+    for number, (question, result) in enumerate(found):
+        if isinstance(result, Exception) and not several:
+            raise result
+        if isinstance(result, Exception):
+            failed += 1
+            _tell(question, result, as_json=as_json)
             continue
-        on_picture = True
-        for value in found:
-            picture = heads[name].draw(picture, value)
-    if on_picture:
-        picture.save(output)
-        files.append(output)
-    return files
+        _print(question, result.plain(), as_json=as_json, several=several)
+        if output is not None:
+            place = output / f"{number:05d}-{question.stem}.png" if several else output
+            failed += not _draw(question, result, place, as_json=as_json)
+    if failed:
+        raise typer.Exit(1)
 
 
-def frame_time(given: float | None, prompt: str, duration_s: float) -> tuple[float, str]:
-    """Second of the frame that boxes belong to, and where it comes from: "option", "prompt" or "middle"."""
-    if given is not None:
-        return given, "option"
-    stated = _STATED_TIME.search(prompt)
-    if stated is not None:
-        return float(stated[1]), "prompt"
-    return duration_s / 2, "middle"
+def _check_use(
+    files: Sequence[Path] | None,
+    prompt: str | None,
+    image: Sequence[Path] | None,
+    video: Path | None,
+    data: Path | None,
+    time: float | None,
+    output: Path | None,
+) -> None:
+    """Raises `TPOError` for options that do not go together."""
+    if image and video is not None:
+        raise TPOError("both --image and --video were given; expected one of them")
+    if files and (image or video is not None or data is not None):
+        raise TPOError(
+            f"{files[0]} was given beside --image, --video or --data; expected one way to say what is asked about"
+        )
+    if data is not None and (prompt is not None or image or video is not None):
+        raise TPOError("--data has the questions with their media; leave --prompt, --image and --video out")
+    if data is None and prompt is None:
+        raise TPOError("no question was given; expected --prompt, or --data with records")
+    if video is None and not files and data is None and time is not None:
+        raise TPOError("--time was given without --video")
+    if output is not None and not (image or video is not None or files or data is not None):
+        raise TPOError("--output draws on an image or a frame of a video; give --image or --video")
+
+
+def _print(question: Question, result: dict[str, Any], *, as_json: bool, several: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(result, indent=None if several else 2))
+    else:
+        typer.echo((f"{question.name}: " if several else "") + _as_text(result))
+    sys.stdout.flush()
+
+
+def _tell(question: Question, error: Exception, *, as_json: bool) -> None:
+    """Why a question has no answer, in place of it."""
+    if as_json:
+        typer.echo(json.dumps(question.named | {"error": str(error)}))
+    else:
+        typer.echo(f"Error: {question.name}: {error}", err=True)
+
+
+def _draw(question: Question, result: Result, place: Path, *, as_json: bool) -> bool:
+    """Draws what is printed already, and says where it is, beside JSON on stderr; whether it could be drawn."""
+    try:
+        for file in result.draw(place):
+            typer.echo(f"drawn: {file}", err=as_json)
+    except Exception as error:  # whatever a head, or the file system, raises: the answer is there
+        typer.echo(
+            f"Error: {question.name}: is answered, and cannot be drawn ({error}); give another --output, or none",
+            err=True,
+        )
+        return False
+    return True
 
 
 def _parse_task(text: str) -> dict[str, Any]:
@@ -150,7 +172,6 @@ def _as_text(result: dict[str, Any]) -> str:
         lines.append(f"{found['head']}: {_rounded(found['value'], 4)}{units}{score}")
     if "frame" in result:
         lines.append(f"frame: at {result['frame']['time_s']:.3f} s (from {result['frame']['from']})")
-    lines += [f"drawn: {file}" for file in result.get("outputs", ())]
     return "\n".join(lines)
 
 

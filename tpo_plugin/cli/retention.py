@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tpo_plugin.cli.options import Confine
+from tpo_plugin.cli.options import Confine, Host
 
 
 def retention(
@@ -18,7 +18,7 @@ def retention(
     ],
     media: Annotated[Path | None, typer.Option(help="Folder that the paths of images and videos start from.")] = None,
     confine: Confine = False,
-    host: Annotated[Path | None, typer.Option(help="Where the host lies now, if it has moved.")] = None,
+    host: Host = None,
     limit: Annotated[int | None, typer.Option(min=1, help="The first so many conversations only.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

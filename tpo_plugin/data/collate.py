@@ -141,7 +141,9 @@ def collate_tasks(
         roles = tasks.get(name, {"assistant": [], "user": []})
         if roles["assistant"]:
             targets[name] = codec.collate_targets(roles["assistant"])
-        made = collate_inputs(codec, roles["assistant"], roles["user"], samples)
+        # What a prompt has answered before is not to be predicted again.
+        predicted = [] if for_generation else roles["assistant"]
+        made = collate_inputs(codec, predicted, roles["user"], samples)
         if made is not None:
             inputs[name] = made
     return targets, inputs

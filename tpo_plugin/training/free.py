@@ -12,12 +12,12 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -27,9 +27,10 @@ from transformers import LogitsProcessor
 
 from tpo_plugin import zero
 from tpo_plugin.atomic import replace_file
+from tpo_plugin.codec import Codec
 from tpo_plugin.data.collate import TPOCollator
 from tpo_plugin.data.dataset import Sample
-from tpo_plugin.data.records import MEDIA_TAG
+from tpo_plugin.data.records import MEDIA_TAG, Record
 from tpo_plugin.errors import HostError, TPOError
 from tpo_plugin.generation.generate import GenerateOutput
 
@@ -125,7 +126,19 @@ def _answers(trainer: Any, dataset: Any, prefix: str) -> tuple[list[tuple[int, F
             return [], str(error)
 
 
-def rates(answers: Sequence[FreeAnswer], heads: Sequence[str]) -> dict[str, float]:
+class Called(Protocol):
+    """What `rates` looks at."""
+
+    @property
+    def wants(self) -> Collection[str]:
+        """Heads that the record's answer calls."""
+
+    @property
+    def called(self) -> Collection[str]:
+        """Heads that this answer calls."""
+
+
+def rates(answers: Sequence[Called], heads: Sequence[str]) -> dict[str, float]:
     """Emission and false triggers of `ask`, each where there is a question to take it of."""
     values: dict[str, float] = {"free_questions": len(answers)}
     plain = [bool(a.called) for a in answers if not a.wants]
@@ -156,15 +169,20 @@ def answered(
 ) -> tuple[dict[str, Any], Any, int] | None:
     """What a head gave for the first tasks of a record, as many as its tokens in an answer cover.
 
-    Its outputs, the collated targets, and of how many task tokens they are; None of no task.
+    Its outputs, the collated truth, and of how many task tokens they are; None of no task.
     """
-    codec = tpo.codecs[head]
     outputs, num_given = generated.outputs_of(head, row)
-    ends = [end for end in accumulate(codec.num_tokens(task) for task in tasks) if end <= num_given]
-    if not ends:
+    num_tasks, num_tokens = covered(tpo.codecs[head], num_given, tasks)
+    if not num_tasks:
         return None
-    values = {name: value[: ends[-1]] for name, value in outputs.items()}
-    return values, codec.collate_targets(list(tasks[: len(ends)])), ends[-1]
+    values = {name: value[:num_tokens] for name, value in outputs.items()}
+    return values, tpo.codecs[head].collate_truth(list(tasks[:num_tasks])), num_tokens
+
+
+def covered(codec: Codec, num_given: int, tasks: Sequence[dict[str, Any]]) -> tuple[int, int]:
+    """How many of a record's tasks, from the first on, `num_given` task tokens serve whole, and of how many tokens."""
+    ends = [end for end in accumulate(codec.num_tokens(task) for task in tasks) if end <= num_given]
+    return len(ends), ends[-1] if ends else 0
 
 
 # -- questions ---------------------------------------------------------------------------------------------------------
@@ -185,18 +203,16 @@ def _questions(dataset: Any, number: int, chosen: Sequence[int]) -> Iterator[tup
                 f"{type(sample).__name__}; give a tpo_plugin.data.RecordDataset, or eval_generations=0"
             )
         ends = [i + 1 for i, turn in enumerate(sample.record.turns) if turn.role == "assistant"]
-        yield index, _until(sample, ends[int(rng.integers(len(ends)))])
+        record = until(sample.record, ends[int(rng.integers(len(ends)))])
+        yield index, Sample(record, sample.images[: len(record.images)], sample.videos[: len(record.videos)])
 
 
-def _until(sample: Sample, end: int) -> Sample:
+def until(record: Record, end: int) -> Record:
     """The first `end` turns of a conversation, with the media that they show."""
-    turns = sample.record.turns[:end]
+    turns = record.turns[:end]
     tags = [tag for turn in turns for tag in MEDIA_TAG.findall(turn.text)]
     images, videos = tags.count("image"), tags.count("video")
-    record = replace(
-        sample.record, turns=turns, images=sample.record.images[:images], videos=sample.record.videos[:videos]
-    )
-    return Sample(record, sample.images[:images], sample.videos[:videos])
+    return replace(record, turns=turns, images=record.images[:images], videos=record.videos[:videos])
 
 
 # -- answers -----------------------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from tpo_plugin.atomic import replace_file
 from tpo_plugin.checkpoint import load_tpo
 from tpo_plugin.config import FORMAT_VERSION, config_from_dict
 from tpo_plugin.errors import TPOError
+from tpo_plugin.files import CONFIG_FILE as TPO_CONFIG_FILE
 from tpo_plugin.files import load_weights, read_saved
 from tpo_plugin.json_file import read_json
 from tpo_plugin.plugins import registry
@@ -51,6 +52,8 @@ from tpo_plugin.yaml_file import read_yaml
 logger = logging.getLogger(__name__)
 
 RUN_FILE, STAGE_FILE, FINAL = "run.json", "stage.json", "final"
+STATE_FILE = "trainer_state.json"
+"""Of a checkpoint."""
 
 
 @dataclass(kw_only=True)
@@ -135,15 +138,25 @@ def _train(config: TrainConfig, directory: Path, state: PartialState, resume: bo
 
 
 def load_run(directory: str | os.PathLike[str], *, host: str | os.PathLike[str] | None = None) -> nn.Module:
-    """The trained model of a finished run, in evaluation mode, with `model.tpo` and `model.tpo.processor` ready.
+    """The trained model of a run, in evaluation mode, with `model.tpo` and `model.tpo.processor` ready.
 
-    `host` says where the host lies now, if it has moved. Raises `TPOError` for a folder that is no finished run, for
-    one of a newer version, and for a head that is not installed.
+    `directory` is a finished run, or of any run a checkpoint or a stage's `final`. `host` says where the host lies now,
+    if it has moved. Raises `TPOError` for a folder that is neither, for a damaged checkpoint, for one of a newer
+    version, and for a head that is not installed.
     """
     directory = Path(directory)
-    saved = read_run(directory)
-    config = TrainConfig.from_dict(saved["config"], where=f"{directory / RUN_FILE}: config")
-    source = str(host or saved["host"])
+    config = read_run_config(directory)
+    before: Path | None = None
+    if (directory / RUN_FILE).is_file():
+        source = str(host or read_run(directory)["host"])
+    else:
+        check_whole(directory, "take another checkpoint")
+        # A checkpoint without LoRA has the host itself; one with it lacks what earlier stages trained of the host.
+        has_host = (directory / "config.json").is_file()
+        source = str(host or (directory if has_host else config.model))
+        stages = list(config.stages)
+        earlier = stages[: stages.index(directory.parent.name)]
+        before = directory.parent.parent / earlier[-1] / FINAL if earlier and not has_host else None
     try:
         model = load_host(source, config.dtype)
     except Exception as error:  # whatever transformers raises for a folder that is none of a host
@@ -151,8 +164,44 @@ def load_run(directory: str | os.PathLike[str], *, host: str | os.PathLike[str] 
             f"{directory}: its host {source!r} cannot be loaded ({error}); give host= if it has moved"
         ) from error
     model = load_tpo(model, directory)
-    load_host_weights(model, directory)
+    for folder in filter(None, (before, directory)):
+        load_host_weights(model, folder)
     return model.eval()
+
+
+def read_run_config(directory: str | os.PathLike[str]) -> TrainConfig:
+    """The configuration of a run, given by its folder or by a checkpoint of it. Raises `TPOError` for neither."""
+    directory = Path(directory)
+    if (directory / RUN_FILE).is_file():
+        return TrainConfig.from_dict(read_run(directory)["config"], where=f"{directory / RUN_FILE}: config")
+    path = directory.absolute().parent.parent / CONFIG_FILE
+    if not ((directory / TPO_CONFIG_FILE).is_file() and path.is_file()):
+        read_run(directory)  # which says what is wrong with it
+    config = TrainConfig.from_dict(read_yaml(path), where=str(path))
+    if directory.absolute().parent.name not in config.stages:
+        raise TPOError(
+            f"{directory} lies in no stage of {path}, which has {list(config.stages)}; expected a checkpoint"
+        )
+    return config
+
+
+def run_metrics(directory: str | os.PathLike[str]) -> dict[str, float]:
+    """What the last evaluation of a run, or before a checkpoint of it, measured; empty where there was none."""
+    directory = Path(directory)
+    if (directory / RUN_FILE).is_file():
+        stages = read_run(directory)["stages"].values()
+        entries = [entry for stage in stages for entry in (*stage["log"], stage.get("evaluation", {}))]
+    elif (directory / STATE_FILE).is_file():
+        entries = read_json(directory / STATE_FILE, "the state of a Trainer")["log_history"]
+    else:
+        entries = _logged(directory.absolute().parent)["log"]
+    measured = [entry for entry in entries if any(key.startswith("eval_") for key in entry)]
+    left_out = ("_runtime", "_per_second", "_preparation_time")
+    return {
+        key.removeprefix("eval_"): value
+        for key, value in (measured[-1] if measured else {}).items()
+        if key.startswith("eval_") and not key.endswith(left_out) and isinstance(value, (int, float))
+    }
 
 
 def read_run(directory: str | os.PathLike[str]) -> dict[str, Any]:
@@ -160,9 +209,12 @@ def read_run(directory: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(directory) / RUN_FILE
     if not path.is_file():
         started = (Path(directory) / CONFIG_FILE).is_file()
-        remedy = "expected the output_dir of tpo train"
+        remedy = "expected the output_dir of tpo train, or a checkpoint in it (output_dir/STAGE/checkpoint-N)"
         if started:
-            remedy = f"its run is unfinished, and goes on with: tpo train {Path(directory) / CONFIG_FILE}"
+            remedy = (
+                f"its run is unfinished, and goes on with: tpo train {Path(directory) / CONFIG_FILE}; its checkpoints "
+                "can be asked already (STAGE/checkpoint-N)"
+            )
         raise TPOError(f"{directory} has no {RUN_FILE}; {remedy}")
     return read_saved(path, SavedRun)[0]
 

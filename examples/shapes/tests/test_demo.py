@@ -105,6 +105,42 @@ def test_the_numbers_are_those_of_the_answers(run):
 
 
 @pytest.mark.slow
+def test_tpo_eval_gives_the_same_numbers(run, tmp_path):
+    directory, results = run
+    files = heldout_files(directory)
+    data = [argument for file in files for argument in ("--data", str(file))]
+    command = ["eval", str(directory), *data, "--alone", "--max-new-tokens", "12", "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    splits = json.loads((tmp_path / "out" / "results.json").read_text())["splits"]
+    lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    kinds = [kind for file in files for line in file.read_text().splitlines() for kind in json.loads(line)["kinds"]]
+    for media, prefix in (("images", ""), ("clips", "clip_")):
+        heads = splits[str(directory / "data" / "heldout" / f"{prefix}tasks.jsonl")]["heads"]
+        row = results["rows"][TPO][media]
+        region = heads["region"]
+        assert region["emission"] == pytest.approx(row["box_when_asked"])
+        assert region["metrics"]["acc@0.5"] == pytest.approx(row["acc50"])
+        assert region["metrics"]["mean_iou"] == pytest.approx(row["mean_iou"], abs=1e-5)
+        if row["num_moment"]:
+            moments = heads["temporal"]
+            assert moments["emission"] == pytest.approx(row["moment_when_asked"])
+            assert moments["metrics"]["mIoU"] == pytest.approx(row["moment_iou"], abs=1e-5)
+            for percent in (30, 50, 70):
+                assert moments["metrics"][f"R1@0.{percent // 10}"] == pytest.approx(row[f"r1_{percent}"])
+        for kind, share in row["kinds"].items():
+            clips = media == "clips"
+            asked = [li for li, k in zip(lines, kinds, strict=True) if k == kind and bool(li["frames"]) == clips]
+            agreed = [li["text"] == li["reference"] for li in asked]
+            assert (sum(agreed) / len(agreed) if agreed else None) == pytest.approx(share)
+    for kind, found in results["masks"][TPO].items():
+        asked = [li["quality"]["mask"] for li, k in zip(lines, kinds, strict=True) if k == kind]
+        assert len(asked) == found["num"]
+        if asked:
+            assert sum(asked) / len(asked) == pytest.approx(found["J&F"], abs=1e-4)
+
+
+@pytest.mark.slow
 def test_the_table_of_masks_shows_the_scores_of_the_tracks(run):
     directory, results = run
     assert list(results["masks"]) == [TPO, FILLED, BOUND]

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from tpo_head_mask import rle
+from tpo_head_mask.codec import MaskCodec
+from tpo_head_mask.config import MaskConfig
 from tpo_head_mask.metrics import AnswerScores, IoUScores, MaskMetrics
 
 import tpo_plugin as tpo
@@ -64,6 +66,41 @@ def test_a_heads_metrics() -> None:
     # Of the second object one side of four agrees not: boundary pixels within 1 of each other.
     assert 0.5 < result["F"] < 1
     assert result["J&F"] == pytest.approx((result["J"] + result["F"]) / 2)
+
+
+def test_a_track_is_measured_at_the_times_of_the_truth() -> None:
+    truth, half = square(10, 10, 20, 30), square(10, 10, 20, 20)
+    value = {"masks": [rle.encode(mask) for mask in (EMPTY, truth, half, truth)], "times": [0.0, 0.5, 1.0, 1.5]}
+    metrics = MaskMetrics(Head())
+    metrics.update({"values": [value]}, {"masks": [[truth, truth]], "times": [[0.5, 1.2]]})
+    assert metrics.compute()["J"] == pytest.approx((1 + 0.5) / 2)
+    late = {"masks": value["masks"][2:], "times": value["times"][2:]}
+    metrics = MaskMetrics(Head())
+    metrics.update({"values": [late]}, {"masks": [[truth, truth]], "times": [[0.5, 1.5]]})
+    assert metrics.compute()["J"] == pytest.approx((0 + 1) / 2)
+
+
+def test_what_is_missed_is_an_empty_mask() -> None:
+    truth = square(10, 10, 20, 30)
+    metrics = MaskMetrics(Head())
+    metrics.update({"values": [{"masks": [truth]}]}, {"masks": [[truth]]})
+    assert metrics.quality() == 1.0
+    assert metrics.missed({"masks": [[truth, EMPTY]], "times": [[0.0, 1.0]]})
+    assert metrics.compute() == pytest.approx({"J&F": 0.75, "J": 0.75, "F": 0.75, "gIoU": 2 / 3, "cIoU": 0.5})
+    boxes = MaskMetrics(Head())
+    assert boxes.missed({"masks": [[]], "boxes_xyxy": torch.tensor([[0.0, 0, 1, 1]])})
+    assert boxes.compute() == {"box_iou": 0.0}
+    assert boxes.quality() == 0.0
+
+
+def test_the_truth_has_all_frames_whatever_is_trained_on() -> None:
+    mask = rle.encode(square(10, 10, 20, 30))
+    task = {"head": "mask", "masks": [None, mask, mask], "times": [0.0, 0.5, 1.0]}
+    codec = MaskCodec(MaskConfig(clip_frames=1))
+    assert [len(masks) for masks in codec.collate_targets([task])["masks"]] == [1]
+    truth = codec.collate_truth([task])
+    assert [int(each.sum()) for each in truth["masks"][0]] == [0, 200, 200]
+    assert truth["times"] == [[0.0, 0.5, 1.0]]
 
 
 def test_another_number_of_frames_is_refused() -> None:

@@ -234,6 +234,20 @@ def test_metrics_over_two_batches(head):
     assert metrics.compute() == pytest.approx({"acc@0.5": 1 / 3, "mean_iou": (0.08 / 0.18 + 1) / 3}, rel=1e-5)
 
 
+def test_a_missed_box_has_an_overlap_of_nothing(head):
+    metrics = head.metrics()
+    assert metrics.quality() is None
+    metrics.update({"boxes_xyxy": TRUE[:1], "quality": torch.tensor([3.0])}, {"boxes_xyxy": TRUE[:1]})
+    assert metrics.quality() == 1.0
+    assert metrics.missed({"boxes_xyxy": TRUE[:1]})
+    found = metrics.compute()
+    assert (found["acc@0.5"], found["mean_iou"]) == (0.5, 0.5)
+    assert found["ap"] == pytest.approx(51 / 101)  # the precision is 1 up to a recall of a half
+    nothing = head.metrics()
+    assert nothing.missed({"boxes_xyxy": TRUE})
+    assert nothing.compute() == {"acc@0.5": 0.0, "mean_iou": 0.0}
+
+
 def test_acc_counts_an_iou_of_exactly_one_half(head):
     metrics = head.metrics()
     metrics.update({"boxes_xyxy": torch.tensor([[0, 0, 0.5, 1.0]])}, {"boxes_xyxy": torch.tensor([[0, 0, 1.0, 1.0]])})

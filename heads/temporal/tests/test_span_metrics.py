@@ -10,6 +10,8 @@ import torch
 from tpo_head_temporal.metrics import TemporalMetrics
 from tpo_head_temporal.span_metrics import average_precision, best_iou, pad, span_iou
 
+import tpo_plugin as tpo
+
 
 @pytest.mark.parametrize(
     ("first", "second", "expected"),
@@ -64,3 +66,12 @@ def test_metrics_of_the_head() -> None:
         "R1@0.7": pytest.approx(1 / 3),
         "mIoU": pytest.approx((0.8 + 0 + 0.4) / 3),
     }
+
+
+def test_a_missed_query_overlaps_nothing() -> None:
+    metrics = TemporalMetrics(tpo.TaskHead())
+    assert metrics.quality() is None
+    metrics.update({"spans_s": torch.tensor([[[1.0, 3.0]]])}, {"spans_s": [[[1.0, 3.0]]]})
+    assert metrics.missed({"spans_s": [[[0.0, 1.0]], [[2.0, 3.0], [4.0, 5.0]]]})
+    assert metrics.quality() == pytest.approx(1 / 3)
+    assert metrics.compute()["R1@0.7"] == pytest.approx(1 / 3)

@@ -71,6 +71,14 @@ class MaskCodec(tpo.TaskCodec):
         boxes = [target_box(task, own[0] if own else None) for task, own in zip(tasks, read, strict=True)]
         return {"masks": read, "boxes_xyxy": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)}
 
+    def collate_truth(self, tasks: list[dict[str, Any]]) -> dict[str, Any]:
+        """As `collate_targets`, but of all frames, whatever `clip_frames` is, with their `times` in seconds."""
+        from tpo_head_mask.inputs import all_masks
+
+        first = self.collate_targets(tasks)
+        times = [task.get("times") or [0.0] for task in tasks]
+        return first | {"masks": [all_masks(task, self.config.max_mask_pixels) for task in tasks], "times": times}
+
     def collate_inputs(
         self, tasks: list[dict[str, Any]], given: list[dict[str, Any]], samples: Sequence[Any] = ()
     ) -> dict[str, Any]:

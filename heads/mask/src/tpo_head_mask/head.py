@@ -232,6 +232,11 @@ class MaskHead(MaskCodec, tpo.TaskHead):
 
         return MaskMetrics(self) if "pixel" in self.config.losses else tpo.HeadMetrics(self)
 
+    def benchmarks(self) -> dict[str, tpo.Benchmark]:
+        from tpo_head_mask.benchmarks import benchmarks
+
+        return benchmarks()
+
     def draw(self, image: Image, value: Any, target: Any = None) -> Image:
         """A copy of `image` with the value's first mask, and the outline of the true one."""
         from tpo_head_mask.drawing import draw_masks

@@ -70,15 +70,20 @@ def target_masks(task: dict[str, Any], clip_frames: int, max_pixels: int = MAX_P
 
     `max_pixels` is what one mask may have.
     """
-    if "masks" not in task:
-        return []
-    chosen = task["masks"][chosen_entries(task, clip_frames)]
-    read = [None if mask is None else masks.read_mask(mask, max_pixels=max_pixels) for mask in chosen]
-    assert read[0] is not None
-    for mask in read:
-        if mask is not None:
-            masks.check_size("a mask", mask, read[0].shape)
-    return [torch.from_numpy(np.zeros_like(read[0]) if mask is None else np.ascontiguousarray(mask)) for mask in read]
+    return _masks(task["masks"][chosen_entries(task, clip_frames)], max_pixels) if "masks" in task else []
+
+
+def all_masks(task: dict[str, Any], max_pixels: int = MAX_PIXELS) -> list[Tensor]:
+    """As `target_masks`, of every frame that the task names."""
+    return _masks(task.get("masks", []), max_pixels)
+
+
+def _masks(entries: Sequence[Any], max_pixels: int) -> list[Tensor]:
+    read = [None if mask is None else masks.read_mask(mask, max_pixels=max_pixels) for mask in entries]
+    there = [mask for mask in read if mask is not None]
+    for mask in there:
+        masks.check_size("a mask", mask, there[0].shape)
+    return [torch.from_numpy(np.zeros_like(there[0]) if mask is None else np.ascontiguousarray(mask)) for mask in read]
 
 
 def target_box(task: dict[str, Any], first_mask: Tensor | None) -> list[float]:

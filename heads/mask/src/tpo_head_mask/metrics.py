@@ -26,11 +26,14 @@ class IoUScores:
         self.num_images = 0
         self._ious, self._intersection, self._union = 0.0, 0, 0
 
-    def add(self, predicted: Any, truth: Any) -> None:
-        """Adds an image: masks [H, W] of one size."""
+    def add(self, predicted: Any, truth: Any, ignored: Any = None) -> None:
+        """Adds an image: masks [H, W] of one size. What is `ignored` (a mask too) counts in neither."""
         predicted, truth = np.asarray(predicted, dtype=bool), np.asarray(truth, dtype=bool)
         if predicted.shape != truth.shape:
             raise tpo.TPOError(f"the predicted mask is of shape {predicted.shape}, the true one of {truth.shape}")
+        if ignored is not None:
+            counts = ~np.asarray(ignored, dtype=bool)
+            predicted, truth = predicted & counts, truth & counts
         intersection, union = int((predicted & truth).sum()), int((predicted | truth).sum())
         self._ious += intersection / union if union else 1.0
         self._intersection += intersection
@@ -59,16 +62,34 @@ class MaskMetrics(tpo.HeadMetrics):
         self._box_ious: list[float] = []
 
     def update(self, outputs: dict[str, Any], targets: dict[str, Any]) -> None:
-        """Adds a batch: each value of `head.postprocess(outputs)` has "masks" for the frames that its target has.
+        """Adds a batch: each value of `head.postprocess(outputs)` has "masks" for the frames that its target has, or,
+        where both have "times", for those of the whole medium.
 
         `targets`: "masks", for each task token a mask or RLE for each frame, or no frame where only its box in
         "boxes_xyxy" [N, 4] is known.
         """
         for index, (value, truth) in enumerate(zip(self.head.postprocess(outputs), targets["masks"], strict=True)):
-            if len(truth):
-                self.add(value["masks"], truth)
-            else:
+            if not len(truth):
                 self.add_box(value["masks"][0], targets["boxes_xyxy"][index])
+            elif "times" in value and "times" in targets:
+                found = [mask_at(value, time_s) for time_s in targets["times"][index]]
+                self.add([np.zeros_like(as_mask(truth[0])) if mask is None else mask for mask in found], truth)
+            else:
+                self.add(value["masks"], truth)
+
+    def missed(self, targets: dict[str, Any]) -> bool:
+        """Nothing was segmented, where the object is."""
+        for truth in targets["masks"]:
+            if len(truth):
+                self.add([np.zeros_like(as_mask(mask)) for mask in truth], truth)
+            else:
+                self._box_ious.append(0.0)
+                self.num_targets += 1
+        return True
+
+    def quality(self) -> float | None:
+        found = self.compute()
+        return found.get("J&F", found.get("box_iou"))
 
     def add(self, predicted: Sequence[Any], truth: Sequence[Any]) -> None:
         """Adds one object's frames: masks [H, W] or RLE. Raises `TPOError` for another number of frames, or sizes."""

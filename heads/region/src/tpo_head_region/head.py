@@ -106,6 +106,11 @@ class RegionHead(RegionCodec, tpo.TaskHead):
     def metrics(self) -> tpo.HeadMetrics:
         return RegionMetrics(self)
 
+    def benchmarks(self) -> dict[str, tpo.Benchmark]:
+        from tpo_head_region.benchmarks import benchmarks
+
+        return benchmarks()
+
     def draw(self, image: Image, value: Any, target: Any = None) -> Image:
         """A copy of `image`, RGB, with the predicted box in orange over the true one in blue."""
         from tpo_head_region.drawing import PREDICTED, TRUE, draw_boxes
@@ -118,13 +123,15 @@ class RegionMetrics(tpo.HeadMetrics):
     """`acc@0.5`, the share of boxes with an IoU of at least 0.5, and `mean_iou`; each box as `postprocess` gives it.
 
     Of boxes with scores also `ap@0.5`, `ap` (over IoUs of 0.5 to 0.95) and `calibration_error` of the score as an
-    expected IoU; see `tpo_plugin.scores`. Each box counts for its own question.
+    expected IoU; see `tpo_plugin.scores`. Each box counts for its own question. A missed target has an IoU of 0, and
+    for the precision nothing was found.
     """
 
     def __init__(self, head: tpo.TaskHead) -> None:
         super().__init__(head)
         self._overlaps: list[Tensor] = []
         self._scores: list[Tensor] = []
+        self._num_missed = 0
 
     @torch.no_grad()
     def update(self, outputs: dict[str, Tensor], targets: dict[str, Any]) -> None:
@@ -133,10 +140,20 @@ class RegionMetrics(tpo.HeadMetrics):
         if scores is not None:
             self._scores.append(scores.cpu())
 
+    def missed(self, targets: dict[str, Any]) -> bool:
+        self._num_missed += self.head.count_targets(targets)
+        return True
+
+    def quality(self) -> float | None:
+        return self.compute().get("mean_iou")
+
     def compute(self) -> dict[str, float]:
-        overlaps = torch.cat([torch.zeros(0), *self._overlaps])
+        given = torch.cat([torch.zeros(0), *self._overlaps])
+        overlaps = torch.cat([given, torch.zeros(self._num_missed)])
         if not len(overlaps):
             return {}
         found = {"acc@0.5": float((overlaps >= 0.5).double().mean()), "mean_iou": float(overlaps.double().mean())}
         scores = torch.cat([torch.zeros(0), *self._scores])
-        return found | (overlap_metrics(scores, overlaps, len(overlaps)) if len(scores) == len(overlaps) else {})
+        if not len(scores) or len(scores) != len(given):
+            return found
+        return found | overlap_metrics(scores, given, len(overlaps))

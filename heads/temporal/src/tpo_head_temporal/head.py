@@ -208,6 +208,11 @@ class TemporalHead(TemporalCodec, tpo.TaskHead):
         """The foreground probability of the best span, [N]."""
         return outputs["scores"][:, 0]
 
+    def benchmarks(self) -> dict[str, tpo.Benchmark]:
+        from tpo_head_temporal.benchmarks import benchmarks
+
+        return benchmarks()
+
     def metrics(self) -> tpo.HeadMetrics:
         return TemporalMetrics(self)
 

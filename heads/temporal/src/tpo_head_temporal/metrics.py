@@ -14,7 +14,8 @@ from tpo_head_temporal.span_metrics import best_iou, pad, recall_at_one
 class TemporalMetrics(tpo.HeadMetrics):
     """`R1@0.3`, `R1@0.5`, `R1@0.7`: the share of queries whose best-scored span has at least that IoU with a true one.
 
-    `mIoU` is the mean of that IoU. Each in 0 to 1; of several true spans the one that fits best counts.
+    `mIoU` is the mean of that IoU. Each in 0 to 1; of several true spans the one that fits best counts. A missed query
+    has an IoU of 0.
     """
 
     def __init__(self, head: tpo.TaskHead) -> None:
@@ -26,6 +27,13 @@ class TemporalMetrics(tpo.HeadMetrics):
         true, mask = pad([_array(spans) for spans in targets["spans_s"]], 2)
         if len(true):
             self.ious.append(best_iou(_array(outputs["spans_s"])[:, 0], true, mask))
+
+    def missed(self, targets: dict[str, Any]) -> bool:
+        self.ious.append(np.zeros(len(targets["spans_s"])))
+        return True
+
+    def quality(self) -> float | None:
+        return self.compute().get("mIoU")
 
     def compute(self) -> dict[str, float]:
         return recall_at_one(np.concatenate(self.ious)) if self.ious else {}
