@@ -17,7 +17,7 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 
 
-def ask(folder: Path, inputs: dict[str, Any], max_new_tokens: int = 24) -> dict[str, Any]:
+def ask(folder: Path, inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
     """A greedy answer, and what heads need of it: the states of all columns but the last, which is never fed."""
     config = transformers.AutoConfig.from_pretrained(folder)
     vision = "vision_config" in config.to_dict()
@@ -27,7 +27,7 @@ def ask(folder: Path, inputs: dict[str, Any], max_new_tokens: int = 24) -> dict[
     for name in json.loads((Path(folder) / "tpo_heads.json").read_text())["vision"]["modules"]:
         model.get_submodule(name).register_forward_hook(lambda module, args, out: tower.append(out.last_hidden_state))
     asked = {"do_sample": False, "return_dict_in_generate": True, "output_hidden_states": True, "output_scores": True}
-    answer = model.generate(**inputs, **asked, max_new_tokens=max_new_tokens)
+    answer = model.generate(**inputs, **{**asked, "max_new_tokens": 24, **options})
     scores = model.compute_transition_scores(answer.sequences, answer.scores, normalize_logits=True)
     with torch.no_grad():
         words = model.get_input_embeddings()(inputs["input_ids"])

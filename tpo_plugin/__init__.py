@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tpo_plugin.host import Host
     from tpo_plugin.host.plain import PlainModel
     from tpo_plugin.host.splice import SplicingHost
+    from tpo_plugin.hub import push_to_hub
     from tpo_plugin.model import TaskPreferenceModel
     from tpo_plugin.seen import HostFeatures
     from tpo_plugin.training.rewards import HeadReward
@@ -38,6 +39,7 @@ _LAZY = {
     "load_heads": "exported",
     "TaskCodec": "codec",
     "Prediction": "generation.answers",
+    "push_to_hub": "hub",
     "HostFeatures": "seen",
     "Benchmark": "head",
     "HeadAnswer": "head",
@@ -86,6 +88,7 @@ __all__ = [
     "hookimpl",
     "load_heads",
     "load_tpo",
+    "push_to_hub",
     "read_frames",
     "read_video",
     "register_plugin",

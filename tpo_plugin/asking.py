@@ -16,6 +16,7 @@ from tpo_plugin.data.dataset import Sample
 from tpo_plugin.errors import HostError, TPOError
 from tpo_plugin.files import CONFIG_FILE
 from tpo_plugin.generation.answers import Prediction
+from tpo_plugin.hub import local_folder
 from tpo_plugin.training.config import DataConfig
 from tpo_plugin.training.run import load_host, load_run, read_run_config
 
@@ -43,7 +44,7 @@ class Answer:
 def load(
     source: str | Path, host: str | Path | None = None, *, device: torch.device | str | None = None
 ) -> tuple[Any, DataConfig]:
-    """The model of a run, or of a checkpoint of it, and how the run reads media.
+    """The model of a run (folder or hub name) or of a checkpoint of it, and how the run reads media.
 
     `host` says where its host lies now, if it has moved; `device` is by default a GPU where there is one. Raises as
     `load_run` does.
@@ -54,7 +55,7 @@ def load(
 
 def load_run_or_host(source: str | Path, host: str | Path | None = None) -> tuple[Any, DataConfig]:
     """As `load`; a host (folder or hub name) gets all installed heads, in memory."""
-    if host is not None or (Path(source) / CONFIG_FILE).is_file():
+    if host is not None or (local_folder(source) / CONFIG_FILE).is_file():
         return load(source, host)
     return apply_tpo(load_host(str(source)).eval()), DataConfig()
 

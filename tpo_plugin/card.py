@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from tpo_plugin.hub import hub_name, loaded_revision
 from tpo_plugin.tasks import Tasks
 
 Kind = Literal["run", "merged", "exported"]
@@ -40,14 +41,15 @@ def write_card(
         metrics: Measured numbers by name, in the order in which they are shown.
         untied: Whether input and output embeddings were one matrix before.
     """
-    host = getattr(tpo.model.config, "_name_or_path", "") or type(tpo.model).__name__
-    hub = bool(host) and not Path(host).is_absolute() and host.count("/") == 1 and not Path(host).exists()
-    base = f"\nbase_model: {host}" if hub else ""
+    path = getattr(tpo.model.config, "_name_or_path", "")
+    base, revision = _base(path)
+    host = base or Path(path).name or type(tpo.model).__name__
+    known, at = f"\nbase_model: {base}" if base else "", f", revision {revision}" if revision else ""
     lines = [
-        f"---\nlibrary_name: {'transformers' if kind == 'exported' else 'tpo-plugin'}{base}\ntags:\n- tpo\n---",
+        f"---\nlibrary_name: {'transformers' if kind == 'exported' else 'tpo-plugin'}{known}\ntags:\n- tpo\n---",
         f"# {type(tpo.model).__name__} with {_listed(list(tpo.heads))}",
         f"This is {_WHAT[kind]}: a model that calls a head by a token, as in [Task Preference Optimization]"
-        f"(https://arxiv.org/abs/2412.19326). Its host is {host if hub else Path(host).name}.",
+        f"(https://arxiv.org/abs/2412.19326). Its host is {host}{at}.",
     ]
     if untied:
         lines.append(
@@ -61,6 +63,13 @@ def write_card(
     else:
         lines.append("Nothing was measured when it was trained: its configuration names no evaluation data.")
     (folder / "README.md").write_text("\n\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _base(path: str) -> tuple[str | None, str | None]:
+    """Name and revision of a host on the hub, of where it was loaded from; both None of any other folder."""
+    if Path(path).exists() or Path(path).is_absolute():
+        return hub_name(path) or (None, None)
+    return path or None, loaded_revision(path)
 
 
 def _tokens(tpo: Tasks) -> str:

@@ -19,6 +19,7 @@ from tpo_plugin.config import TPOConfig, config_from_dict
 from tpo_plugin.errors import TPOError
 from tpo_plugin.files import CONFIG_FILE, WEIGHTS_FILE, SavedTPO, load_weights, read_config, weight_shapes
 from tpo_plugin.head import build_head
+from tpo_plugin.hub import local_folder
 from tpo_plugin.plugins import registry
 from tpo_plugin.vocabulary import Growth
 
@@ -37,14 +38,16 @@ def load_tpo(
     tokenizer: Any = None,
     *,
     example_inputs: dict[str, Any] | None = None,
+    revision: str | None = None,
 ) -> nn.Module:
     """Applies the heads of `directory` to `model` and loads their weights; returns the model.
 
+    `directory` is a folder, or the name of a repository on the hub, at `revision`.
     A LoRA adapter in the directory is loaded with PEFT where the model has none, and the `PeftModel` is returned.
     `tokenizer` defaults to the one that was saved there; `example_inputs` as for `apply_tpo`. Raises `TPOError` for a
     directory of a newer format, a head that is not installed, or weights that do not fit.
     """
-    directory = Path(directory)
+    directory = local_folder(directory, revision)
     saved, config = checked_config(directory)
     tokenizer = tokenizer or load_tokenizer(directory)
     model = _with_adapter(model, directory)

@@ -244,7 +244,13 @@ def _describe(model: Any, tpo: TaskPreferenceModel, host: Host, reading: DataCon
 
 def _check_saved(model: Any, folder: Path) -> None:
     """Raises `HostError` where the checkpoint, loaded as its users will, is not the model that was saved."""
-    loaded = load_host(str(folder)).state_dict()
+    try:
+        loaded = load_host(str(folder)).state_dict()
+    except Exception as error:  # whatever transformers raises for a checkpoint that it wrote
+        raise HostError(
+            f"{type(model).__name__}: transformers does not load again what it saved ({error}), so nothing was "
+            "exported; serve the run itself"
+        ) from error
     wanted = {name: value for name, value in model.state_dict().items() if not name.startswith("tpo.")}
     wrong = [n for n, value in wanted.items() if n not in loaded or not torch.equal(loaded[n].to(value.device), value)]
     if wrong:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from tpo_plugin.files import CONFIG_FILE, WEIGHTS_FILE, load_weights, read_saved
 from tpo_plugin.generation.answers import Prediction, find, predict, run_heads
 from tpo_plugin.head import TaskHead, bare_codec, build_head
 from tpo_plugin.host import Host
+from tpo_plugin.hub import local_folder
 from tpo_plugin.plugins import registry
 from tpo_plugin.positions import Positions, token_positions
 from tpo_plugin.seen import special_ids
@@ -102,12 +102,13 @@ class Described:
     """Ids that may not be chosen freely: task and input tokens, and rows that no token owns."""
 
 
-def load_heads(directory: str | os.PathLike[str]) -> HeadsOnStates:
+def load_heads(directory: str | os.PathLike[str], *, revision: str | None = None) -> HeadsOnStates:
     """The heads beside an exported checkpoint, in evaluation mode, on the CPU; the checkpoint itself is not read.
 
+    `directory` is a folder, or the name of a repository on the hub, at `revision`.
     Raises `TPOError` for a folder that `tpo export` did not write, and as `load_tpo` does.
     """
-    directory = Path(directory)
+    directory = local_folder(directory, revision)
     path = directory / HEADS_FILE
     if not path.is_file():
         raise TPOError(f"{directory} has no {HEADS_FILE}; expected a folder that tpo export wrote")

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 import tpo_plugin.cli
+from tpo_plugin import TPOError
 from tpo_plugin.asking import Answer, load_run_or_host
 from tpo_plugin.cli.doctor import emitted, examine
 from tpo_plugin.training.free import FILE, FreeAnswer, Trigger, write
@@ -42,6 +43,20 @@ def test_a_run(world: Path) -> None:
     assert kinds["task"]["trainable_rows"] == {"task": True}
 
 
+def test_a_host_that_moved_and_a_checkpoint(world: Path, tmp_path: Path) -> None:
+    shutil.copytree(world, tmp_path / "world")
+    moved, run = tmp_path / "world" / "moved", tmp_path / "world" / "run"
+    (tmp_path / "world" / "host").rename(moved)
+    saved = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(saved | {"host": str(tmp_path / "world" / "host")}))
+    (checkpoint,) = (run / "only").glob("checkpoint-*")
+    (run / "config.yaml").write_text((run / "config.yaml").read_text().replace(str(world), str(tmp_path / "world")))
+    for place in (run, checkpoint):
+        with pytest.raises(TPOError, match=r"its host .* cannot be loaded .*; give host= .--host. if it has moved"):
+            doctor(place)
+        assert "region  <box_begin>" in doctor(place, "--host", moved)
+
+
 def test_a_host_without_tpo_gets_the_installed_heads(world: Path) -> None:
     lines = doctor(world / "host").splitlines()
     assert lines[0] == "host: LlavaOnevisionForConditionalGeneration, input and output embeddings untied"
@@ -54,7 +69,7 @@ def test_what_is_wrong_is_found(loaded: tuple[Any, Any], world: Path, monkeypatc
     rows = model.tpo.embeddings["region"]
     rows.requires_grad_(False)
     monkeypatch.setattr(model.tpo, "tokenizer", AutoTokenizer.from_pretrained(world / "host"))
-    monkeypatch.setattr("tpo_plugin.asking.load_run_or_host", lambda run: loaded)
+    monkeypatch.setattr("tpo_plugin.asking.load_run_or_host", lambda run, host: loaded)
     report = json.loads(doctor("anything", "--json", code=1))
     rows.requires_grad_(True)
     assert not any(token["one_id"] for token in report["tokens"])

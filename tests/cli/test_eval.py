@@ -238,10 +238,12 @@ def test_a_checkpoint_of_a_run_is_evaluated(world: Path, data: Path, tmp_path: P
 def test_where_the_results_go_by_default(tmp_path: Path) -> None:
     (tmp_path / "run/stage1/checkpoint-5").mkdir(parents=True)
     (tmp_path / "run/run.json").touch()
+    (tmp_path / "run/stage1/checkpoint-5/tpo_config.json").touch()
     data = ("a/val.jsonl", "b/test.jsonl.gz")
     assert Evaluation(run=tmp_path / "run", data=data).folder() == tmp_path / "run/eval/val-test"
     place = Evaluation(run=tmp_path / "run/stage1/checkpoint-5", data=data).folder()
     assert place == tmp_path / "run/eval/stage1-checkpoint-5-val-test"
+    assert Evaluation(run=Path("org/name"), data=data).folder() == Path("name/eval/val-test")
 
 
 def test_the_page_s_commands_run(world: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,18 @@ def test_an_image_gives_text_json_and_a_picture(world: Path, tmp_path: Path) -> 
     before, after = np.asarray(Image.open(picture)), np.asarray(Image.open(drawn))
     assert before.shape == after.shape
     assert (before != after).any()
+
+
+def test_a_host_that_moved(world: Path, tmp_path: Path) -> None:
+    shutil.copytree(world, tmp_path / "world")
+    run, moved = tmp_path / "world" / "run", tmp_path / "world" / "moved"
+    (tmp_path / "world" / "host").rename(moved)
+    saved = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(saved | {"host": str(tmp_path / "world" / "host")}))
+    asked = ("--image", world / "picture.png", "--route", "region", "--json")
+    with pytest.raises(TPOError, match=r"its host .* cannot be loaded .*; give host= .--host. if it has moved"):
+        predict(run, *asked)
+    assert json.loads(predict(run, *asked, "--host", moved)) == json.loads(predict(world / "run", *asked))
 
 
 class ClipHead(TaskHead):

@@ -12,6 +12,7 @@ import numpy as np
 import plain_checkpoint
 import pytest
 import torch
+import zoo
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file
@@ -33,6 +34,16 @@ def lively(model: Any) -> Any:
         for rows in model.tpo.embeddings.values():
             rows.output.copy_(torch.randn(rows.output.shape, generator=generator))
     return model.eval()
+
+
+def called_at_once(model: Any, inputs: dict[str, Any]) -> None:
+    """Has the trigger of the region head be what follows a prompt."""
+    states: list[torch.Tensor] = []
+    handle = model.tpo.host.head.register_forward_pre_hook(lambda module, args: states.append(args[0][0, -1].detach()))
+    with torch.no_grad():
+        model(**inputs)
+        handle.remove()
+        model.tpo.embeddings["region"].output.copy_(40 * states[0] / states[0].norm() ** 2)
 
 
 def text_model(*, tied: bool, num_rows: int, lora: bool, dtype: torch.dtype) -> Any:
@@ -115,6 +126,38 @@ def test_merged_alone_the_rest_is_loaded_as_ever(tmp_path):
     for mine, theirs in zip(found.predictions[0], expected.predictions[0], strict=True):
         if theirs.value is not None:
             torch.testing.assert_close(mine.value, theirs.value, rtol=0, atol=1e-6)
+
+
+# -- hosts -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [host for host in zoo.HOSTS if not host.missing], ids=lambda host: host.name)
+@pytest.mark.parametrize("grown", [False, True], ids=["frozen", "grown"])
+def test_hosts(tmp_path, kind, grown):
+    model = kind.build()
+    if grown:
+        model.resize_token_embeddings(zoo.NUM_WORDS)
+    model = lively(tpo.apply_tpo(model, zoo.tokenizer(), heads=["region"]))
+    inputs = zoo.example(kind, model, num_rows=1, media=kind.media is not None)
+    called_at_once(model, inputs)
+    asked = {"max_new_tokens": 12, "do_sample": False, "suppress_tokens": zoo.MEDIA}
+    expected = model.tpo.generate(**inputs, **asked)
+    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    if kind.name == "mllama" and grown:  # transformers gives it 8 input rows more, and does not when it is resized
+        with pytest.raises(tpo.HostError, match="transformers does not load again what it saved"):
+            export(model, tmp_path / "out")
+        assert not list(tmp_path.iterdir())
+        return
+    assert export(model, tmp_path / "out") is tied
+    found = plain_checkpoint.ask(tmp_path / "out", inputs, **asked)
+    assert found["sequences"].tolist() == expected.sequences.tolist()
+    columns, length = found["states"].shape[1], inputs["input_ids"].shape[1]
+    fed = found["sequences"][:, :columns]
+    made = tpo.load_heads(tmp_path / "out").predict(fed, found["states"], prompt_length=length)
+    whole = [p for p in expected.predictions[0] if not p.cut_off and p.position < columns]
+    assert whole
+    for mine, theirs in zip(made[0], whole, strict=False):
+        torch.testing.assert_close(mine.value, theirs.value, rtol=0, atol=1e-5)
 
 
 # -- media -------------------------------------------------------------------------------------------------------------

@@ -332,7 +332,7 @@ def test_no_run(tmp_path):
 def test_host_that_moved(finished, tmp_path):
     saved = json.loads((finished / "run.json").read_text())
     (tmp_path / "run.json").write_text(json.dumps(saved | {"host": str(tmp_path / "gone")}))
-    with pytest.raises(TPOError, match=r"cannot be loaded.*give host= if it has moved"):
+    with pytest.raises(TPOError, match=r"cannot be loaded.*give host= .--host. if it has moved"):
         load_run(tmp_path)
 
 

@@ -19,6 +19,7 @@ from tpo_plugin.cli import (
     heads,
     new_head,
     predict,
+    push,
     retention,
     run,
     serve,
@@ -58,6 +59,7 @@ app.command("serve")(serve.serve)
 app.command("retention")(retention.retention)
 app.command("doctor")(doctor.doctor)
 app.command("export")(export.export)
+app.command("push")(push.push)
 
 
 def main() -> None:

@@ -30,7 +30,8 @@ from tpo_plugin.evaluate.answering import Answers, Asking, ask_batch
 from tpo_plugin.evaluate.page import Shown, write_page
 from tpo_plugin.evaluate.questions import Question, batches_of, list_questions
 from tpo_plugin.evaluate.scoring import CONVENTIONS, Scorer, Split, scored
-from tpo_plugin.files import read_config
+from tpo_plugin.files import CONFIG_FILE, read_config
+from tpo_plugin.hub import local_folder
 from tpo_plugin.json_file import read_json
 from tpo_plugin.training.config import DataConfig
 from tpo_plugin.training.fingerprint import fingerprint
@@ -49,11 +50,11 @@ class Evaluation:
     """What is evaluated, on what, and how."""
 
     run: Path
-    """A finished run, or a checkpoint of one."""
+    """A finished run, its name on the hub, or a checkpoint of one."""
     data: tuple[str, ...]
     """Files of records, as `Records` takes them; each is a split with scores of its own."""
     output: Path | None = None
-    """Folder of the results; None is `eval/NAMES` in the run's folder."""
+    """Folder of the results; None is `eval/NAMES` in the run's folder, or in one of its name where it is on the hub."""
     host: Path | None = None
     """Where the run's host lies now, if it has moved."""
     media: Path | None = None
@@ -77,9 +78,11 @@ class Evaluation:
         """Of the results."""
         if self.output is not None:
             return self.output
-        here = self.run.absolute()
-        inside = [] if (here / RUN_FILE).is_file() else here.parts[-2:]
-        run = here.parents[1] if inside else self.run
+        here = self.run if self.run.is_dir() else Path(self.run.name)
+        inside = (
+            here.absolute().parts[-2:] if (here / CONFIG_FILE).is_file() and not (here / RUN_FILE).is_file() else ()
+        )
+        run = here.absolute().parents[1] if inside else here
         return run / "eval" / "-".join([*inside, *(Path(name).name.partition(".")[0] for name in self.data)])
 
 
@@ -93,6 +96,7 @@ def evaluate(evaluation: Evaluation, *, progress: Callable[[int, int], Any] | No
     """
     read_run_config(evaluation.run)  # which says what is wrong with a folder that is no run
     state, folder = joined_ranks(), evaluation.folder()
+    evaluation = dataclasses.replace(evaluation, run=local_folder(evaluation.run))
     with held_by_main(folder):
         settings = _settings(evaluation)
         on_main(lambda: _open(folder, settings))

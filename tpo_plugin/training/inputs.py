@@ -22,6 +22,7 @@ from transformers import AutoConfig
 from tpo_plugin.atomic import replace_file
 from tpo_plugin.data import Records
 from tpo_plugin.errors import RecordError, TPOError
+from tpo_plugin.hub import loaded_revision
 from tpo_plugin.plugins import registry
 from tpo_plugin.training.config import INPUTS_FILE, TrainConfig
 from tpo_plugin.training.fingerprint import Fingerprint, fingerprint
@@ -132,7 +133,8 @@ def of_host(config: TrainConfig, known: Iterable[str] = ()) -> dict[str, Marks]:
         found["model"] = {file.name: _mark(file) for file in files}
     else:
         with suppress(OSError, ValueError):  # what it is that cannot be loaded, `load_host` says
-            found = {"model": {"revision": getattr(AutoConfig.from_pretrained(config.model), "_commit_hash", None)}}
+            AutoConfig.from_pretrained(config.model, trust_remote_code=False)
+            found = {"model": {"revision": loaded_revision(config.model)}}
     found |= {setting: {"file": None} for setting in known if setting.startswith("tpo.heads.")}
     for path, value in _texts(config.to_dict()["tpo"]["heads"], ("tpo", "heads")):
         if os.path.isfile(value):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -30,11 +31,13 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from tpo_plugin import zero
 from tpo_plugin.apply import apply_tpo
 from tpo_plugin.atomic import replace_file
+from tpo_plugin.card import write_card
 from tpo_plugin.checkpoint import load_tpo
 from tpo_plugin.config import FORMAT_VERSION, config_from_dict
 from tpo_plugin.errors import TPOError
 from tpo_plugin.files import CONFIG_FILE as TPO_CONFIG_FILE
 from tpo_plugin.files import load_weights, read_saved
+from tpo_plugin.hub import RUN_FILE, hub_name, local_folder
 from tpo_plugin.json_file import read_json
 from tpo_plugin.plugins import registry
 from tpo_plugin.training.attention import attention
@@ -51,7 +54,7 @@ from tpo_plugin.yaml_file import read_yaml
 
 logger = logging.getLogger(__name__)
 
-RUN_FILE, STAGE_FILE, FINAL = "run.json", "stage.json", "final"
+STAGE_FILE, FINAL = "stage.json", "final"
 STATE_FILE = "trainer_state.json"
 """Of a checkpoint."""
 
@@ -62,6 +65,10 @@ class SavedRun:
 
     host: Annotated[str, MinLen(1)]
     """Folder or hub name."""
+    host_name: str | None = None
+    """Its name on the hub, where it came from there, also where `host` is a folder of the hub's cache."""
+    host_revision: str | None = None
+    """Commit of `host_name`."""
     config: dict[str, Any]
     """The fields of `TrainConfig`."""
     stages: dict[str, Any]
@@ -132,36 +139,47 @@ def _train(config: TrainConfig, directory: Path, state: PartialState, resume: bo
     model.tpo.config.loss_weights = dict(config.tpo.loss_weights)
     if state.is_main_process:
         _save_weights(model, directory, trained)
-        _write_json(directory / RUN_FILE, _describe(config, directory, inputs))
+        described = _describe(config, directory, inputs)
+        write_card(directory, model.tpo, name=directory.name, kind="run", metrics=_measured(described["stages"]))
+        _write_json(directory / RUN_FILE, described)
     state.wait_for_everyone()
     return directory
 
 
-def load_run(directory: str | os.PathLike[str], *, host: str | os.PathLike[str] | None = None) -> nn.Module:
+def load_run(
+    directory: str | os.PathLike[str], *, host: str | os.PathLike[str] | None = None, revision: str | None = None
+) -> nn.Module:
     """The trained model of a run, in evaluation mode, with `model.tpo` and `model.tpo.processor` ready.
 
-    `directory` is a finished run, or of any run a checkpoint or a stage's `final`. `host` says where the host lies now,
-    if it has moved. Raises `TPOError` for a folder that is neither, for a damaged checkpoint, for one of a newer
-    version, and for a head that is not installed.
+    `directory` is a finished run, or of any run a checkpoint or a stage's `final`; or a finished run by its name on the
+    hub, at `revision`. `host` says where the host lies now, if it has moved; one that came from the hub is found there.
+    Raises `TPOError` for a folder that is neither, for a damaged checkpoint, for one of a newer version, and for a head
+    that is not installed.
     """
-    directory = Path(directory)
+    directory = local_folder(directory, revision)
     config = read_run_config(directory)
     before: Path | None = None
+    commit: str | None = None
     if (directory / RUN_FILE).is_file():
-        source = str(host or read_run(directory)["host"])
+        saved = read_saved(directory / RUN_FILE, SavedRun)[1]
+        source = saved.host
+        if saved.host_name is not None and not Path(source).exists():
+            source, commit = saved.host_name, saved.host_revision
     else:
         check_whole(directory, "take another checkpoint")
         # A checkpoint without LoRA has the host itself; one with it lacks what earlier stages trained of the host.
         has_host = (directory / "config.json").is_file()
-        source = str(host or (directory if has_host else config.model))
+        source = str(directory) if has_host else config.model
         stages = list(config.stages)
-        earlier = stages[: stages.index(directory.parent.name)]
-        before = directory.parent.parent / earlier[-1] / FINAL if earlier and not has_host else None
+        earlier = stages[: stages.index(directory.absolute().parent.name)]
+        before = directory.absolute().parent.parent / earlier[-1] / FINAL if earlier and not has_host else None
+    if host is not None:
+        source, commit = str(host), None
     try:
-        model = load_host(source, config.dtype)
+        model = load_host(source, config.dtype, revision=commit)
     except Exception as error:  # whatever transformers raises for a folder that is none of a host
         raise TPOError(
-            f"{directory}: its host {source!r} cannot be loaded ({error}); give host= if it has moved"
+            f"{directory}: its host {source!r} cannot be loaded ({error}); give host= (--host) if it has moved"
         ) from error
     model = load_tpo(model, directory)
     for folder in filter(None, (before, directory)):
@@ -170,8 +188,11 @@ def load_run(directory: str | os.PathLike[str], *, host: str | os.PathLike[str] 
 
 
 def read_run_config(directory: str | os.PathLike[str]) -> TrainConfig:
-    """The configuration of a run, given by its folder or by a checkpoint of it. Raises `TPOError` for neither."""
-    directory = Path(directory)
+    """The configuration of a run, given by its folder, its name on the hub, or a checkpoint of it.
+
+    Raises `TPOError` for neither.
+    """
+    directory = local_folder(directory)
     if (directory / RUN_FILE).is_file():
         return TrainConfig.from_dict(read_run(directory)["config"], where=f"{directory / RUN_FILE}: config")
     path = directory.absolute().parent.parent / CONFIG_FILE
@@ -187,14 +208,19 @@ def read_run_config(directory: str | os.PathLike[str]) -> TrainConfig:
 
 def run_metrics(directory: str | os.PathLike[str]) -> dict[str, float]:
     """What the last evaluation of a run, or before a checkpoint of it, measured; empty where there was none."""
-    directory = Path(directory)
+    directory = local_folder(directory)
     if (directory / RUN_FILE).is_file():
-        stages = read_run(directory)["stages"].values()
-        entries = [entry for stage in stages for entry in (*stage["log"], stage.get("evaluation", {}))]
-    elif (directory / STATE_FILE).is_file():
+        return _measured(read_run(directory)["stages"])
+    if (directory / STATE_FILE).is_file():
         entries = read_json(directory / STATE_FILE, "the state of a Trainer")["log_history"]
     else:
         entries = _logged(directory.absolute().parent)["log"]
+    return _measured({"": {"log": entries}})
+
+
+def _measured(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Of the last evaluation that these stages logged."""
+    entries = [entry for stage in stages.values() for entry in (*stage["log"], stage.get("evaluation", {}))]
     measured = [entry for entry in entries if any(key.startswith("eval_") for key in entry)]
     left_out = ("_runtime", "_per_second", "_preparation_time")
     return {
@@ -219,18 +245,22 @@ def read_run(directory: str | os.PathLike[str]) -> dict[str, Any]:
     return read_saved(path, SavedRun)[0]
 
 
-def load_host(name: str, dtype: str = "auto", attn: str = "auto") -> transformers.PreTrainedModel:
+def load_host(
+    name: str, dtype: str = "auto", attn: str = "auto", *, revision: str | None = None
+) -> transformers.PreTrainedModel:
     """A host as it was saved: a vision-language model or a causal LM, as its config says.
 
-    `dtype` and `attn` are those of `TrainConfig`. Raises `TPOError` for an attention that cannot run.
+    `dtype` and `attn` are those of `TrainConfig`, `revision` is of a name on the hub. Raises `TPOError` for an
+    attention that cannot run.
     """
-    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    pinned = {} if revision is None else {"revision": revision}
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False, **pinned)
     vision = getattr(transformers, "AutoModelForImageTextToText", None) or transformers.AutoModelForVision2Seq
     auto = vision if type(config) in vision._model_mapping else AutoModelForCausalLM
     keyword = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
     precision = getattr(config, keyword, None) if dtype == "auto" else getattr(torch, dtype)
     chosen = attention(attn, auto._model_mapping.get(type(config), None), precision)
-    options: dict[str, Any] = {"trust_remote_code": False}
+    options: dict[str, Any] = {"trust_remote_code": False, **pinned}
     options |= {} if chosen is None else {"attn_implementation": chosen}
     try:
         return auto.from_pretrained(name, **{keyword: dtype if dtype == "auto" else precision}, **options)
@@ -312,11 +342,14 @@ def _load_weights(model: nn.Module, directory: Path) -> None:
 
 def _describe(config: TrainConfig, directory: Path, inputs: Inputs) -> dict[str, Any]:
     host = Path(config.model)
+    revision = inputs.marks.get("model", {}).get("revision")
+    of_hub = hub_name(host) if host.exists() else (config.model, None if revision is None else str(revision))
     return {
         "format_version": FORMAT_VERSION,
         "tpo_plugin": version("tpo-plugin"),
         "versions": inputs.versions,
         "host": str(host.resolve()) if host.exists() else config.model,
+        **({} if of_hub is None else {"host_name": of_hub[0], "host_revision": of_hub[1]}),
         "config": config.to_dict(),
         "stages": {name: _logged(directory / name) for name in config.stages},
     }

@@ -15,6 +15,7 @@ from tpo_head_mask import rle
 
 import tpo_plugin as tpo
 from tpo_plugin.data import Records, VideoOptions, read_sample
+from tpo_plugin.data.collate import collate_tasks
 from tpo_plugin.testing import tiny_host
 
 HEIGHT, WIDTH, NUM_FRAMES = 24, 32, 6
@@ -78,6 +79,23 @@ def batch_of(model: Any, samples: list[Any]) -> dict[str, Any]:
         "task_inputs": {"mask": inputs},
         "task_targets": {"mask": head.collate_targets(tasks)} if tasks else None,
     }
+
+
+def test_a_prompt_that_has_masks_before_its_question_is_about_the_whole_medium(media):
+    model = make_model()
+    turns = [("human", "<image> where"), ("gpt", "<mask>"), ("human", "and the other"), ("gpt", "<mask>")]
+    record = {
+        "video": "clip.ffconcat",
+        "conversations": [{"from": role, "value": value} for role, value in turns],
+        "tasks": [video_task(), video_task()],
+    }
+    sample = read_sample(Records([record], model.tpo, media_root=media)[0], VideoOptions(num_frames=2))
+    prompt = tpo.Sample(sample.record.prompt(), videos=sample.videos)
+    _, inputs = collate_tasks(model.tpo.codecs, [prompt], for_generation=True)
+    assert len(inputs["mask"]["media"]) == 1
+    assert "frame_index" not in inputs["mask"]
+    _, inputs = collate_tasks(model.tpo.codecs, [sample])
+    assert len(inputs["mask"]["frame_index"]) == 2
 
 
 @pytest.mark.parametrize("clip_frames", [1, 4])
