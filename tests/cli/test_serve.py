@@ -76,7 +76,7 @@ def serving(*arguments: object, **environment: str) -> Iterator[Served]:
         assert address, said
         yield Served(process, int(address[1]))
     finally:
-        process.kill()
+        process.terminate()
         process.communicate()
 
 
@@ -84,12 +84,15 @@ def serving(*arguments: object, **environment: str) -> Iterator[Served]:
 def served(world: Path) -> Iterator[Served]:
     """A server of the tiny run with an API key and the world's media; `outside.png` lies beside them."""
     (world / "media").mkdir()
+    (world / "uploads").mkdir()
     for name in ("picture.png", "clip.mp4", "records.jsonl"):
         (world / "media" / name).write_bytes((world / name).read_bytes())
     (world / "media" / "link.png").symlink_to(world / "picture.png")
     (world / "media" / "list.ffconcat").write_text(f"file '{world / 'picture.png'}'\nduration 1\n")
     options = ("--media", world / "media", "--max-new-tokens", 16, "--max-body-mb", 1, "--max-media", 3)
-    with serving(world / "run", *options, "--max-pixels", 64 * 48 * 4, TPO_API_KEY=KEY) as server:
+    with serving(
+        world / "run", *options, "--max-pixels", 64 * 48 * 4, TPO_API_KEY=KEY, TMPDIR=str(world / "uploads")
+    ) as server:
         yield server
 
 
@@ -151,14 +154,8 @@ def test_text_images_and_videos_are_answered_as_predict_does(served: Served, wor
             place = note.tpo_prediction
             assert message.content[place["start_index"] : place["end_index"]].strip() == found["text"].strip()
             assert place["head"] == found["head"] == "region"
-    assert not list_of_uploads(served)
-
-
-def list_of_uploads(served: Served) -> list[str]:
-    """What is left of requests in the server's folder."""
-    for folder in Path("/proc").glob(f"{served.process.pid}/root/tmp/tpo-serve-*"):
-        return [str(file) for file in folder.iterdir()]
-    return []
+    (folder,) = (world / "uploads").glob("tpo-serve-*")
+    assert not list(folder.iterdir())
 
 
 def test_a_stream_is_the_same_answer_in_pieces(served: Served, world: Path) -> None:
@@ -379,10 +376,10 @@ def test_the_pages_defaults() -> None:
 # -- one server for each -----------------------------------------------------------------------------------------------
 
 
-def test_no_more_than_there_is_room_for_and_sigterm_finishes_what_is_running(world: Path) -> None:
+def test_no_more_than_there_is_room_for_and_sigterm_finishes_what_is_running(world: Path, tmp_path: Path) -> None:
     body = json.dumps({"model": "run", "messages": [{"role": "user", "content": "how many?"}]}).encode()
     head = "POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json"
-    with serving(world / "run", "--max-requests", 1, "--max-new-tokens", 8) as server:
+    with serving(world / "run", "--max-requests", 1, "--max-new-tokens", 8, TMPDIR=str(tmp_path)) as server:
         with socket.create_connection(("127.0.0.1", server.port)) as slow:
             slow.sendall(f"{head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body[:10])
             while json.loads(server.get("/health"))["requests"] == 0:
@@ -401,6 +398,7 @@ def test_no_more_than_there_is_room_for_and_sigterm_finishes_what_is_running(wor
         assert answer.startswith(b"HTTP/1.1 200 OK")
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["choices"][0]["message"]["content"]
         assert server.process.wait() in (0, -signal.SIGTERM)
+        assert not list(tmp_path.iterdir())
 
 
 def accepts(port: int) -> bool:
