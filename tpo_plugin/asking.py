@@ -29,13 +29,13 @@ class Answer:
     """Without the tokens of heads."""
     predictions: list[Prediction]
     """In the order in which their tokens stand; their columns are those of this question asked alone."""
-    prompt_tokens: int
+    prompt_tokens: int = 0
     """Length of the question, in tokens."""
-    start: int
+    start: int = 0
     """Column at which the answer begins, of this question asked alone."""
-    token_ids: list[int]
+    token_ids: list[int] = field(default_factory=list)
     """The answer itself, up to the token that ends it."""
-    ended: bool
+    ended: bool = True
     """Whether the model ended it; else it was cut off at `max_new_tokens`."""
     outputs: dict[str, tuple[dict[str, Any], int]] = field(default_factory=dict)
     """By head that was called, what its forward gave for this answer's task tokens, and how many these are."""

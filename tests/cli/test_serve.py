@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import json
 import os
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from chat_requests import BROKEN, medium, text, upload
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -76,7 +76,7 @@ def serving(*arguments: object, **environment: str) -> Iterator[Served]:
         assert address, said
         yield Served(process, int(address[1]))
     finally:
-        process.kill()
+        process.terminate()
         process.communicate()
 
 
@@ -84,25 +84,16 @@ def serving(*arguments: object, **environment: str) -> Iterator[Served]:
 def served(world: Path) -> Iterator[Served]:
     """A server of the tiny run with an API key and the world's media; `outside.png` lies beside them."""
     (world / "media").mkdir()
+    (world / "uploads").mkdir()
     for name in ("picture.png", "clip.mp4", "records.jsonl"):
         (world / "media" / name).write_bytes((world / name).read_bytes())
     (world / "media" / "link.png").symlink_to(world / "picture.png")
     (world / "media" / "list.ffconcat").write_text(f"file '{world / 'picture.png'}'\nduration 1\n")
     options = ("--media", world / "media", "--max-new-tokens", 16, "--max-body-mb", 1, "--max-media", 3)
-    with serving(world / "run", *options, "--max-pixels", 64 * 48 * 4, TPO_API_KEY=KEY) as server:
+    with serving(
+        world / "run", *options, "--max-pixels", 64 * 48 * 4, TPO_API_KEY=KEY, TMPDIR=str(world / "uploads")
+    ) as server:
         yield server
-
-
-def text(value: str) -> dict[str, Any]:
-    return {"type": "text", "text": value}
-
-
-def medium(kind: str, url: str) -> dict[str, Any]:
-    return {"type": f"{kind}_url", f"{kind}_url": {"url": url}}
-
-
-def upload(kind: str, content: bytes) -> dict[str, Any]:
-    return medium(kind, f"data:{kind}/any;base64,{base64.b64encode(content).decode()}")
 
 
 def predicted(world: Path, *arguments: object) -> dict[str, Any]:
@@ -151,14 +142,8 @@ def test_text_images_and_videos_are_answered_as_predict_does(served: Served, wor
             place = note.tpo_prediction
             assert message.content[place["start_index"] : place["end_index"]].strip() == found["text"].strip()
             assert place["head"] == found["head"] == "region"
-    assert not list_of_uploads(served)
-
-
-def list_of_uploads(served: Served) -> list[str]:
-    """What is left of requests in the server's folder."""
-    for folder in Path("/proc").glob(f"{served.process.pid}/root/tmp/tpo-serve-*"):
-        return [str(file) for file in folder.iterdir()]
-    return []
+    (folder,) = (world / "uploads").glob("tpo-serve-*")
+    assert not list(folder.iterdir())
 
 
 def test_a_stream_is_the_same_answer_in_pieces(served: Served, world: Path) -> None:
@@ -204,53 +189,6 @@ def test_what_arrives_together_is_answered_as_alone(served: Served) -> None:
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------
-
-EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9"
-BROKEN: dict[str, tuple[dict[str, Any], int, str]] = {
-    "model": ({"model": "gpt"}, 404, "there is no model 'gpt'; this server has 'run'"),
-    "no message": ({"messages": []}, 400, r"messages: is \[\]; expected a list that is not empty"),
-    "role": ({"messages": [{"role": "tool", "content": "a"}]}, 400, r"messages\[0\].role: is 'tool'; expected 'sys"),
-    "order": ({"messages": [{"role": "user", "content": "a"}] * 2}, 400, r"messages\[1\].role: expected user and a"),
-    "last": (
-        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
-        400,
-        "ends with an assistant message; expected a question",
-    ),
-    "part": ({"content": {"type": "audio"}}, 400, r"content\[0\].type: is 'audio'; expected 'text', 'image_url' or"),
-    "two in one": ({"content": {"type": "text", "text": "a", "image_url": {"url": "b"}}}, 400, "expected 'text' and"),
-    "remote": ({"content": medium("image", "http://x/y.png")}, 400, "a URL of 'http', which this server does not"),
-    "base64": ({"content": medium("image", "data:image/png;base64,A*AA")}, 400, "image_url: is no base64"),
-    "plain data": ({"content": medium("image", "data:image/svg+xml,<svg/>")}, 400, "is data without base64"),
-    "kind": ({"content": medium("image", "data:video/mp4;base64,AAAA")}, 400, "is data of 'video'; expected 'image'"),
-    "no picture": ({"content": upload("image", EPS)}, 400, "is no picture"),
-    "no video": ({"content": upload("video", b"#EXTM3U\n/etc/passwd\n")}, 400, "is no video that holds its own frames"),
-    "empty": ({"content": upload("image", b"")}, 400, "is no picture"),
-    "missing": ({"content": medium("image", "none.png")}, 400, "none.png: no such file"),
-    "folder": ({"content": medium("image", ".")}, 400, "image_url"),
-    "above": ({"content": medium("image", "../picture.png")}, 400, "lies outside of the server's media folder"),
-    "encoded": ({"content": medium("image", "file:%2e%2e/picture.png")}, 400, "lies outside of the server's media"),
-    "absolute": ({"content": medium("image", "file:///etc/passwd")}, 400, "/etc/passwd: lies outside of the server's"),
-    "link": ({"content": medium("image", "link.png")}, 400, "link.png: lies outside of the server's media folder"),
-    "list": ({"content": medium("video", "list.ffconcat")}, 400, "list.ffconcat: is no list of frames in the server's"),
-    "not media": ({"content": medium("video", "records.jsonl")}, 400, "is no video that holds its own frames"),
-    "many": ({"content": [medium("image", "picture.png")] * 4}, 400, "have 4 media; expected at most 3"),
-    "tag": ({"content": text("<image>?")}, 400, "tag"),
-    "route": ({"route": "regoin"}, 400, "route is 'regoin', no applied head; did you mean 'region'"),
-    "task": ({"tasks": [{"head": "region", "boxes": [[2, 2, 3, 3]]}]}, 400, r"tasks\[0\].boxes\[0\]: x1 is 2"),
-    "no place": ({"tasks": [{"head": "region", "boxes": [[0, 0, 1, 1]]}]}, 400, "has 1 task.* of head 'region'"),
-    "tokens": ({"max_tokens": 17}, 400, "max_tokens is 17; expected at most 16"),
-    "no token": ({"max_tokens": 0}, 400, "max_tokens: is 0; expected a whole number of at least 1"),
-    "two lengths": ({"max_completion_tokens": 3}, 400, "expected one of them, they mean the same"),
-    "long": ({"content": text("how many " * 600)}, 400, "the prompt has 1202 tokens, more than max_length=1008"),
-    "longer": ({"content": text("how many " * 20000)}, 400, "the messages have 180000 characters, more than 16128"),
-    "large": ({"content": text("a" * 2**21)}, 413, "the body is larger than 1 MiB"),
-    "unknown": ({"unknown": 1}, 400, "unknown key 'unknown'"),
-    "stream options": ({"stream_options": {"include_usage": True}}, 400, "stream_options was given without stream"),
-    "temperature": ({"temperature": 0.7}, 400, "parameter 'temperature' is 0.7, which is not supported.*expected 0"),
-    "number": ({"n": 2}, 400, "parameter 'n' is 2, which is not supported: expected 1"),
-    "logprobs": ({"logprobs": True, "user": "me"}, 400, "parameter 'logprobs' is True.*\n.*parameter 'user' is 'me'"),
-    "streamed": ({"content": text("how many " * 600), "stream": True}, 400, "the prompt has 1202 tokens"),
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -379,10 +317,10 @@ def test_the_pages_defaults() -> None:
 # -- one server for each -----------------------------------------------------------------------------------------------
 
 
-def test_no_more_than_there_is_room_for_and_sigterm_finishes_what_is_running(world: Path) -> None:
+def test_no_more_than_there_is_room_for_and_sigterm_finishes_what_is_running(world: Path, tmp_path: Path) -> None:
     body = json.dumps({"model": "run", "messages": [{"role": "user", "content": "how many?"}]}).encode()
     head = "POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json"
-    with serving(world / "run", "--max-requests", 1, "--max-new-tokens", 8) as server:
+    with serving(world / "run", "--max-requests", 1, "--max-new-tokens", 8, TMPDIR=str(tmp_path)) as server:
         with socket.create_connection(("127.0.0.1", server.port)) as slow:
             slow.sendall(f"{head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body[:10])
             while json.loads(server.get("/health"))["requests"] == 0:
@@ -401,6 +339,7 @@ def test_no_more_than_there_is_room_for_and_sigterm_finishes_what_is_running(wor
         assert answer.startswith(b"HTTP/1.1 200 OK")
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["choices"][0]["message"]["content"]
         assert server.process.wait() in (0, -signal.SIGTERM)
+        assert not list(tmp_path.iterdir())
 
 
 def accepts(port: int) -> bool:

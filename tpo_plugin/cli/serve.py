@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from tpo_plugin.cli.options import Host
 from tpo_plugin.errors import TPOError
 from tpo_plugin.serve.limits import Limits
 
@@ -29,7 +30,7 @@ def serve(
         typer.Option(envvar="TPO_API_KEY", help="Key that requests must bring; the variable is not seen by others."),
     ] = None,
     media: Annotated[Path | None, typer.Option(help="Folder whose images and videos a request may name.")] = None,
-    host: Annotated[Path | None, typer.Option(help="Where the run's host lies now, if it has moved.")] = None,
+    host: Host = None,
     max_body_mb: Annotated[int, typer.Option(min=1, help="Largest request, in MiB.")] = Limits.max_body_mb,
     max_media: Annotated[int, typer.Option(min=1, help="Most images and videos of a request.")] = Limits.max_media,
     max_pixels: Annotated[
