@@ -86,7 +86,7 @@ class TPOConfig(Config):
     """Weight of each loss by name: "mllm", "assign", "retain", or a head's name; at least 0. Every weight is 1 unless
     set, but for that of a head which names another beside other heads (`HeadConfig.weight_beside_others`), and that of
     "retain", which is 0: it holds the answers of conversation where the host without LoRA has them, at the cost of one
-    more forward of the host without a gradient."""
+    more forward of the host without a gradient; the vision encoder and connector of that host are those of now."""
     heads: dict[str, Annotated[Any, Predicate(_is_head_config), doc("a HeadConfig or keys and values")]] = field(
         default_factory=dict
     )
