@@ -317,6 +317,7 @@ def test_the_pages_defaults() -> None:
 # -- one server for each -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_no_more_than_there_is_room_for_and_sigterm_finishes_what_is_running(world: Path, tmp_path: Path) -> None:
     body = json.dumps({"model": "run", "messages": [{"role": "user", "content": "how many?"}]}).encode()
     head = "POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json"

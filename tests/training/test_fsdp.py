@@ -69,6 +69,7 @@ def train_and_resume(folder: Path) -> None:
         torch.save(result | runs, folder / "result.pt")
 
 
+@pytest.mark.slow
 def test_two_ranks(tmp_path):
     torch.set_num_threads(1)
     tiny_run.install_head()

@@ -13,6 +13,7 @@ from tpo_plugin import TPOError, push_to_hub
 from tpo_plugin.hub import hub_name, local_folder
 
 
+@pytest.mark.slow
 def test_a_run_is_pushed_and_loaded_by_name(tmp_path):
     (tmp_path / "world").mkdir()
     with hub.serving() as (address, repositories):
