@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from functools import cache
 from pathlib import Path
@@ -32,6 +33,11 @@ class Stream(torch.utils.data.IterableDataset):
 
     def __iter__(self) -> Any:
         yield from self.samples
+
+
+WITH_INPUTS: dict[str, Any] = {"include_for_metrics": ["inputs"]}
+if "include_for_metrics" not in {field.name for field in dataclasses.fields(transformers.TrainingArguments)}:  # 4.45
+    WITH_INPUTS = {"include_inputs_for_metrics": True}
 
 
 def evaluator(folder: Path, size: int, *, split: bool = False, **options: Any) -> tuple[Any, Any]:
@@ -95,7 +101,7 @@ def test_predictions_of_ranks(num_ranks: int, size: int, tmp_path: Path) -> None
     """Logits and labels come once, in the order of the samples, also to `compute_metrics`."""
 
     def predict() -> None:
-        trainer, samples = evaluator(tmp_path, size, include_for_metrics=["inputs"])
+        trainer, samples = evaluator(tmp_path, size, **WITH_INPUTS)
         trainer.compute_metrics = lambda given: {"rows": len(given.inputs), "sum": float(given.label_ids.sum())}
         output = trainer.predict(samples)
         torch.save([output.predictions, output.label_ids, output.metrics], tmp_path / f"{os.environ['RANK']}.pt")

@@ -46,8 +46,8 @@ def _dealt(shard: BatchSamplerShard) -> Iterator[int]:
         size = shard.batch_size // ranks
         batches = [batch[i : i + size] for batch in batches for i in range(0, len(batch), size)]
     num_own = len(batches[shard.process_index :: ranks])
-    # With batch_size None it takes batches of any length, and has nothing to fill in a whole round.
-    shard.batch_sampler, shard.batch_size, shard.split_batches = batches, None, False
+    # It takes batches of any length, and fills none.
+    shard.batch_sampler, shard.batch_size, shard.split_batches, shard.even_batches = batches, None, False, False
     batches += batches[:1] * (-len(batches) % ranks)
     try:
         yield num_own
