@@ -28,7 +28,7 @@ from tpo_plugin.seen import Seen, tower_grid
 from tpo_plugin.session import Session
 from tpo_plugin.step import FORWARD_ARGUMENTS, Step, TaskArguments, step_of_batch
 from tpo_plugin.tasks import Tasks
-from tpo_plugin.trial import SupervisedLogits, unscored
+from tpo_plugin.trial import SupervisedLogits, without_unwanted_loss
 
 _is_exporting = getattr(torch.compiler, "is_exporting", bool)
 """Whether `torch.export` is tracing; older releases do not say it."""
@@ -266,8 +266,7 @@ class Hooks:
             kwargs["labels"] = step.labels.of_host(self.tasks.tokens)
             self._normalise(kwargs, given, step.labels.whole.device)
             kwargs = self._supervised.arguments(self.model, step, kwargs, inner, self.now.running)
-            if not step.labels.scored:
-                kwargs = unscored(self.model, step, kwargs)
+            kwargs = without_unwanted_loss(self.model, step, kwargs)
         return step, kwargs
 
     def _normalise(self, kwargs: dict[str, Any], given: TaskArguments, device: torch.device) -> None:

@@ -18,7 +18,7 @@ from tpo_plugin.config import TPOConfig
 from tpo_plugin.errors import HostError, TPOError
 from tpo_plugin.host.base import Host
 from tpo_plugin.positions import IGNORE_INDEX, Counts, Place, count_ordinary, flat_index
-from tpo_plugin.supervised import Retained, SupervisedRows
+from tpo_plugin.supervised import StepLabels, SupervisedRows
 from tpo_plugin.tasks import Tasks, float32
 from tpo_plugin.tokens import HeadTokens
 
@@ -85,9 +85,7 @@ class Made:
     """Of each head's task tokens, and "assign" of labelled triggers; none where the loss has the weight 0."""
     rows: Mapping[str, Tensor]
     """Of the last hidden state: by head, and "assign" for the positions before labelled triggers."""
-    labels: Tensor | None
-    scored: bool
-    """Whether the host scored them; it did not where its own loss has the weight 0."""
+    labels: StepLabels | None
     targets: Mapping[str, Any]
     """By head, as its `collate_targets` makes them."""
     counts: Counts | None
@@ -96,23 +94,25 @@ class Made:
     """The host's."""
     head_ran: bool
     """Whether its output embedding ran."""
-    supervised: SupervisedRows | None
-    """Of which rows its logits are; None of all."""
-    retained: Retained | None = None
-    """What the loss "retain" is made of; None where it is not wanted."""
+
+    @property
+    def supervised(self) -> SupervisedRows | None:
+        """Of which rows the logits are; None of all."""
+        return None if self.labels is None else self.labels.rows
 
 
 def add_losses(result: TPOOutput, made: Made) -> None:
     """Fills in the losses of a forward whose heads ran: the host's own, the assignment's, and each head's."""
     tasks, counts = made.tasks, made.counts
     if made.labels is not None:
-        if made.scored:
-            result.losses["mllm"] = _mllm_loss(made, made.labels)
-        result.losses["assign"] = _assign_loss(result, made, made.labels)
-    if made.retained is not None and made.retained.logits_RV is not None:
-        num = len(made.retained.host_RV) if counts is None else counts.retain
+        if made.labels.scored:
+            result.losses["mllm"] = _mllm_loss(made, made.labels.whole)
+        result.losses["assign"] = _assign_loss(result, made, made.labels.whole)
+    retained = None if made.labels is None else made.labels.retained
+    if retained is not None and retained.logits_RV is not None:
+        num = len(retained.host_RV) if counts is None else counts.retain
         left_out = torch.cat((tasks.trigger_logits.triggers, tasks.trigger_logits.unused))
-        result.losses["retain"] = retain_loss(made.retained.logits_RV, made.retained.host_RV, left_out, max(num, 1))
+        result.losses["retain"] = retain_loss(retained.logits_RV, retained.host_RV, left_out, max(num, 1))
     for name, head in tasks.heads.items():
         places, rows = made.places[name], made.rows[name]
         targets, outputs = made.targets.get(name), result.outputs[name]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tpo_plugin.errors import HostError, TPOError
 from tpo_plugin.positions import retained_labels
 from tpo_plugin.step import Step
-from tpo_plugin.supervised import SupervisedRows
+from tpo_plugin.supervised import Retained, SupervisedRows
 
 _OF_LABELS = ("labels", "shift_labels", "num_items_in_batch")
 
@@ -65,7 +65,7 @@ def run_host_alone(
 
     Raises `TPOError` for a model without LoRA, and `HostError` for a host of which it cannot be had.
     """
-    if step.labels is None or not step.wants_retained:
+    if step.labels is None or not _wanted(step):
         return
     if step.positions is None or step.host.decodes:
         raise HostError(
@@ -81,7 +81,12 @@ def run_host_alone(
             "the loss 'retain' needs the host's output embedding to run, and it did not (a fused loss); switch the "
             "fused loss off, or leave 'retain' out of loss_weights"
         )
-    step.retain(rows, alone.logits_RV)
+    step.labels.retained = Retained(rows, alone.logits_RV)
+
+
+def _wanted(step: Step) -> bool:
+    """Whether the loss is to be computed: only in training, and where conversation is learned."""
+    return step.learns and step.wants("mllm") and step.tasks.config.weight("retain") != 0
 
 
 @contextmanager

@@ -149,6 +149,10 @@ class Seen:
         """Takes the text's rows out of the last hidden state, in which each sample stands `copies` times."""
         self.text_rows = self._rows_of_text(hidden_BTD, copies)
 
+    def splice(self, groups: TextGroups, spans: list[list[tuple[int, int]]] | None) -> None:
+        """The host put media between the text, which stands at `groups` now; `spans` where it says so."""
+        self.text_groups, self.spans = groups, spans
+
     def keep_words(self, embeds_BTE: Tensor, copies: int = 1) -> None:
         """Takes the text's rows out of the first input embeddings that cover it."""
         if self.word_rows is None and self._covered(embeds_BTE, copies):

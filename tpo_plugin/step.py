@@ -21,7 +21,7 @@ from tpo_plugin.host.splice import spliced_groups, spliced_positions, spliced_va
 from tpo_plugin.losses import TPOOutput, without_logits
 from tpo_plugin.positions import Counts, Place, Positions, flat_index, text_groups, token_positions
 from tpo_plugin.seen import Seen
-from tpo_plugin.supervised import Retained, StepLabels, SupervisedRows
+from tpo_plugin.supervised import StepLabels
 from tpo_plugin.tasks import Tasks
 
 
@@ -102,8 +102,6 @@ class Step:
         """Of `_states`: by head, and "assign" for the positions before labelled triggers."""
         self._happened: set[str] = set()
         """"inserted" when `positions` served, "logits" when the output embedding ran."""
-        self._retained: Retained | None = None
-        """What the loss "retain" is made of, where it is wanted."""
         self.result: TPOOutput | None = None
         """What came of it, where a head ran."""
 
@@ -139,8 +137,7 @@ class Step:
             if self.labels is not None:
                 self.labels.whole = spliced_values(self.labels.whole, source_BS)
         if self.seen is not None:
-            self.seen.spans = spans
-            self.seen.text_groups = spliced_groups(self.seen.text_groups, tuple(input_ids_BT.shape), source_BS)
+            self.seen.splice(spliced_groups(self.seen.text_groups, tuple(input_ids_BT.shape), source_BS), spans)
             self.seen.keep_words(embeds_BSE)
         with_rows = self._insert(embeds_BSE, moved)
         spliced_labels = None if labels_BT is None else spliced_values(labels_BT, source_BS)
@@ -150,30 +147,26 @@ class Step:
 
     def hidden(self, states: Tensor) -> None:
         """The module that makes the last hidden state gave `states`, which may run in a checkpoint: only remembered."""
-        self._states = self._own(states)
+        self._states = _of_ids(states, self.host, self.positions)
 
     def entering_head(self, states: Tensor) -> Tensor | None:
         """The output embedding gets `states`: the last hidden state, or what the host kept of it.
 
         Returns what it is to get in their place, if anything.
         """
-        own = self._own(states)
+        own = _of_ids(states, self.host, self.positions)
         if self._states is None or self._fits(own):
             self._states = own
             self._take_rows()
-        rows = self._narrow_rows
+        rows = None if self.labels is None else self.labels.rows
         return None if rows is None else rows.narrowed(states)
 
     def logits(self, inputs: Tensor, logits: Tensor) -> None:
         """The output embedding gave `logits` for `inputs`; adds the triggers' trained part, in place."""
         self._happened.add("logits")
         self.tasks.trigger_logits.add_to(logits, inputs, self._output_rows())
-        if self._retained is not None:
-            self._retained.take(logits, self._narrow_rows)
-
-    def retain(self, rows: SupervisedRows, host_logits_RV: Tensor) -> None:
-        """The host without LoRA gave these logits at `rows`; before this forward."""
-        self._retained = Retained(rows, host_logits_RV)
+        if self.labels is not None and self.labels.retained is not None:
+            self.labels.retained.take(logits, self.labels.rows)
 
     def finish(self, output: Any) -> Any:
         """The forward gave `output`; returns it with predictions and losses, where there is anything to be had."""
@@ -192,10 +185,8 @@ class Step:
         result = self.result = TPOOutput(_heads=self.tasks.heads)
         inputs, size = self._task_inputs(), self.host.vision_size
         for name in self.tasks.heads:
-            wanted = self.wants(name)
-            result.outputs[name] = self.tasks.run(
-                name, rows[name], self._places(name), inputs if wanted else {}, seen=self.seen, vision_size=size
-            )
+            given = (rows[name], self._places(name), inputs if self.wants(name) else {})
+            result.outputs[name] = self.tasks.run(name, *given, seen=self.seen, vision_size=size)
         if self.labels is not None or targets is not None:
             losses.add_losses(
                 result,
@@ -204,17 +195,14 @@ class Step:
                     host=self.host,
                     places={kind: self._places(kind) for kind in ("assign", *self.tasks.heads)},
                     rows=rows,
-                    labels=None if self.labels is None else self.labels.whole,
-                    scored=self.wants("mllm"),
+                    labels=self.labels,
                     targets={name: given for name, given in (targets or {}).items() if self.wants(name)},
                     counts=self.given.task_counts,
                     output=output,
                     head_ran="logits" in self._happened,
-                    supervised=self._narrow_rows,
-                    retained=self._retained,
                 ),
             )
-        if self._narrow_rows is not None:
+        if self.labels is not None and self.labels.rows is not None:
             output = without_logits(output)
         return result.put_into(output, self.given.task_counts.scale if self.given.task_counts else 1)
 
@@ -247,36 +235,20 @@ class Step:
         """Whether a loss is to be computed: in training not where its weight is 0."""
         return not self.learns or self.tasks.config.weight(kind) != 0
 
-    @property
-    def wants_retained(self) -> bool:
-        """Whether the loss "retain" is to be computed: only in training, and where conversation is learned."""
-        return self.learns and self.wants("mllm") and self.tasks.config.weight("retain") != 0
-
-    @property
-    def _narrow_rows(self) -> SupervisedRows | None:
-        """The rows that the output embedding gets, where it is narrowed."""
-        return None if self.labels is None else self.labels.rows
-
     # -- states --------------------------------------------------------------------------------------------------------
 
     def _insert(self, embeds: Tensor, positions: Positions) -> Tensor | None:
         inputs, here = self._task_inputs(), not self.host.decodes
         return self.tasks.insert(embeds, positions, inputs, learns=self.learns, given_here=here)
 
-    def _own(self, states: Tensor) -> Tensor:
-        if states.dim() == 4:  # several streams, of which the first predicts the next token
-            states = states[:, 0]
-        return states[:, -self.positions.shape[1] :] if self.host.media_first and self.positions else states
-
     def _fits(self, states: Tensor) -> bool:
         return self.positions is not None and self.positions.shape == tuple(states.shape[:2])
 
     def _places(self, kind: str) -> Sequence[Place]:
         """Of a head's task tokens, or for "assign" of labelled triggers: none where their loss is not wanted."""
-        positions = self.positions
-        if positions is None or not self.wants(kind):
+        if self.positions is None or not self.wants(kind):
             return ()
-        return positions.labels if kind == "assign" else positions.task[kind]
+        return self.positions.labels if kind == "assign" else self.positions.task[kind]
 
     def _take_rows(self) -> None:
         """Takes the rows at task tokens and before labelled triggers out of the last hidden state, if that is there."""
@@ -284,7 +256,7 @@ class Step:
         if self._rows is not None or states_BTD is None or positions is None or not self._fits(states_BTD):
             return
         groups = {name: self._places(name) for name in self.tasks.heads}
-        if self.labels is not None and self._narrow_rows is None:
+        if self.labels is not None and self.labels.rows is None:
             groups["assign"] = [(row, column - self.host.label_shift) for row, column in self._places("assign")]
         index = flat_index(list(chain.from_iterable(groups.values())), states_BTD.shape[1], states_BTD.device)
         rows = states_BTD.flatten(0, 1).index_select(0, index)
@@ -312,3 +284,10 @@ def seen_of(tasks: Tasks, input_ids: Tensor | None, labels: Tensor | None, given
     if groups is None:
         groups = [] if input_ids is None else text_groups(input_ids, labels, tasks.special_ids)
     return Seen(groups, given.task_frames)
+
+
+def _of_ids(states: Tensor, host: Host, positions: Positions | None) -> Tensor:
+    """The hidden states of the ids [B, T, D], without those of media before them."""
+    if states.dim() == 4:  # several streams, of which the first predicts the next token
+        states = states[:, 0]
+    return states[:, -positions.shape[1] :] if host.media_first and positions else states

@@ -91,6 +91,8 @@ class StepLabels:
         """Whether the output embedding is to run at labelled positions alone."""
         self.rows: SupervisedRows | None = None
         """Set when the host got its labels."""
+        self.retained: Retained | None = None
+        """What the loss "retain" is made of, where it is wanted."""
 
     def of_host(self, tokens: Mapping[str, HeadTokens]) -> Tensor | None:
         """Those that the host scores: without triggers, and packed where its output embedding is narrowed.

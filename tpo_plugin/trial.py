@@ -87,8 +87,10 @@ def _narrowed(model: nn.Module, step: Step, kwargs: Arguments) -> Arguments:
     return _with_decoder_ids(model, step, kwargs) | {"labels": step.labels.of_host(step.tasks.tokens)}
 
 
-def unscored(model: nn.Module, step: Step, kwargs: Arguments) -> Arguments:
-    """The arguments of a forward in which the host computes no loss of its own."""
+def without_unwanted_loss(model: nn.Module, step: Step, kwargs: Arguments) -> Arguments:
+    """The arguments of the forward, in which the host computes no loss of its own where that is not wanted."""
+    if step.labels is None or step.labels.scored:
+        return kwargs
     return _with_decoder_ids(model, step, kwargs) | {"labels": None}
 
 

@@ -36,7 +36,7 @@ uvicorn = pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
 pytest.importorskip("prometheus_client")
 
-from tpo_plugin.serve.app import Server  # noqa: E402  (it needs what may be missing)
+from tpo_plugin.serve.app import Server, application  # noqa: E402  (it needs what may be missing)
 
 KEY = "a key of this test"
 QUESTION = "where is the red circle?"
@@ -354,7 +354,7 @@ def accepts(port: int) -> bool:
 def test_a_request_has_its_time(world: Path) -> None:
     limits = Limits(timeout_s=0.2, window_s=600.0, max_batch=2, max_new_tokens=8)
     model, reading = load(world / "run")
-    app = Server(model, reading, "run", limits).app
+    app = application(Server(model, reading, "run", limits))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]

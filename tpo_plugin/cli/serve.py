@@ -76,7 +76,7 @@ def serve(
     try:
         import uvicorn
 
-        from tpo_plugin.serve.app import Server
+        from tpo_plugin.serve.app import Server, application
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in ("prometheus_client", "starlette", "uvicorn"):
             raise
@@ -84,14 +84,13 @@ def serve(
     from tpo_plugin.asking import load
 
     model, reading = load(run, host)
-    server = Server(
-        model, reading, name or run.resolve().name, limits.for_host(model), media_root=media, api_key=api_key
-    )
+    name = name or run.resolve().name
+    server = Server(model, reading, name, limits.for_host(model), media_root=media, api_key=api_key)
     listening = _listen(address, port)
     shown = f"[{address}]" if ":" in address else address
-    typer.echo(f"{server.name} answers at http://{shown}:{listening.getsockname()[1]}/v1")
+    typer.echo(f"{name} answers at http://{shown}:{listening.getsockname()[1]}/v1")
     config = uvicorn.Config(
-        server.app, log_level="warning", access_log=False, timeout_graceful_shutdown=math.ceil(timeout)
+        application(server), log_level="warning", access_log=False, timeout_graceful_shutdown=math.ceil(timeout)
     )  # no request takes longer
     uvicorn.Server(config).run(sockets=[listening])
 

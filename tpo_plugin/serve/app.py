@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import secrets
 import shutil
@@ -37,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 class Server:
-    """One model, answering over HTTP as `name`; `app` is the ASGI application."""
+    """One model, answering over HTTP as `name`; see `application`."""
 
     def __init__(
         self,
@@ -49,21 +48,18 @@ class Server:
         media_root: Path | None = None,
         api_key: str | None = None,
     ) -> None:
-        self.model, self.name, self.limits, self.api_key = model, name, limits, api_key
-        self.metrics, self.num_requests, self.started = Metrics(), 0, int(time.time())
+        self.model, self.limits, self.api_key = model, limits, api_key
+        self.card: dict[str, Any] = {
+            "id": name,
+            "object": "model",
+            "created": int(time.time()),
+            "owned_by": "tpo-plugin",
+        }
+        self.metrics, self.num_requests = Metrics(), 0
         self.read_media = MediaReader(model.tpo, reading, limits, media_root)
-        routes = [
-            Route("/v1/chat/completions", self.chat, methods=["POST"]),
-            Route("/v1/models", self.models),
-            Route("/v1/models/{name:path}", self.models),
-            Route("/health", self.health),
-            Route("/metrics", self.show_metrics),
-        ]
-        handlers: dict[Any, Any] = {HTTPException: _unknown, Refused: _refused, Exception: _failed}
-        self.app = Starlette(routes=routes, exception_handlers=handlers, lifespan=self._alive)
 
     @contextlib.asynccontextmanager
-    async def _alive(self, app: Any) -> AsyncIterator[None]:
+    async def alive(self, app: Any) -> AsyncIterator[None]:
         """While it lasts, questions are answered; uploads lie in a folder that is removed."""
         with tempfile.TemporaryDirectory(prefix="tpo-serve-") as folder:
             self.folder = Path(folder)
@@ -79,7 +75,7 @@ class Server:
 
     async def health(self, request: Request) -> Response:
         """Whether it serves."""
-        return JSONResponse({"status": "ok", "model": self.name, "requests": self.num_requests})
+        return JSONResponse({"status": "ok", "model": self.card["id"], "requests": self.num_requests})
 
     async def show_metrics(self, request: Request) -> Response:
         """Counters, for Prometheus."""
@@ -88,12 +84,11 @@ class Server:
     async def models(self, request: Request) -> Response:
         """The one model, or the list of it."""
         self._check_key(request)
-        model = {"id": self.name, "object": "model", "created": self.started, "owned_by": "tpo-plugin"}
         asked = request.path_params.get("name")
         if asked is None:
-            return JSONResponse({"object": "list", "data": [model]})
+            return JSONResponse({"object": "list", "data": [self.card]})
         self._check_model(asked)
-        return JSONResponse(model)
+        return JSONResponse(self.card)
 
     async def chat(self, request: Request) -> Response:
         """A chat completion."""
@@ -119,8 +114,9 @@ class Server:
     ) -> Response:
         """The response. A stream outlives this call, and so it takes over what is to be cleaned up, by `keep`."""
         body = await _within(self._body(http), deadline, "the body did not arrive")
-        request, sample = await _within(self._in_thread(self._read, body, folder), deadline, "the media were not read")
         loop, pieces = asyncio.get_running_loop(), asyncio.Queue[str | None]()
+        reading = loop.run_in_executor(self.readers, self._read, body, folder)
+        request, sample = await _within(reading, deadline, "the media were not read")
 
         def tell(text: str | None) -> None:
             with contextlib.suppress(RuntimeError):  # of a loop that was closed
@@ -128,7 +124,7 @@ class Server:
 
         longest = self.limits.max_new_tokens if request.longest is None else request.longest
         question = Question(sample, request.route, longest, tell if request.stream else None)
-        completion = Completion(self.model.tpo, self.name, sample)
+        completion = Completion(self.model.tpo, self.card["id"], sample)
         question.result.add_done_callback(lambda _: tell(None))
         self.batcher.submit(question)
         try:
@@ -203,9 +199,6 @@ class Server:
             self.metrics.predictions.labels(found.head).inc()
         return answer
 
-    def _in_thread(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        return asyncio.get_running_loop().run_in_executor(self.readers, functools.partial(work, *arguments))
-
     @contextlib.contextmanager
     def _room(self) -> Iterator[None]:
         """A place for one more request. Raises `Refused` where all are taken."""
@@ -231,10 +224,23 @@ class Server:
             )
 
     def _check_model(self, name: str) -> None:
-        if name != self.name:
+        if name != self.card["id"]:
             raise Refused(
-                404, f"there is no model {shown(name)}; this server has {self.name!r}", code="model_not_found"
+                404, f"there is no model {shown(name)}; this server has {self.card['id']!r}", code="model_not_found"
             )
+
+
+def application(server: Server) -> Starlette:
+    """The ASGI application."""
+    routes = [
+        Route("/v1/chat/completions", server.chat, methods=["POST"]),
+        Route("/v1/models", server.models),
+        Route("/v1/models/{name:path}", server.models),
+        Route("/health", server.health),
+        Route("/metrics", server.show_metrics),
+    ]
+    handlers: dict[Any, Any] = {HTTPException: _unknown, Refused: _refused, Exception: _failed}
+    return Starlette(routes=routes, exception_handlers=handlers, lifespan=server.alive)
 
 
 class _Stream(StreamingResponse):

@@ -20,6 +20,7 @@ from tpo_head_mask.checkpoints import build_backend
 from tpo_head_mask.codec import MaskCodec
 from tpo_head_mask.config import MaskConfig
 from tpo_head_mask.decoding import decode_clips
+from tpo_head_mask.drawing import draw_masks, draw_video
 from tpo_head_mask.inputs import Medium
 from tpo_head_mask.losses import box_loss, pixel_losses, prompt_loss
 from tpo_head_mask.streaming import decoded_values, track_rows, with_given_boxes
@@ -239,14 +240,10 @@ class MaskHead(MaskCodec, tpo.TaskHead):
 
     def draw(self, image: Image, value: Any, target: Any = None) -> Image:
         """A copy of `image` with the value's first mask, and the outline of the true one."""
-        from tpo_head_mask.drawing import draw_masks
-
         return draw_masks(image, value["masks"][:1], target["masks"][:1] if target else ())
 
     def draw_video(self, video: tpo.VideoClip, values: list[Any], path: Path) -> Path | None:
         """The whole video with the masks of all objects, as MP4."""
-        from tpo_head_mask.drawing import draw_video
-
         first = values[0]
         if first.get("source") is None or not first["masks"]:
             return None
