@@ -193,6 +193,6 @@ def test_what_it_does_not_take_is_named(world):
 
     with pytest.raises(tpo.TPOError, match=r"--model_args has \['runs'\]; expected run, host and route"):
         TPO(str(world / "run"), runs="x")
-    request = SimpleNamespace(args=("", None, {"temperature": 0.7}, 0, "task", "test"))
-    with pytest.raises(tpo.TPOError, match=r"a task asks for {'temperature': 0.7}; expected temperature: 0"):
+    request = SimpleNamespace(args=("", None, {"do_sample": True, "temperature": 0.7}, 0, "task", "test"))
+    with pytest.raises(tpo.TPOError, match="0.7}; the model tpo answers greedily: set do_sample: false, num_beams: 1"):
         TPO(str(world / "run")).generate_until([request])
