@@ -13,9 +13,12 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+TRIES_FSDP = int(version("transformers").partition(".")[0]) >= 5
+"""FSDP2 is tried on the newest transformers only."""
 
 
 def free_port() -> int:

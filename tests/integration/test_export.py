@@ -12,6 +12,7 @@ import numpy as np
 import plain_checkpoint
 import pytest
 import torch
+import transformers
 import zoo
 from peft import LoraConfig, get_peft_model
 from PIL import Image
@@ -25,6 +26,7 @@ from tpo_plugin.export import export
 from tpo_plugin.testing import tiny_host
 
 pytestmark = pytest.mark.filterwarnings("ignore:Could not find a config file:UserWarning")
+OF_4_57 = transformers.__version__.startswith("4.57")
 
 
 def lively(model: Any) -> Any:
@@ -134,6 +136,8 @@ def test_merged_alone_the_rest_is_loaded_as_ever(tmp_path):
 @pytest.mark.parametrize("kind", [host for host in zoo.HOSTS if not host.missing], ids=lambda host: host.name)
 @pytest.mark.parametrize("grown", [False, True], ids=["frozen", "grown"])
 def test_hosts(tmp_path, kind, grown):
+    if kind.name == "qwen3_vl" and OF_4_57:
+        pytest.skip("transformers 4.57 gives out its states before the last norm")
     model = kind.build()
     if grown:
         model.resize_token_embeddings(zoo.NUM_WORDS)
@@ -143,7 +147,8 @@ def test_hosts(tmp_path, kind, grown):
     asked = {"max_new_tokens": 12, "do_sample": False, "suppress_tokens": zoo.MEDIA}
     expected = model.tpo.generate(**inputs, **asked)
     tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
-    if kind.name == "mllama" and grown:  # transformers gives it 8 input rows more, and does not when it is resized
+    # transformers gives mllama 8 input rows more, and does not when it is resized; 4.57 has no auto class for the other
+    if (kind.name == "mllama" and grown) or (kind.name == "video_llava" and OF_4_57):
         with pytest.raises(tpo.HostError, match="transformers does not load again what it saved"):
             export(model, tmp_path / "out")
         assert not list(tmp_path.iterdir())
@@ -187,6 +192,7 @@ def clip_sample(model: Any, folder: Path) -> Sample:
 
 
 @pytest.mark.skipif("mask" not in tpo.registry().heads, reason="tpo-head-mask is not installed")
+@pytest.mark.skipif(OF_4_57, reason="its random host calls other heads there")
 @pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
 def test_boxes_spans_and_masks_of_a_clip(tmp_path, lora):
     processor = build_processor()

@@ -10,12 +10,11 @@ from pathlib import Path
 import onevision
 import pytest
 import torch
-from ranks import on_two_ranks
+from ranks import TRIES_FSDP, on_two_ranks
 from torch.distributed.run import get_args_parser
 
 from tpo_plugin.training.config import TrainConfig
 from tpo_plugin.training.run import load_run, read_run, train
-from tpo_plugin.training.trainer import SEES_WHOLE_STEP
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),
@@ -26,7 +25,7 @@ deepspeed = [
 ]
 fsdp = [
     pytest.mark.slow,
-    pytest.mark.skipif(not SEES_WHOLE_STEP, reason="FSDP2 is tried on the newest transformers only"),
+    pytest.mark.skipif(not TRIES_FSDP, reason="FSDP2 is tried on the newest transformers only"),
 ]
 CONFIGS = sorted(path.name for path in onevision.EXAMPLE.glob("*.yaml"))
 

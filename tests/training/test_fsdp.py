@@ -6,14 +6,13 @@ import pytest
 import tiny_run
 import torch
 import transformers
-from ranks import forked, use_fsdp
+from ranks import TRIES_FSDP, forked, use_fsdp
 from safetensors.torch import load_file
 
 from tpo_plugin import TPOError, apply_tpo, load_tpo, sharding, wrap_trainer
-from tpo_plugin.training.trainer import SEES_WHOLE_STEP
 
 pytestmark = [
-    pytest.mark.skipif(not SEES_WHOLE_STEP, reason="FSDP2 is tried on the newest transformers only"),
+    pytest.mark.skipif(not TRIES_FSDP, reason="FSDP2 is tried on the newest transformers only"),
     pytest.mark.filterwarnings("ignore:Could not find a config file:UserWarning"),
 ]
 

@@ -14,7 +14,7 @@ import pytest
 import tiny_run
 import torch
 import transformers
-from ranks import on_two_ranks
+from ranks import TRIES_FSDP, on_two_ranks
 
 from tpo_plugin import TPOError, losses, wrap_trainer
 from tpo_plugin.training.trainer import SEES_WHOLE_STEP
@@ -255,7 +255,7 @@ def test_two_ranks(tmp_path):
         assert len(lines(found["gradient"]["said"])) == 8, "of the whole step"
 
 
-@pytest.mark.skipif(not SEES_WHOLE_STEP, reason="FSDP2 is tried on the newest transformers only")
+@pytest.mark.skipif(not TRIES_FSDP, reason="FSDP2 is tried on the newest transformers only")
 @pytest.mark.slow
 def test_fsdp(tmp_path):
     write_host(tmp_path)
