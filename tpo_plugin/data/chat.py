@@ -48,11 +48,15 @@ class ChatTemplate:
 
     def render(self, turns: Sequence[Turn], *, generation: bool = False) -> str:
         """The conversation as text; with `generation` it ends where the assistant begins to speak."""
-        messages = [{"role": turn.role, "content": self._content(turn.text)} for turn in turns]
-        text = self._renderer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=generation, **self.arguments
+        return self._render_each([turns], generation)[0]
+
+    def _render_each(self, conversations: Sequence[Sequence[Turn]], generation: bool) -> list[str]:
+        """Several at once, for a call of the template takes longer than what it renders."""
+        contents = [[{"role": turn.role, "content": self._content(turn.text)} for turn in c] for c in conversations]
+        texts = self._renderer.apply_chat_template(
+            contents, tokenize=False, add_generation_prompt=generation, **self.arguments
         )
-        return text.removeprefix(self._doubled) if self._doubled else text
+        return [text.removeprefix(self._doubled) for text in texts]
 
     def render_answers(self, turns: Sequence[Turn]) -> tuple[str, list[Span]]:
         """The conversation as text, and where in it the assistant's words stand.
@@ -83,18 +87,18 @@ class ChatTemplate:
         Each answer is found by rendering the conversation once more with a stand-in of private characters for it, and
         both renderings are compared.
         """
-        text, answers = self.render(turns), [i for i, turn in enumerate(turns) if turn.role == "assistant"]
-        stand_ins = {i: f"\ue000{i}\ue001" for i in answers}
-        rest = self.render([Turn("assistant", stand_ins[i]) if i in stand_ins else t for i, t in enumerate(turns)])
+        stand_ins = {i: f"\ue000{i}\ue001" for i, turn in enumerate(turns) if turn.role == "assistant"}
+        stood_in = [Turn("assistant", stand_ins[i]) if i in stand_ins else turn for i, turn in enumerate(turns)]
+        text, rest = self._render_each([turns, stood_in], generation=False)
+        prompts = self._render_each([turns[:i] for i in stand_ins], generation=True) if stand_ins else []
         built, spans = "", []
         strange: dict[int, str] = {}
-        for number, (i, stand_in) in enumerate(stand_ins.items(), 1):
+        for number, ((i, stand_in), prompt) in enumerate(zip(stand_ins.items(), prompts, strict=True), 1):
             answer = turns[i].text
             before, found, rest = rest.partition(stand_in)
             if not found:
                 raise TPOError(f"the chat template leaves out the answer {answer!r}; expected it in the text")
             built += before
-            prompt = self.render(turns[:i], generation=True)
             follows = built.startswith(prompt)
             if not follows:
                 strange[number] = prompt
