@@ -243,3 +243,11 @@ class HeadMetrics:
     def compute(self) -> dict[str, float]:
         """Metric by name; empty where nothing was added."""
         return {name: value / self.num_targets for name, value in self.sums.items()} if self.num_targets else {}
+
+    def constant(self) -> dict[str, float]:
+        """Of some metrics that are 0 to 1, the higher the better, what the best prediction that is the same for all
+        targets added would have.
+
+        A head that has learnt nothing yet reaches about as much. Empty, as here, where that is not known.
+        """
+        return {}

@@ -9,7 +9,7 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
-from tpo_plugin import TPOConfig, TPOError, wrap_trainer
+from tpo_plugin import HeadMetrics, TPOConfig, TPOError, wrap_trainer
 from tpo_plugin.training.trainer import SEES_WHOLE_STEP
 
 Wrapped = wrap_trainer(transformers.Trainer)
@@ -228,6 +228,20 @@ def test_evaluation_has_the_heads_metrics(tmp_path):
     assert 0 <= metrics["eval_false_trigger_rate"] <= 1
     assert trainer.state.log_history[-1]["eval_point_loss_l2"] == metrics["eval_point_loss_l2"]
     assert trainer.predict(samples).metrics["test_point_loss_l2"] == metrics["eval_point_loss_l2"]
+
+
+@pytest.mark.parametrize(("hits", "says"), [(0.22, True), (0.6, False)])
+def test_evaluation_has_the_best_constant_prediction_beside_a_metric(hits, says, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(HeadMetrics, "compute", lambda self: {"hits": hits})
+    monkeypatch.setattr(HeadMetrics, "constant", lambda self: {"hits": 0.2})
+    model, tokenizer = tiny_run.host_with_tpo()
+    trainer = make(tmp_path, model, tokenizer, eval_dataset=tiny_run.Samples(tokenizer, 4))
+    metrics = trainer.evaluate()
+    assert (metrics["eval_point_hits"], metrics["eval_point_constant_hits"]) == (hits, 0.2)
+    sentence = (
+        f"eval, step 0: point: about as good as the best prediction that is always the same: hits {hits:.3f} (0.200)"
+    )
+    assert (sentence in caplog.text) == says
 
 
 def test_evaluation_does_not_change_what_is_trained(tmp_path):

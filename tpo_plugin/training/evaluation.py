@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 from tpo_plugin.positions import Counts
 from tpo_plugin.tasks import Tasks
 
+ALIKE = 0.05
+"""By how much at most a metric, 0 to 1, is above that of a constant prediction while a head has learnt nothing."""
 STATISTICS = ("assign_correct", "assign_total", "false_triggers", "ordinary")
 """Counts that `TPOOutput.statistics` may hold."""
 
@@ -83,4 +86,21 @@ class Evaluation:
         found |= rates(sums)
         for head, metric in self.metrics.items():
             found |= {f"{head}_{name}": value for name, value in metric.compute().items()}
+            found |= {f"{head}_constant_{name}": value for name, value in metric.constant().items()}
         return found
+
+
+def on_a_constant(metrics: dict[str, float], heads: Sequence[str]) -> list[str]:
+    """A sentence for each head that is about as good as the best constant prediction in all metrics of that."""
+    sentences = []
+    for head in heads:
+        mark = f"{head}_constant_"
+        constants = {name.removeprefix(mark): value for name, value in metrics.items() if name.startswith(mark)}
+        reached = {name: metrics[f"{head}_{name}"] for name in constants}
+        if constants and all(reached[name] <= constant + ALIKE for name, constant in constants.items()):
+            said = ", ".join(f"{name} {reached[name]:.3f} ({constant:.3f})" for name, constant in constants.items())
+            sentences.append(
+                f"{head}: about as good as the best prediction that is always the same: {said}. A loss falls to there "
+                "before anything is learnt: train on, and where it stays, with the loss of this head alone for a while"
+            )
+    return sentences

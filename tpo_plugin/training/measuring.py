@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from tpo_plugin.training import free
 from tpo_plugin.training.counting import count_batch
-from tpo_plugin.training.evaluation import STATISTICS, Evaluation, rates
+from tpo_plugin.training.evaluation import STATISTICS, Evaluation, on_a_constant, rates
 from tpo_plugin.training.once import AGAIN, each_sample_once
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 else:
     _Trainer = object
 
+logger = logging.getLogger(__name__)
 
 _NUMBERS = ("num_steps", "num_left_out", "total_loss", "total_steps")
 """What is saved beside the sums."""
@@ -159,6 +161,9 @@ class MeasuringMixin(_Trainer):
             ):
                 output = super().evaluation_loop(*args, **kwargs)
                 metrics = self._evaluation.compute(self.accelerator)
+                if self.is_world_process_zero():
+                    for sentence in on_a_constant(metrics, list(self.tpo.heads)):
+                        logger.warning("%s, step %d: %s", prefix, self.state.global_step, sentence)
                 metrics |= free.ask(self, given["dataloader"].dataset, prefix, metrics)
         finally:
             self._evaluation, self.gather_function = None, gather

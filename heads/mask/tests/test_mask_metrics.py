@@ -137,3 +137,14 @@ def test_an_answer_about_an_image() -> None:
     assert scores.mean()["J"] == pytest.approx(0.5)
     with pytest.raises(tpo.TPOError, match="all of them the same 'times'"):
         scores.add([], [task(EMPTY, times=[0.0]), task(EMPTY, times=[1.0])])
+
+
+def test_the_best_constant_mask_is_what_most_masks_cover() -> None:
+    metrics = MaskMetrics(Head())
+    assert metrics.constant() == {}
+    left, all_but_a_corner = np.zeros((64, 64), bool), np.ones((64, 64), bool)
+    left[:, :32] = True
+    all_but_a_corner[:32, 32:] = False
+    for truth in (left, left, all_but_a_corner):
+        metrics.add([np.zeros_like(truth)], [truth])
+    assert metrics.constant() == {"gIoU": pytest.approx((1 + 1 + 2 / 3) / 3)}

@@ -317,3 +317,12 @@ def test_drawing_wider_on_larger_images(head):
 
     assert orange(48) == 2
     assert orange(1200) == 20
+
+
+def test_the_best_constant_box_is_one_of_the_true_ones(head):
+    metrics = head.metrics()
+    assert metrics.constant() == {}
+    three = torch.tensor([[0.0, 0.0, 0.4, 0.4], [0.1, 0.0, 0.5, 0.4], [0.6, 0.6, 1.0, 1.0]])
+    metrics.update({"boxes_xyxy": torch.zeros(2, 4)}, {"boxes_xyxy": three[:2]})
+    metrics.missed({"boxes_xyxy": three[2:]})
+    assert metrics.constant() == pytest.approx({"acc@0.5": 2 / 3, "mean_iou": (1 + 0.3 / 0.5) / 3})

@@ -75,3 +75,14 @@ def test_a_missed_query_overlaps_nothing() -> None:
     assert metrics.missed({"spans_s": [[[0.0, 1.0]], [[2.0, 3.0], [4.0, 5.0]]]})
     assert metrics.quality() == pytest.approx(1 / 3)
     assert metrics.compute()["R1@0.7"] == pytest.approx(1 / 3)
+
+
+def test_the_best_constant_span_is_one_of_the_true_ones() -> None:
+    metrics = TemporalMetrics(tpo.TaskHead())
+    assert metrics.constant() == {}
+    metrics.update(
+        {"spans_s": torch.zeros(2, 1, 2)}, {"spans_s": [[[0.0, 4.0]], torch.tensor([[1.0, 5.0], [8.0, 9.0]])]}
+    )
+    metrics.missed({"spans_s": [[[6.0, 9.0]]]})
+    assert metrics.constant()["mIoU"] == pytest.approx((1 + 3 / 5) / 3)
+    assert metrics.constant()["R1@0.5"] == pytest.approx(2 / 3)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 import tpo_plugin as tpo
 from tpo_head_mask import rle
@@ -60,6 +61,8 @@ class MaskMetrics(tpo.HeadMetrics):
         super().__init__(head)
         self._jf, self._iou = JFScores(skip_ends=False), IoUScores()
         self._box_ious: list[float] = []
+        self._covered: list[np.ndarray] = []
+        """For each true frame what share of each cell of a grid is covered, [GRID * GRID]."""
 
     def update(self, outputs: dict[str, Any], targets: dict[str, Any]) -> None:
         """Adds a batch: each value of `head.postprocess(outputs)` has "masks" for the frames that its target has, or,
@@ -98,6 +101,7 @@ class MaskMetrics(tpo.HeadMetrics):
         frames = [(as_mask(guess), as_mask(true)) for guess, true in zip(predicted, truth, strict=True)]
         for guess, true in frames:
             self._iou.add(guess, true)
+            self._covered.append(_coverage(true))
         name = str(self.num_targets)
         self._jf.add_objects(name, {"": (true for _, true in frames)}, {"": (guess for guess, _ in frames)})
         self.num_targets += 1
@@ -111,6 +115,30 @@ class MaskMetrics(tpo.HeadMetrics):
     def compute(self) -> dict[str, float]:
         boxes = {"box_iou": sum(self._box_ious) / len(self._box_ious)} if self._box_ious else {}
         return {**{name: value / 100 for name, value in self._jf.mean().items()}, **self._iou.mean(), **boxes}
+
+    def constant(self) -> dict[str, float]:
+        """Of the regions that more than some share of all true masks cover, the one with the greatest mean IoU with
+        all, on a grid of 32 x 32 cells: "gIoU" about as a head would reach with it."""
+        if not self._covered:
+            return {}
+        truth = np.stack(self._covered)
+        share = truth.mean(0)
+        regions = [share >= level for level in np.quantile(share, np.linspace(0, 0.98, 50))]
+        return {"gIoU": max(_mean_iou(region, truth) for region in [*regions, np.zeros_like(regions[0])])}
+
+
+GRID = 32
+
+
+def _coverage(mask: np.ndarray) -> np.ndarray:
+    cells = Image.fromarray(np.asarray(mask, dtype=np.uint8) * 255).resize((GRID, GRID), Image.Resampling.BOX)
+    return np.asarray(cells, dtype=np.float32).ravel() / 255
+
+
+def _mean_iou(region: np.ndarray, truth: np.ndarray) -> float:
+    """Of a region [C] with masks [N, C]; 1 where both are empty."""
+    shared, union = np.minimum(region, truth).sum(1), np.maximum(region, truth).sum(1)
+    return float(np.divide(shared, union, out=np.ones_like(shared), where=union > 0).mean())
 
 
 _SAME_TIME_S = 1e-3
