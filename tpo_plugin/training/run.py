@@ -45,6 +45,7 @@ from tpo_plugin.training.checkpoints import load_host_weights, save_host_weights
 from tpo_plugin.training.config import CONFIG_FILE, TrainConfig
 from tpo_plugin.training.folder import held_by_main, writing
 from tpo_plugin.training.inputs import Inputs, of_data, of_host
+from tpo_plugin.training.outlook import outlook
 from tpo_plugin.training.parts import LORA, language_linears, set_trainable
 from tpo_plugin.training.ranks import ending_together, joined_ranks, on_main
 from tpo_plugin.training.resume import check_settings, moved_sources
@@ -117,6 +118,8 @@ def _train(config: TrainConfig, directory: Path, state: PartialState, resume: bo
     sources = check_stages(model, config, unfinished)
     on_main(lambda: inputs.compare(of_data(config, unfinished, sources), begun=bool(begun), accept=accept))
     on_main(lambda: _open_run(config, directory, inputs))
+    if not begun:
+        on_main(lambda: [logger.warning("%s", sentence) for sentence in outlook(config, unfinished, sources)])
     trained: set[str] = set()
     for name, stage in config.stages.items():
         rates = set_trainable(model, stage.learning_rates, config.modules, where=f"stages.{name}")
