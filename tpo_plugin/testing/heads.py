@@ -156,6 +156,8 @@ class TaskHeadTests:
         computed = metrics.compute()
         assert computed, "metrics().compute() is empty after targets were added"
         assert all(math.isfinite(value) for value in computed.values()), f"metrics are not finite: {computed}"
+        unknown = sorted(set(metrics.constant()) - set(computed))
+        assert not unknown, f"metrics().constant() has {unknown}, and compute() only {sorted(computed)}"
         image = Image.new("RGB", (64, 48), "white")
         before = image.tobytes()
         drawn = head.draw(image, head.postprocess(self._outputs(head, 1))[0])
