@@ -21,6 +21,7 @@ from tpo_plugin.errors import TPOError
 from tpo_plugin.fused import FusedForward
 from tpo_plugin.host.base import Host, tables
 from tpo_plugin.host.follow import can_look_again, check_untouched, followed, looked_again, moved
+from tpo_plugin.host.idle import IdleTowers
 from tpo_plugin.host.towers import last_layer
 from tpo_plugin.losses import TPOOutput
 from tpo_plugin.retain import run_host_alone
@@ -101,6 +102,7 @@ class Hooks:
         self.host = host
         """Its hook points; others after PEFT has wrapped one of them."""
         self.now = InProgress()
+        self.idle = IdleTowers(model, tasks.processor)
         self._supervised = SupervisedLogits()
         self._fused = FusedForward(model, tasks)
         self._handles: list[Any] = []
@@ -142,7 +144,12 @@ class Hooks:
             return None
         if self.now.step is None and self.now.session is not None:
             self.now.inner = self.now.session.step()
-        return self._step.embedded(ids, output)
+        step = self._step
+        embeds = step.embedded(ids, output)
+        if step.idle_media:
+            kinds, step.idle_media = step.idle_media, ()
+            embeds = (output if embeds is None else embeds) + self.idle.run(kinds, self.host.towers)
+        return embeds
 
     @torch.compiler.disable
     def _hidden(self, module: nn.Module, args: tuple, output: Tensor) -> None:
