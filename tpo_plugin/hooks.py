@@ -11,7 +11,7 @@ import inspect
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -144,12 +144,7 @@ class Hooks:
             return None
         if self.now.step is None and self.now.session is not None:
             self.now.inner = self.now.session.step()
-        step = self._step
-        embeds = step.embedded(ids, output)
-        if step.idle_media:
-            kinds, step.idle_media = step.idle_media, ()
-            embeds = (output if embeds is None else embeds) + self.idle.run(kinds, self.host.towers)
-        return embeds
+        return self._step.embedded(ids, output)
 
     @torch.compiler.disable
     def _hidden(self, module: nn.Module, args: tuple, output: Tensor) -> None:
@@ -197,9 +192,26 @@ class Hooks:
         if self.now.aside or self.now.step is not None:
             return inner(*args, **kwargs)
         step, kwargs = self._begin(inner, args, kwargs)
-        run_host_alone(self.model, step, inner, kwargs, self.now.running)
-        with self.now.running(step):
-            return self._finish(step, inner(**kwargs))
+        with self._idling() if step.idle_media else nullcontext():
+            run_host_alone(self.model, step, inner, kwargs, self.now.running)
+            with self.now.running(step):
+                return self._finish(step, inner(**kwargs))
+
+    @contextmanager
+    def _idling(self) -> Iterator[None]:
+        """Inside, vision towers run idle behind the input embedding, and behind what an engine hooked to that."""
+
+        def run(*_: Any) -> None:
+            step = self.now.step
+            if step is not None and step.idle_media:
+                kinds, step.idle_media = step.idle_media, ()
+                step.idle = self.idle.run(kinds, self.host.towers)
+
+        handle = self.host.embed.register_forward_hook(run)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def splice(
         self,

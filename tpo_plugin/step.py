@@ -104,6 +104,8 @@ class Step:
         """Of `_states`: by head, and "assign" for the positions before labelled triggers."""
         self.idle_media = self.given.task_idle_media or ()
         """Those whose tower has not yet run idle."""
+        self.idle: Tensor | int = 0
+        """A zero that depends on what it gave. It joins the loss, not the embeddings: engines have hooks at those."""
         self._happened: set[str] = set()
         """"inserted" when `positions` served, "logits" when the output embedding ran."""
         self.result: TPOOutput | None = None
@@ -206,6 +208,7 @@ class Step:
                     head_ran="logits" in self._happened,
                 ),
             )
+            result.loss = None if result.loss is None else result.loss + self.idle
         if self.labels is not None and self.labels.rows is not None:
             output = without_logits(output)
         return result.put_into(output, self.given.task_counts.scale if self.given.task_counts else 1)

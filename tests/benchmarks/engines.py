@@ -1,9 +1,9 @@
-"""Each engine beside one process: are losses and parameters the same after N steps, how long is a step, how much memory.
+"""Each engine beside one process: are losses and parameters the same, how long is a step, how much memory it takes.
 
     python -m tests.benchmarks.engines [--steps 200] [--ranks 2 3]
 
-Two kinds of batches. "tasks": the first rank has boxes to learn and the others conversation alone. "pictures": the same,
-and only the first rank's records have pictures, so that the vision tower runs idle on the others. All of a tiny
+Two kinds of batches. "tasks": the first rank has boxes to learn and the others conversation alone. "pictures": the
+same, and only the first rank's records have pictures, so that the vision tower runs idle on the others. All of a tiny
 LLaVA-OneVision is trained, with SGD, in float32, each rank a process of its own on the CPU with gloo between them.
 """
 

@@ -60,7 +60,8 @@ class IdleTowers:
         owner = next((module for module in self.model.modules() if name and hasattr(module, name)), None)
         if owner is None:
             raise HostError(
-                f"{type(self.model).__name__} has no method {name or 'known here'} that makes features of {kind!r} alone"
+                f"{type(self.model).__name__} has no method {name or 'known here'} that makes features of {kind!r} "
+                "alone"
             )
         return getattr(owner, name)
 
