@@ -119,7 +119,7 @@ class InOrder(wrap_trainer(transformers.Trainer)):  # type: ignore[misc]
 
 
 Prepare = Callable[[Any], Any]
-"""Changes a host before TPO is applied: LoRA, precision."""
+"""Changes a model with TPO before its trainer is made."""
 
 
 def make_trainer(
@@ -130,14 +130,16 @@ def make_trainer(
         use_deepspeed()
     if engine == "FSDP2":
         use_fsdp()
-    tpo = changes.pop("tpo", None)
+    tpo, questions = changes.pop("tpo", None), changes.pop("eval_generations", 0)
     args = arguments(engine, ranks, folder, steps, **changes)
     model = transformers.AutoModelForImageTextToText.from_pretrained(folder / "host")
     processor = transformers.AutoProcessor.from_pretrained(folder / "host")
     torch.manual_seed(0)
-    model = apply_tpo(prepare(model), processor, heads=["region"], config=tpo)
+    model = prepare(apply_tpo(model, processor, heads=["region"], config=tpo))
     order = samples(folder, model.tpo, case, ranks, steps)
-    return InOrder(model=model, args=args, train_dataset=order, data_collator=TPOCollator(model.tpo))
+    trainer = InOrder(model=model, args=args, train_dataset=order, data_collator=TPOCollator(model.tpo))
+    trainer.eval_generations = questions
+    return trainer
 
 
 def parameters(trainer: Any) -> dict[str, torch.Tensor]:
