@@ -11,7 +11,7 @@ import inspect
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from tpo_plugin.errors import TPOError
 from tpo_plugin.fused import FusedForward
 from tpo_plugin.host.base import Host, tables
 from tpo_plugin.host.follow import can_look_again, check_untouched, followed, looked_again, moved
+from tpo_plugin.host.idle import IdleTowers
 from tpo_plugin.host.towers import last_layer
 from tpo_plugin.losses import TPOOutput
 from tpo_plugin.retain import run_host_alone
@@ -101,6 +102,7 @@ class Hooks:
         self.host = host
         """Its hook points; others after PEFT has wrapped one of them."""
         self.now = InProgress()
+        self.idle = IdleTowers(model, tasks.processor)
         self._supervised = SupervisedLogits()
         self._fused = FusedForward(model, tasks)
         self._handles: list[Any] = []
@@ -190,9 +192,26 @@ class Hooks:
         if self.now.aside or self.now.step is not None:
             return inner(*args, **kwargs)
         step, kwargs = self._begin(inner, args, kwargs)
-        run_host_alone(self.model, step, inner, kwargs, self.now.running)
-        with self.now.running(step):
-            return self._finish(step, inner(**kwargs))
+        with self._idling() if step.idle_media else nullcontext():
+            run_host_alone(self.model, step, inner, kwargs, self.now.running)
+            with self.now.running(step):
+                return self._finish(step, inner(**kwargs))
+
+    @contextmanager
+    def _idling(self) -> Iterator[None]:
+        """Inside, vision towers run idle behind the input embedding, and behind what an engine hooked to that."""
+
+        def run(*_: Any) -> None:
+            step = self.now.step
+            if step is not None and step.idle_media:
+                kinds, step.idle_media = step.idle_media, ()
+                step.idle = self.idle.run(kinds, self.host.towers)
+
+        handle = self.host.embed.register_forward_hook(run)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def splice(
         self,

@@ -30,6 +30,7 @@ class HostAlone(Step):
 
     def __init__(self, of: Step, rows: SupervisedRows) -> None:
         super().__init__(of.tasks, of.host)
+        self.idle_media = of.idle_media
         self._wanted = rows
         self.logits_RV: Tensor | None = None
         """Once the output embedding ran."""

@@ -102,6 +102,28 @@ def join(module: nn.Module, host: nn.Module) -> None:
             torch.distributed.broadcast(parameter.data, 0)
 
 
+@contextmanager
+def outside_forward(model: nn.Module) -> Iterator[None]:
+    """Inside, parameters are whole that are read outside of a forward, and belong to no module that runs. Collective.
+
+    With FSDP2 all that is in no unit of its own, as heads; with ZeRO-3 those of modules that have parts, as
+    `image_newline` beside a vision tower that transformers 5 runs before the forward.
+    """
+    if hasattr(model, "unshard"):
+        model.unshard()
+    with gathered([p for m in model.modules() if any(m.children()) for p in m.parameters(recurse=False)]):
+        yield
+
+
+def most(number: int, device: torch.device) -> int:
+    """The highest number of any rank. Collective."""
+    if not torch.distributed.is_initialized():
+        return number
+    found = torch.tensor(number, device=device)
+    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+    return int(found)
+
+
 def writes(tensors: Tensors) -> bool:
     """Whether this rank writes a file that has the tensors: all do, but of split ones the first."""
     return not split(tensors) or torch.distributed.get_rank() == 0

@@ -39,6 +39,8 @@ class TaskArguments:
     """For each row the number of frames of each of its videos, for heads that look at them."""
     task_counts: Counts | None = None
     """Targets of the whole accumulated global batch, as `wrap_trainer` counts them; None divides by the batch's."""
+    task_idle_media: tuple[str, ...] | None = None
+    """Kinds of media that another rank's batch has and this one lacks: their vision tower runs idle."""
     task_records: list[str] | None = None
     """Where each row comes from, for messages of `wrap_trainer`."""
 
@@ -100,6 +102,10 @@ class Step:
         """The last hidden state of this forward [B, T, D], once it was there."""
         self._rows: dict[str, Tensor] | None = None
         """Of `_states`: by head, and "assign" for the positions before labelled triggers."""
+        self.idle_media = self.given.task_idle_media or ()
+        """Those whose tower has not yet run idle."""
+        self.idle: Tensor | int = 0
+        """A zero that depends on what it gave. It joins the loss, not the embeddings: engines have hooks at those."""
         self._happened: set[str] = set()
         """"inserted" when `positions` served, "logits" when the output embedding ran."""
         self.result: TPOOutput | None = None
@@ -202,6 +208,7 @@ class Step:
                     head_ran="logits" in self._happened,
                 ),
             )
+            result.loss = None if result.loss is None else result.loss + self.idle
         if self.labels is not None and self.labels.rows is not None:
             output = without_logits(output)
         return result.put_into(output, self.given.task_counts.scale if self.given.task_counts else 1)

@@ -1,4 +1,4 @@
-"""The order of samples under DeepSpeed, and what is said where the ranks of one forward have other media."""
+"""The order of samples under DeepSpeed, and what a rank is told where another has other media in its forward."""
 
 import json
 from types import SimpleNamespace
@@ -12,6 +12,7 @@ from PIL import Image
 
 from tpo_plugin import TPOError, wrap_trainer
 from tpo_plugin.data import RecordDataset, Records
+from tpo_plugin.training.idle import share_media
 from tpo_plugin.training.same_media import SameMedia
 
 KINDS = np.array([0] * 5 + [1] * 9 + [2] * 3, dtype=np.uint8)
@@ -62,16 +63,33 @@ def test_kinds_of_records(tmp_path):
     assert mixed.media_kinds().tolist() == [1, 1, 1, 1]
 
 
-def test_ranks_with_other_media_are_an_error(tmp_path):
+def trainer_beside(other, tmp_path):
+    """A trainer whose only other rank has these media in two forwards."""
     model, tokenizer = tiny_run.host_with_tpo()
     trainer = wrap_trainer(transformers.Trainer)(
         model=model, args=tiny_run.arguments(tmp_path), train_dataset=tiny_run.Samples(tokenizer)
     )
-    other = torch.tensor([[1, 0, 0], [1, 0, 0]])  # the other rank has images in both forwards
     trainer.accelerator = SimpleNamespace(
-        num_processes=2, device=torch.device("cpu"), reduce=lambda present, kind: present + other
+        num_processes=2, device=torch.device("cpu"), reduce=lambda present, kind: present + torch.tensor(other)
     )
+    return trainer
+
+
+def test_a_rank_is_told_what_others_have(tmp_path, monkeypatch):
+    trainer = trainer_beside([[1, 0, 0], [1, 0, 0]], tmp_path)
     image, text = {"pixel_values": torch.zeros(1)}, {"input_ids": torch.zeros(1)}
-    trainer._check_media([image, image])
-    with pytest.raises(TPOError, match=r"some ranks have \['pixel_values'\] and others have none; under ZeRO-3"):
-        trainer._check_media([image, text])
+    share_media(trainer, [image, dict(image)])
+    assert "task_idle_media" not in image
+    monkeypatch.setattr(trainer.tpo.hooks.idle, "check", lambda kinds: None)
+    share_media(trainer, [image, text])
+    assert (image["task_idle_media"], text["task_idle_media"]) == ((), ("pixel_values",))
+
+
+def test_other_media_are_an_error_where_no_tower_can_run_idle(tmp_path):
+    trainer = trainer_beside([[1, 0, 0], [1, 0, 0]], tmp_path)
+    image, text = {"pixel_values": torch.zeros(1)}, {"input_ids": torch.zeros(1)}
+    share_media(trainer, [image, text])  # DDP does without
+    assert "task_idle_media" not in text
+    trainer.is_deepspeed_enabled = True
+    with pytest.raises(TPOError, match=r"some ranks have \['pixel_values'\] and others have none.* has no method"):
+        share_media(trainer, [image, text])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationMixin, LogitsProcessorList, StoppingCriteriaList
 
+from tpo_plugin import sharding
 from tpo_plugin.errors import HostError, TPOError, did_you_mean
 from tpo_plugin.generation.answers import HeadOutputs, Order, Prediction, find, predict, run_heads
 from tpo_plugin.generation.replay import replay_missing, start_of
@@ -75,8 +76,9 @@ def generate(
             the task token in the trigger's place and the answer goes on without it (OpenGVLab/TPO, app.py).
 
     States are kept while decoding. Where that is not sound (beam search, assisted decoding), or where an answer ends
-    with its task token, the finished sequences are run once more. Raises `TPOError` for an unknown route or order, and
-    `HostError` where the host's `generate` leaves out what places the tokens.
+    with its task token, the finished sequences are run once more. Where ZeRO-3 or FSDP2 split the parameters, all ranks
+    must generate, from prompts with media of the same kinds; those that end early keep step. Raises `TPOError` for an
+    unknown route or order, and `HostError` where the host's `generate` leaves out what places the tokens.
     """
     model, host, tasks = hooks.model, hooks.host, hooks.tasks
     if route is not None and route not in tasks.heads:
@@ -102,6 +104,9 @@ def generate(
     seen = seen_of(tasks, kwargs.get("input_ids"), None, given)
     with hooks.now.generating(Session(tasks, host, Prompt(given, len(start), 0, seen), keeps_states=False)):
         kwargs = host.start_generation(model, kwargs)
+    sharding.at_rest(model)
+    if tasks.is_split and torch.distributed.is_initialized():
+        kwargs.setdefault("synced_gpus", True)
     length, option = _prompt_length(host, kwargs), _options(model, kwargs)
     keeps = order == "trigger_first" and not any(map(option, _REPLAYED)) and (option("num_beams") or 1) == 1
     prompt = Prompt(given, len(start_of(model, host, kwargs)), length, seen)
@@ -113,15 +118,17 @@ def generate(
     with hooks.now.generating(session):
         watchers = _watchers(model, kwargs, processor, order, keeps)
         if type(model) not in _LEAVES_OUT:
-            output = host.generate(model, **kwargs, **watchers)
+            with sharding.outside_forward(model):
+                output = host.generate(model, **kwargs, **watchers)
         if order == "trigger_first" and not processor.called:
             output = _generate_past(model, kwargs | watchers)
         sequences = output if isinstance(output, Tensor) else output.sequences
         processor.note_triggers(sequences[:, -1].tolist(), sequences.shape[1] - 1)
         found = find(session, sequences, order)
         replay_missing(model, session, kwargs, sequences, found, order)
-    outputs = run_heads(session, sequences, found)
-    predictions = predict(session, processor, sequences, found, outputs)
+    with sharding.outside_forward(model):
+        outputs = run_heads(session, sequences, found)
+        predictions = predict(session, processor, sequences, found, outputs)
     without = [row for row, own in enumerate(predictions) if route is not None and all(p.head != route for p in own)]
     if without:
         raise TPOError(

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin
 from transformers.utils import ModelOutput
 
+from tpo_plugin import sharding
 from tpo_plugin.errors import HostError
 from tpo_plugin.generation.answers import Found, Order
 from tpo_plugin.positions import Place, Positions
@@ -23,9 +24,13 @@ def replay_missing(
 ) -> None:
     """Has the session keep the states at every task token of `found`.
 
-    `kwargs` are those of the generation. Raises `HostError` where the host does not show them.
+    `kwargs` are those of the generation. Raises `HostError` where the host does not show them. Collective with
+    `synced_gpus`.
     """
-    for group in _groups(session, found, order, session.copies(sequences)):
+    groups = _groups(session, found, order, session.copies(sequences))
+    if kwargs.get("synced_gpus"):  # the ranks replay as often, those with fewer task tokens for nothing
+        groups += [[]] * (sharding.most(len(groups), sequences.device) - len(groups))
+    for group in groups:
         _replay(model, session, kwargs, sequences, group)
 
 
@@ -55,7 +60,7 @@ def _replay(model: Any, session: Session, kwargs: dict[str, Any], sequences: Ten
     The host's `generate` builds that forward (positions, masks, media), so it is the one that decoding was equal to.
     """
     tasks, host, copies = session.tasks, session.host, session.copies(sequences)
-    copy = found[0].row % copies
+    copy = found[0].row % copies if found else 0
     sequences = sequences[copy::copies].clone()
     for f in found:
         sequences[f.row // copies, f.state] = tasks.tokens[f.head].task_id
@@ -69,7 +74,8 @@ def _replay(model: Any, session: Session, kwargs: dict[str, Any], sequences: Ten
     # Where a prompt's states are cut to the last before they can be seen, all of them are asked for.
     for options in ({}, {"logits_to_keep": 0}):
         if session.replay is not None and options.keys() <= signature(model.forward).parameters.keys():
-            host.generate(model, **inputs, **options, max_new_tokens=1, do_sample=False, num_beams=1)
+            with sharding.outside_forward(model):
+                host.generate(model, **inputs, **options, max_new_tokens=1, do_sample=False, num_beams=1)
     if session.replay is not None:  # its generation makes something else of a prompt
         model(**inputs)
     if session.replay is not None:

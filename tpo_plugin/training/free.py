@@ -81,6 +81,8 @@ class FreeAnswer:
 def ask(trainer: Any, dataset: Any, prefix: str, forced: dict[str, float]) -> dict[str, float]:
     """Asks `trainer.eval_generations` questions of a dataset of `Sample`, a share on each rank; the metrics by name.
 
+    Where parameters are split, each rank asks all of them, and the first one's answers count.
+
     For each head "free_HEAD_emission", the share of the questions whose record wants it that it was called on;
     "free_HEAD_false_triggers", that of the others; "free_HEAD_METRIC", its metrics over what it was asked and answered.
     "free_false_triggers" is the share of the questions that want no head on which any was called, "free_questions" the
@@ -115,13 +117,16 @@ def ask(trainer: Any, dataset: Any, prefix: str, forced: dict[str, float]) -> di
 
 def _answers(trainer: Any, dataset: Any, prefix: str) -> tuple[list[tuple[int, FreeAnswer, dict[str, Any]]], str]:
     """This rank's share: (number of the question, answer, outputs and targets by head), and why there is none."""
-    if trainer.is_fsdp_enabled or sharding.split(trainer.model.parameters()):
-        return [], "the weights are split over the ranks, which would have to generate in step"
+    sharding.at_rest(trainer.model)
+    split = trainer.tpo.is_split
     accelerator, number = trainer.accelerator, min(trainer.eval_generations, len(dataset))
     chosen = range(accelerator.process_index, number, accelerator.num_processes)
+    if split:  # the ranks generate in step, the same media at a time: each of them asks everything
+        chosen = range(number)
     with _evaluating(trainer.model):
         try:
-            return [(index, *_asked(trainer, s, prefix)) for index, s in _questions(dataset, number, chosen)], ""
+            found = [(index, *_asked(trainer, s, prefix, split)) for index, s in _questions(dataset, number, chosen)]
+            return found if accelerator.is_main_process or not split else [], ""
         except HostError as error:
             return [], str(error)
 
@@ -231,7 +236,7 @@ class _Likeliest(LogitsProcessor):
         return scores
 
 
-def _asked(trainer: Any, sample: Sample, prefix: str) -> tuple[FreeAnswer, dict[str, Any]]:
+def _asked(trainer: Any, sample: Sample, prefix: str, split: bool) -> tuple[FreeAnswer, dict[str, Any]]:
     """The answer to the last question of a sample; by head its outputs and targets, where it was asked and answered."""
     tpo, record = trainer.tpo, sample.record
     last = record.turns[-1]
@@ -246,7 +251,7 @@ def _asked(trainer: Any, sample: Sample, prefix: str) -> tuple[FreeAnswer, dict[
     wants = [name for name, asked in tasks.items() if asked]
     missing = [name for name in wants if name not in called]
     triggers = {}
-    if missing:
+    if missing or (wants and split):  # what one rank runs, all run
         in_record = _in_record(trainer, sample)
         steps = torch.stack(likeliest.steps).cpu()
         for column, name in enumerate(tpo.heads):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tpo_plugin.training import free
 from tpo_plugin.training.counting import count_batch
 from tpo_plugin.training.evaluation import STATISTICS, Evaluation, on_a_constant, rates
+from tpo_plugin.training.idle import share_media
 from tpo_plugin.training.once import AGAIN, each_sample_once
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class MeasuringMixin(_Trainer):
     _counts: Callable[[int], bool]
     """Whether this rank's batch of that number counts."""
     _left_out: bool
+    _is_split: bool
     _total_loss, _total_steps = 0.0, 0
     """Of all steps whose sums were logged."""
 
@@ -198,6 +200,8 @@ class MeasuringMixin(_Trainer):
         if self._evaluation is not None:
             counts = not again and self._counts(self._evaluation.num_batches)
             self._evaluation.begin(_num_rows(inputs), counts=counts)
+        if self._is_split:
+            share_media(self, [inputs])
         step = super().prediction_step(model, inputs, *args, **kwargs)
         result = self.tpo.last_output
         if self._evaluation is not None and result is not None:

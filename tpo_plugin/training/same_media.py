@@ -1,4 +1,4 @@
-"""An order of samples for DeepSpeed, under which every rank must run the same modules, the vision tower among them."""
+"""An order of samples in which all ranks have the same media in a forward, so that no vision tower runs idle."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ from torch.utils.data import Sampler
 
 if TYPE_CHECKING:
     from tpo_plugin.data import RecordDataset
-
-KEYS = ("pixel_values", "pixel_values_videos", "images")
-"""What a batch holds for its media."""
 
 
 class SameMedia(Sampler[int]):

@@ -144,12 +144,9 @@ class StageTrainer(wrap_trainer(transformers.Trainer)):  # type: ignore[misc]
     optimizer: Any
 
     def _get_train_sampler(self, *args: Any) -> Any:
-        strategy = strategy_of(self.args)
-        if self.same_media is not None and strategy != "random":
-            raise TPOError(
-                f"{strategy}: under DeepSpeed the samples of a step are chosen to have the same media; take it out"
-            )
-        return self.same_media or super()._get_train_sampler(*args)
+        if self.same_media is not None and strategy_of(self.args) == "random":
+            return self.same_media
+        return super()._get_train_sampler(*args)
 
     def get_train_dataloader(self) -> Any:
         loader = super().get_train_dataloader()

@@ -29,12 +29,12 @@ from tpo_plugin.positions import Counts
 from tpo_plugin.training.counting import count_step
 from tpo_plugin.training.fsdp import choose_units
 from tpo_plugin.training.grouping import GroupingMixin, with_own_datasets
+from tpo_plugin.training.idle import share_media
 from tpo_plugin.training.measuring import MeasuringMixin
 from tpo_plugin.training.nonfinite import CheckEngine, NonfiniteMixin, OnNonfinite
 from tpo_plugin.training.own_loss import SEES_WHOLE_STEP, OwnLossMixin
 from tpo_plugin.training.parts import can_learn_triggers
 from tpo_plugin.training.refusals import CheckColumns, check_arguments, check_kept, not_dispatched, trl_class
-from tpo_plugin.training.same_media import KEYS
 from tpo_plugin.training.saving import SaveAfterEpoch, SavingMixin
 
 if TYPE_CHECKING:
@@ -159,8 +159,8 @@ class TPOTrainerMixin(OwnLossMixin, GroupingMixin, MeasuringMixin, SavingMixin, 
 
     def _count_step(self, batches: list[Any]) -> Counts:
         """Counts targets over all micro-batches and ranks, at least 1 of each kind, and puts them into every batch."""
-        if self._is_split and batches:
-            self._check_media(batches)
+        if self.accelerator.num_processes > 1 and batches:
+            share_media(self, batches)
         device = self.accelerator.device
         counts = count_step(
             self.tpo,
@@ -172,19 +172,6 @@ class TPOTrainerMixin(OwnLossMixin, GroupingMixin, MeasuringMixin, SavingMixin, 
         )
         self._watch_step(batches)
         return counts
-
-    def _check_media(self, batches: list[Any]) -> None:
-        """Raises `TPOError` on every rank where some would run a vision tower and wait for the others forever."""
-        present = torch.tensor([[batch.get(key) is not None for key in KEYS] for batch in batches], dtype=torch.int64)
-        ranks = self.accelerator.num_processes
-        numbers = self.accelerator.reduce(present.to(self.accelerator.device), "sum") % ranks
-        differing = [key for key, number in zip(KEYS, numbers.sum(0).tolist(), strict=True) if number]
-        if differing:
-            raise TPOError(
-                f"in one forward some ranks have {differing} and others have none; under ZeRO-3 all must run the same "
-                "modules: give each forward samples with the same kinds of media on all ranks (tpo train does), or use "
-                "ZeRO-2"
-            )
 
     def _scale(self) -> int:
         ranks = self.accelerator.num_processes
