@@ -1,6 +1,7 @@
 """A run: the stages of one configuration, resumable anywhere, and its result.
 
 output_dir/config.yaml          the configuration, as understood
+output_dir/log.jsonl            every number that a stage logged
 output_dir/inputs.json          data, host and libraries as they were at its start
 output_dir/run.lock             while it trains: which process does
 output_dir/<stage>/             checkpoints of the Trainer; final/ has the weights at its end, stage.json its metrics
@@ -24,6 +25,7 @@ import yaml
 from accelerate import PartialState
 from annotated_types import MinLen
 from packaging.version import Version
+from rich.console import Console
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -77,7 +79,7 @@ class SavedRun:
 
 @ending_together()
 def train(config: TrainConfig | str | os.PathLike[str], *, resume: bool = True, accept_changes: bool = False) -> Path:
-    """Trains all stages and returns the run's folder.
+    """Trains all stages and returns the run's folder; what happens is printed, and written to its `log.jsonl`.
 
     The same call on a folder with an unfinished run goes on where it stopped, in whichever stage. With `resume=False`
     such a folder is refused. What cannot change what is trained already may change: the stages that have not begun, how
@@ -118,12 +120,15 @@ def _train(config: TrainConfig, directory: Path, state: PartialState, resume: bo
     on_main(lambda: inputs.compare(of_data(config, unfinished, sources), begun=bool(begun), accept=accept))
     on_main(lambda: _open_run(config, directory, inputs))
     trained: set[str] = set()
-    for name, stage in config.stages.items():
+    console = Console()
+    for number, (name, stage) in enumerate(config.stages.items()):
         rates = set_trainable(model, stage.learning_rates, config.modules, where=f"stages.{name}")
         trained |= set(rates)
         if name in finished:
+            if state.is_main_process:
+                console.print(f"stage {number + 1} of {len(config.stages)} ({name}): finished already", highlight=False)
             continue
-        trainer, metrics = train_stage(model, config, name, rates, sources)
+        trainer, metrics = train_stage(model, config, name, rates, sources, console)
         with written_whole(directory / name / FINAL, writer=state.is_main_process) as folder:
             if state.is_main_process or trainer.is_fsdp_enabled or sharding.split(model.parameters()):
                 _save_weights(model, folder, trained)
