@@ -70,8 +70,8 @@ def test_a_run_prints_a_table_and_writes_every_number(tmp_path: Path, capsys: py
     of_steps = [entry for entry in lines if "learning_rate" in entry]
     for entry in of_steps:
         assert entry["samples_per_s"] > 0
-        row = rf"\n +{entry['step']} +{entry['loss']:.4g} +{entry['loss_mllm']:.4g} +{entry['loss_assign']:.4g} "
-        assert re.search(re.escape(row).replace(r"\n\ \+", r"\n +").replace(r"\ \+", " +"), printed), entry
+        row = [str(entry["step"]), *(f"{entry[name]:.4g}" for name in ("loss", "loss_mllm", "loss_assign"))]
+        assert row in [line.split()[:4] for line in printed.splitlines()]
     assert re.search(r"\n   step +loss +mllm +assign +point +triggers .*samples/s +left\n", printed)
     for entry in lines:
         if "eval_loss" in entry:
@@ -81,7 +81,9 @@ def test_a_run_prints_a_table_and_writes_every_number(tmp_path: Path, capsys: py
 
 def test_an_evaluation_behind_the_last_step_is_the_stage_s(tmp_path: Path) -> None:
     run = train(config_of(tmp_path))
-    for stage in read_run(run)["stages"].values():
+    evaluated = [stage for stage in read_run(run)["stages"].values() if "evaluation" in stage]
+    assert evaluated
+    for stage in evaluated:
         steps = [entry["step"] for entry in stage["log"] if "eval_loss" in entry]
         assert steps[-1] == stage["steps"]
         assert len(set(steps)) == len(steps), "no step is evaluated twice"
@@ -101,7 +103,7 @@ def test_a_run_that_was_killed_goes_on_with_the_same_log_and_says_from_where(
     run = Path(config.output_dir)
 
     def killed() -> None:
-        os.environ |= {"AT": "6", "SIGNAL_AT": "9"}
+        os.environ |= {"AT": "11", "SIGNAL_AT": "9"}
         train(config)
 
     os.waitpid(in_a_child(killed, tmp_path / "child.log"), 0)
@@ -154,7 +156,7 @@ def test_reports_go_where_the_configuration_says(tmp_path: Path, where: str) -> 
     ],
 )
 def test_a_report_that_cannot_be_is_refused_before_anything_trains(tmp_path: Path, name: str, message: str) -> None:
-    config = config_of(tmp_path)
+    config = config_of(tmp_path, trainer={"use_cpu": True})
     config.report_to = [name]
     with pytest.raises(TPOError, match=message):
         train(config)

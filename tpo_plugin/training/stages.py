@@ -15,7 +15,7 @@ import transformers
 from rich.console import Console
 from torch import nn
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
-from transformers.integrations import get_available_reporting_integrations, is_tensorboard_available
+from transformers.integrations import WandbCallback, get_available_reporting_integrations, is_tensorboard_available
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer import TRAINER_STATE_NAME
@@ -139,10 +139,9 @@ def train_stage(
     if found is not None:
         metrics["throughput"] = found.to_json()
         log.end(found)
-    if "wandb" in args.report_to:
-        import wandb
-
-        wandb.finish()  # so that each stage is a run of its own there
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, WandbCallback):
+            callback._wandb.finish()  # so that each stage is a run of its own there
     skipped = dataset.report()
     (logger.warning if dataset.skipped else logger.info)("%s: %s", name, skipped)
     return trainer, metrics | {"media": skipped}
