@@ -10,15 +10,17 @@ from typing import Any
 import torch
 from accelerate.utils import send_to_device
 
-from tpo_plugin.apply import apply_tpo
+from tpo_plugin.apply import apply_tpo, remove_tpo
 from tpo_plugin.data import TPOCollator
 from tpo_plugin.data.dataset import Sample
 from tpo_plugin.errors import HostError, TPOError
 from tpo_plugin.files import CONFIG_FILE
 from tpo_plugin.generation.answers import Prediction
 from tpo_plugin.hub import local_folder
+from tpo_plugin.plugins import registry
 from tpo_plugin.training.config import DataConfig
-from tpo_plugin.training.run import load_host, load_run, read_run_config
+from tpo_plugin.training.hosts import load_host
+from tpo_plugin.training.run import load_run, read_run_config
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,37 @@ def load(
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), read_run_config(source).data
 
 
-def load_run_or_host(source: str | Path, host: str | Path | None = None) -> tuple[Any, DataConfig]:
-    """As `load`; a host (folder or hub name) gets all installed heads, in memory."""
+def load_run_or_host(
+    source: str | Path, host: str | Path | None = None, heads: Sequence[str] | None = None
+) -> tuple[Any, DataConfig, dict[str, str]]:
+    """As `load`; a host (folder or hub name) gets heads in memory. Also what it goes without: the reason by head.
+
+    These are `heads`, or all that are installed and can be applied. Raises `TPOError` where none can, for `heads` that
+    cannot, and for `heads` of a run, which has its own.
+    """
     if host is not None or (local_folder(source) / CONFIG_FILE).is_file():
-        return load(source, host)
-    return apply_tpo(load_host(str(source)).eval()), DataConfig()
+        if heads is not None:
+            raise TPOError(f"{source} is a run, which has its own heads; give heads (--heads) for a host")
+        return *load(source, host), {}
+    model = load_host(str(source)).eval()
+    left_out = {plugin.name: plugin.error for plugin in registry().plugins if plugin.error is not None}
+    if heads is not None:
+        return apply_tpo(model, heads=list(heads)), DataConfig(), {}
+    try:
+        return apply_tpo(model), DataConfig(), left_out
+    except HostError:
+        raise
+    except Exception as error:
+        chosen: list[str] = []
+        for name in registry().heads:
+            try:
+                remove_tpo(apply_tpo(model, heads=[*chosen, name]))
+                chosen.append(name)
+            except Exception as reason:  # whatever a head of others raises
+                left_out[name] = f"{type(reason).__name__}: {reason}"
+        if not chosen:
+            raise error
+        return apply_tpo(model, heads=chosen), DataConfig(), left_out
 
 
 def ask(

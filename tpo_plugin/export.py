@@ -40,7 +40,8 @@ from tpo_plugin.host import Host
 from tpo_plugin.host.follow import followed, moved
 from tpo_plugin.model import TaskPreferenceModel
 from tpo_plugin.training.config import DataConfig
-from tpo_plugin.training.run import load_host, load_run, read_run_config, run_metrics
+from tpo_plugin.training.hosts import load_host
+from tpo_plugin.training.run import load_run, read_run_config, run_metrics
 
 _BIAS = 1e4
 """Added to a logit, it decides; float32 keeps what is added to others exact."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import subprocess
 import sys
@@ -138,6 +139,54 @@ def test_wrong_use_is_one_message_not_a_traceback(
         tpo_plugin.cli.main()
     assert end.value.code == 1
     assert capsys.readouterr().err == "Error: both --image and --video were given; expected one of them\n"
+
+
+ERRORS: dict[str, tuple[Callable[[], BaseException], str]] = {
+    "a full disk": (
+        lambda: OSError(errno.ENOSPC, "No space left on device"),
+        "No space left on device; make room, or give another folder, and do the same again",
+    ),
+    "a file": (
+        lambda: PermissionError(errno.EACCES, "Permission denied", "a.json"),
+        "a.json: Permission denied; expected a file or folder that can be used",
+    ),
+    "a package": (
+        lambda: ModuleNotFoundError("No module named 'pyarrow.fs'", name="pyarrow.fs"),
+        "the package 'pyarrow' is needed for this and not installed: install it with pip",
+    ),
+    "a library's package": (
+        lambda: ImportError("You need `bitsandbytes`: `pip install bitsandbytes`\nand more"),
+        "You need `bitsandbytes`: `pip install bitsandbytes`",
+    ),
+    "a fault of ours": (
+        lambda: KeyError("step"),
+        "KeyError: 'step'. That was not foreseen: `tpo --debug` and the rest of the command shows where it happened",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_what_goes_wrong_is_a_sentence_and_with_debug_a_traceback(
+    kind: str, plugin: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make, said = ERRORS[kind]
+
+    def fails(app: typer.Typer) -> None:
+        @app.command("fails")
+        def fail() -> None:
+            raise make()
+
+    plugin("failing", fails)
+    monkeypatch.setattr(sys, "argv", ["tpo", "fails"])
+    with pytest.raises(SystemExit) as end:
+        tpo_plugin.cli.main()
+    assert end.value.code == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"Error: {said}")
+    assert printed.count("\n") == 1
+    monkeypatch.setattr(sys, "argv", ["tpo", "--debug", "fails"])
+    with pytest.raises(type(make())):
+        tpo_plugin.cli.main()
 
 
 def test_registry_is_shared_with_the_library() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 import tpo_plugin.cli
-from tpo_plugin import TPOError
+from tpo_plugin import HeadConfig, TaskHead, TPOError, hookimpl, register_plugin, unregister_plugin
 from tpo_plugin.asking import Answer, load_run_or_host
 from tpo_plugin.cli.doctor import emitted, examine
 from tpo_plugin.training.free import FILE, FreeAnswer, Trigger, write
@@ -26,7 +27,7 @@ def doctor(*arguments: object, code: int = 0) -> str:
 
 
 @pytest.fixture(scope="module")
-def loaded(world: Path) -> tuple[Any, Any]:
+def loaded(world: Path) -> tuple[Any, Any, dict[str, str]]:
     return load_run_or_host(world / "run")
 
 
@@ -64,12 +65,82 @@ def test_a_host_without_tpo_gets_the_installed_heads(world: Path) -> None:
     assert [row[1] for row in table] == ["<box_begin>", "<boxes>", "<region_box>"]
 
 
+class BrokenHead(TaskHead):
+    """A head of somebody else, whose constructor fails."""
+
+    def __init__(self, config: HeadConfig, hidden_size: int) -> None:
+        super().__init__()
+        raise RuntimeError("no weights here\nand more lines")
+
+
+class BrokenPlugin:
+    @hookimpl
+    def register_heads(self, register: Any) -> None:
+        register("broken", head=BrokenHead, trigger="<broken_begin>", task_token="<broken>")
+
+
+@pytest.fixture
+def broken() -> Iterator[None]:
+    register_plugin(BrokenPlugin(), "broken")
+    yield
+    unregister_plugin("broken")
+
+
+def test_a_broken_head_is_named_and_does_not_keep_the_others_out(world: Path, broken: None) -> None:
+    lines = doctor(world / "host").splitlines()
+    (said,) = [line for line in lines if line.startswith("broken")]
+    assert said.startswith("broken: left out, ")
+    assert "no weights here" in said or "and more lines" in said
+    assert ["region", "<box_begin>"] in [line.split()[:2] for line in lines]
+    report = json.loads(doctor(world / "host", "--json"))
+    assert "no weights here" in report["left_out"]["broken"]
+    assert "broken" not in {token["head"] for token in report["tokens"]}
+
+
+def test_heads_for_a_host_are_chosen(world: Path, broken: None) -> None:
+    report = json.loads(doctor(world / "host", "--heads", "region, ", "--json"))
+    assert {token["head"] for token in report["tokens"]} == {"region"}
+    assert "left_out" not in report
+    with pytest.raises(Exception, match="no weights here"):
+        doctor(world / "host", "--heads", "broken,region")
+    with pytest.raises(TPOError, match="run is a run, which has its own heads"):
+        doctor(world / "run", "--heads", "region")
+
+
+def test_what_is_no_host_is_said(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(TPOError, match=r"host '/nowhere/x' cannot be loaded \(there is no such folder\); expected"):
+        doctor("/nowhere/x")
+    with pytest.raises(
+        TPOError, match=r"cannot be loaded \(the folder has no config.json\); expected a name on the hub, or a folder"
+    ):
+        doctor(tmp_path)
+    shutil.copytree(world / "host", tmp_path / "host")
+    (tmp_path / "host" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(
+        TPOError, match=r"host '.*host' cannot be loaded \(.*\); expected a name on the hub, or a folder"
+    ):
+        doctor(tmp_path / "host")
+    with pytest.raises(
+        TPOError, match=r"host 'no-such-host' cannot be loaded .*, and as a name on the Hugging Face Hub: "
+    ):
+        doctor("no-such-host")
+
+
+def test_an_unfinished_run_says_how_it_goes_on(world: Path, tmp_path: Path) -> None:
+    shutil.copytree(world / "run", tmp_path / "run")
+    (tmp_path / "run" / "run.json").unlink()
+    with pytest.raises(
+        TPOError, match=r"its run is unfinished, and goes on with: tpo train .*; its checkpoints can be"
+    ):
+        doctor(tmp_path / "run")
+
+
 def test_what_is_wrong_is_found(loaded: tuple[Any, Any], world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, _ = loaded
+    model, *_ = loaded
     rows = model.tpo.embeddings["region"]
     rows.requires_grad_(False)
     monkeypatch.setattr(model.tpo, "tokenizer", AutoTokenizer.from_pretrained(world / "host"))
-    monkeypatch.setattr("tpo_plugin.asking.load_run_or_host", lambda run, host: loaded)
+    monkeypatch.setattr("tpo_plugin.asking.load_run_or_host", lambda *_: loaded)
     report = json.loads(doctor("anything", "--json", code=1))
     rows.requires_grad_(True)
     assert not any(token["one_id"] for token in report["tokens"])
@@ -77,7 +148,7 @@ def test_what_is_wrong_is_found(loaded: tuple[Any, Any], world: Path, monkeypatc
 
 
 def test_tied_and_grown_are_told(loaded: tuple[Any, Any]) -> None:
-    model, _ = loaded
+    model, *_ = loaded
     host = model.tpo.model
     head = host.get_output_embeddings()
     weight = head.weight

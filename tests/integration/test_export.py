@@ -48,6 +48,9 @@ def called_at_once(model: Any, inputs: dict[str, Any]) -> None:
         model.tpo.embeddings["region"].output.copy_(40 * states[0] / states[0].norm() ** 2)
 
 
+SERVE_PAGE = Path(__file__).parents[2] / "docs" / "serve.md"
+
+
 def text_model(*, tied: bool, num_rows: int, lora: bool, dtype: torch.dtype) -> Any:
     model, tokenizer = tiny_host()
     for parameter in model.parameters():  # as from_pretrained casts: no buffers
@@ -85,6 +88,30 @@ def test_the_same_text_and_the_same_boxes_bit_for_bit(tmp_path, tied, num_rows, 
         assert torch.equal(mine.value, theirs.value)
         assert (mine.position, mine.text, mine.head_score) == (theirs.position, theirs.text, theirs.head_score)
         assert mine.score == pytest.approx(theirs.score, rel=1e-4 if dtype is torch.float32 else 0.1)
+
+
+def test_states_in_the_shape_that_sglang_gives_them(tmp_path):
+    """Its `hidden_states`: a list for the prompt's tokens, and a state for each token that was fed (docs/serve.md)."""
+    model = text_model(tied=False, num_rows=64, lora=False, dtype=torch.float32)
+    inputs = {"input_ids": model.tpo.tokenizer("<s> where is the red circle", return_tensors="pt").input_ids}
+    export(model, tmp_path / "out")
+    found = plain_checkpoint.ask(tmp_path / "out", inputs)
+    sequences, states = found["sequences"], found["states"][0]
+    length = inputs["input_ids"].shape[1]
+    meta_info = {"hidden_states": [states[:length].tolist(), *states[length:].tolist()]}
+    heads = tpo.load_heads(tmp_path / "out")
+    code = next(
+        block for block in SERVE_PAGE.read_text().split("\n\n") if "meta_info" in block and "load_heads" in block
+    )
+    names = {"sequences": sequences, "meta_info": meta_info, "torch": torch, "tpo_plugin": tpo}
+    lines = [line.strip() for line in code.splitlines()]
+    assert [line.partition(" ")[0] for line in lines] == ["heads", "states", "heads.predict(sequences[:,"]
+    exec(lines[0].replace("exported", str(tmp_path / "out")) + "\n" + lines[1], names)
+    assert torch.equal(names["states"], found["states"])
+    made = eval(lines[2].replace("...", str(length)), names)
+    expected = heads.predict(sequences[:, : len(states)], found["states"], prompt_length=length)
+    assert len(made[0]) > 2
+    assert all(torch.equal(mine.value, theirs.value) for mine, theirs in zip(made[0], expected[0], strict=True))
 
 
 def test_a_process_without_tpo_plugin(tmp_path):

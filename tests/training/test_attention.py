@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM
 from tpo_plugin import TPOError
 from tpo_plugin.tiny import tiny_host
 from tpo_plugin.training.attention import FLASH, attention
-from tpo_plugin.training.run import load_host
+from tpo_plugin.training.hosts import load_host
 
 
 class WithoutFlash:

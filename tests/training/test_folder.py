@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import tiny_run
+import torch
+from ranks import in_a_child
 from safetensors.torch import load_file
 
 from tpo_plugin import TPOError
@@ -135,9 +137,7 @@ def test_a_folder_without_the_right_to_write(tmp_path, config, there):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk(tmp_path):
-    message = (
-        f"^{tmp_path}: cannot be written .No space left on device.: its disk is full; make room, and the same call"
-    )
+    message = f"^{tmp_path}: cannot be written .No space left on device.: its disk is full"
     with pytest.raises(TPOError, match=message) as found, writing(tmp_path), open("/dev/full", "w") as file:
         file.write("x")
     assert found.value.__cause__.errno == errno.ENOSPC
@@ -187,3 +187,31 @@ def test_two_tpo_train_in_one_folder(tmp_path):
     train(worlds[0] / "config.yaml")
     one, two = (load_file(world / "run" / "adapter_model.safetensors") for world in worlds)
     assert all((two[name] == value).all() for name, value in one.items())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files")
+@pytest.mark.parametrize("limit", [1_500, 8_000, 20_000])
+def test_a_disk_that_is_full_is_said_and_the_same_call_goes_on(tmp_path, limit):
+    """Files end at the limit, as on a full disk: of Python's own, of safetensors' and of torch's writers."""
+    import resource
+
+    torch.set_num_threads(1)
+    tiny_run.install_head()
+    config = tiny_run.write_world(tmp_path, stages=["stage2"])
+    said = tmp_path / "said"
+
+    def limited():
+        _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
+        try:
+            train(config)
+        except TPOError as error:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+            said.write_text(str(error))
+
+    os.waitpid(in_a_child(limited, Path(os.devnull)), 0)
+    text = said.read_text()
+    assert text.startswith(f"{tmp_path / 'run'}: cannot be written (")
+    assert "the same call goes on" in text
+    run = train(config)
+    assert (run / "run.json").is_file()

@@ -45,7 +45,7 @@ def test_a_signal_saves_and_exits_after_the_step(name, status, caplog):
     assert control.should_save
     assert stopped.value.code == status
     assert caplog.messages == [
-        f"{name}: stopped after step 7, with a checkpoint in run/stage1; the same command goes on from it"
+        f"{name}: stopped after step 7, with a checkpoint in run/stage1/checkpoint-7; the same command goes on from it"
     ]
     assert [signal.getsignal(number) for number in SIGNALS] == before
 

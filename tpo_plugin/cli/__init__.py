@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 import warnings
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -62,17 +63,41 @@ app.command("export")(export.export)
 app.command("push")(push.push)
 
 
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Where a command fails, print the traceback too.")] = False,
+) -> None:
+    """`main` reads the option."""
+
+
 def main() -> None:
-    """Runs `tpo`; wrong use ends with one message and exit status 1, not with a traceback."""
+    """Runs `tpo`; what goes wrong ends with one message and exit status 1, with `--debug` with its traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     warnings.simplefilter("ignore", FutureWarning)  # what libraries have to say to each other
     try:
         app()
-    except TPOError as error:
-        typer.echo(f"Error: {error}", err=True)
-        sys.exit(1)
-    except OSError as error:
-        if error.filename is None:  # not about a file that the user named
+    except Exception as error:
+        if sys.argv[1:2] == ["--debug"]:
             raise
-        typer.echo(f"Error: {error.filename}: {error.strerror}; expected a file or folder that can be used", err=True)
+        typer.echo(f"Error: {message(error)}", err=True)
         sys.exit(1)
+
+
+def message(error: Exception) -> str:
+    """What went wrong, and what to do about it."""
+    if isinstance(error, TPOError):
+        return str(error)
+    said = (str(error).strip() or "no more is known").splitlines()[0]
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        where = "" if error.filename is None else f"{error.filename}: "
+        return f"{where}{error.strerror}; make room, or give another folder, and do the same again"
+    if isinstance(error, OSError) and error.filename is not None:  # about a file that the user named
+        return f"{error.filename}: {error.strerror}; expected a file or folder that can be used"
+    if isinstance(error, ModuleNotFoundError) and error.name is not None:
+        return f"the package {error.name.partition('.')[0]!r} is needed for this and not installed: install it with pip"
+    if isinstance(error, ImportError):  # of a library, which says what it needs
+        return said
+    return (
+        f"{type(error).__name__}: {said}. That was not foreseen: `tpo --debug` and the rest of the command shows where "
+        "it happened, and is what a report of it should have"
+    )

@@ -25,21 +25,25 @@ def doctor(
     ] = None,
     confine: Confine = False,
     host: Host = None,
+    heads: Annotated[
+        str | None, typer.Option(help="For a host: names of heads, with commas between them; else all that work.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer to a prompt, in tokens.")] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check each head's tokens: one id? trainable? tied? hidden by decoding? how often emitted on given prompts?
 
     Of a run it also tells how its last evaluations' free answers went, and of a head that was not called which question
-    it was, what was said instead, and how likely its trigger was. A host without TPO gets all installed heads first, in
-    memory. Exit status 1 if a token is not one id of its own.
+    it was, what was said instead, and how likely its trigger was. A host without TPO gets heads first, in memory; one
+    that is broken is named with the reason, and left out. Exit status 1 if a token is not one id of its own.
     """
     from tpo_plugin.asking import load_run_or_host
     from tpo_plugin.cli.doctor_free import free_answers
     from tpo_plugin.training.run import RUN_FILE
 
-    model, reading = load_run_or_host(run, host)
-    report = examine(model)
+    names = None if heads is None else [name.strip() for name in heads.split(",") if name.strip()]
+    model, reading, left_out = load_run_or_host(run, host, names)
+    report = examine(model) | ({"left_out": left_out} if left_out else {})
     if (Path(run) / RUN_FILE).is_file():
         report["free"] = free_answers(Path(run), list(model.tpo.heads))
     if prompts is not None:
@@ -138,6 +142,8 @@ def _print(report: dict[str, Any]) -> None:
         one, hidden = _yes(token["one_id"]), _yes(token["hidden_by_decoding"])
         table.add_row(token["head"], token["token"], str(token["id"]), one, rows or "the head's encoder", hidden)
     console.print(table)
+    for name, reason in report.get("left_out", {}).items():
+        console.print(f"{name}: left out, {reason.strip().splitlines()[-1]}")
     for line in lines(report.get("free", {}), list(dict.fromkeys(token["head"] for token in report["tokens"]))):
         console.print(line)
     for name, count in report.get("emitted", {}).items():

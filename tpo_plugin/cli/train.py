@@ -29,4 +29,9 @@ def train(
     settings = TrainConfig.from_yaml(config)
     settings.attn = attn or settings.attn
     settings.data.confine |= confine
-    typer.echo(f"run: {train_run(settings, resume=resume, accept_changes=accept_changes)}")
+    try:
+        run = train_run(settings, resume=resume, accept_changes=accept_changes)
+    except KeyboardInterrupt:  # while no stage trains, which would first write a checkpoint
+        typer.echo(f"SIGINT: what {settings.output_dir} has stays, and the same command goes on from it", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(f"run: {run}")

@@ -203,6 +203,10 @@ class TrainConfig(Config):
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """Where a loss or a gradient is NaN or infinite: "stop" ends the run with which one and the step's records, "skip"
     leaves the step out with a warning that says the same. Neither takes a step with it."""
+    report_to: list[Text] | None = None
+    """Where else the numbers of `log.jsonl` go: "tensorboard" (files in the folder of each stage), "wandb" (Weights &
+    Biases, a run for each stage), or another name that transformers knows. None: tensorboard where it is installed; []:
+    nowhere."""
     data: DataConfig = field(default_factory=DataConfig)
     """How records are read."""
     stages: Annotated[

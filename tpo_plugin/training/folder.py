@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from filelock import SoftFileLock, Timeout
+from safetensors import SafetensorError
 
 from tpo_plugin.errors import TPOError
 from tpo_plugin.training.ranks import on_main
@@ -26,6 +27,8 @@ LOCK_FILE = "run.lock"
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 """What `files.replace_file` leaves where it is killed."""
+_NATIVE = re.compile(r"os error (\d+)|inline_container\.cc|PytorchStreamWriter")
+"""How the writers of safetensors and of torch say that they failed; torch's does not say why."""
 _PATIENCE_S = 3.0
 """So long may a file system take that cannot replace a lock in one step."""
 
@@ -72,8 +75,9 @@ def held_by_main(directory: Path) -> Iterator[None]:
 
 
 _REASONS = {
-    errno.ENOSPC: "its disk is full; make room, and the same call goes on",
-    errno.EDQUOT: "the quota of its disk is used up; make room, and the same call goes on",
+    errno.ENOSPC: "its disk is full, or a quota is used up; make room, and the same call goes on",
+    errno.EDQUOT: "its disk is full, or a quota is used up; make room, and the same call goes on",
+    errno.EFBIG: "a file would be too large (ulimit -f, or the file system); allow it, and the same call goes on",
     errno.EROFS: "its file system is read-only; give another folder",
     errno.EACCES: "it may not be written to; give another folder, or the right to",
     errno.EPERM: "it may not be written to; give another folder, or the right to",
@@ -91,6 +95,16 @@ def writing(directory: Path) -> Iterator[None]:
         if error.errno not in _REASONS or not _concerns(error, directory):
             raise
         raise TPOError(f"{directory}: cannot be written ({error.strerror}): {_REASONS[error.errno]}") from error
+    except (SafetensorError, RuntimeError) as error:  # of writers in Rust and in C++, which know no OSError
+        found = _NATIVE.search(str(error))
+        if found is None:
+            raise
+        said, code = "a file that torch wrote is cut off", errno.ENOSPC  # most likely: it does not say why
+        if found[1] is not None:
+            said, code = str(error).splitlines()[0], int(found[1])
+        if code not in _REASONS:
+            raise
+        raise TPOError(f"{directory}: cannot be written ({said}): {_REASONS[code]}") from error
 
 
 def _concerns(error: OSError, directory: Path) -> bool:
@@ -99,7 +113,7 @@ def _concerns(error: OSError, directory: Path) -> bool:
     folder = os.path.join(os.path.abspath(directory), "")
     paths = [os.path.join(os.path.abspath(name), "") for name in names]
     return any(path.startswith(folder) or folder.startswith(path) for path in paths) or (
-        not names and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        not names and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     )
 
 

@@ -199,7 +199,7 @@ class MeasuringMixin(_Trainer):
         again = inputs.pop(AGAIN, False)
         if self._evaluation is not None:
             counts = not again and self._counts(self._evaluation.num_batches)
-            self._evaluation.begin(_num_rows(inputs), counts=counts)
+            self._evaluation.begin(num_rows(inputs), counts=counts)
         if self._is_split:
             share_media(self, [inputs])
         step = super().prediction_step(model, inputs, *args, **kwargs)
@@ -210,7 +210,7 @@ class MeasuringMixin(_Trainer):
         return step
 
 
-def _num_rows(batch: Any) -> int:
+def num_rows(batch: Any) -> int:
     """Samples of a batch; media may be another number."""
     names = ("labels", "input_ids", "inputs_embeds", *batch)
     return next(len(batch[name]) for name in names if isinstance(batch.get(name), Tensor))

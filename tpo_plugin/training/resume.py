@@ -11,7 +11,7 @@ from tpo_plugin.errors import TPOError
 from tpo_plugin.training.config import StageConfig, TrainConfig
 from tpo_plugin.validation import Path, path_text
 
-_FREE: set[tuple[str, ...]] = {("output_dir",), ("attn",), ("on_nonfinite",)}
+_FREE: set[tuple[str, ...]] = {("output_dir",), ("attn",), ("on_nonfinite",), ("report_to",)}
 _FREE |= {("data", name) for name in ("num_workers", "confine", "max_bad_share")}
 _FREE_IN_A_STAGE = {"save_steps", "logging_steps", "eval_data", "eval_steps", "eval_generations"}
 _FREE_IN_A_TRAINER = re.compile(

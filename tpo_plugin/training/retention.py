@@ -24,7 +24,8 @@ from tpo_plugin.errors import TPOError
 from tpo_plugin.step import FORWARD_ARGUMENTS
 from tpo_plugin.training.checkpoints import load_host_weights
 from tpo_plugin.training.config import DataConfig, TrainConfig
-from tpo_plugin.training.run import load_host, read_run
+from tpo_plugin.training.hosts import load_host
+from tpo_plugin.training.run import read_run
 
 Batches = list[dict[str, Any]]
 

@@ -1,6 +1,7 @@
 """A run: the stages of one configuration, resumable anywhere, and its result.
 
 output_dir/config.yaml          the configuration, as understood
+output_dir/log.jsonl            every number that a stage logged
 output_dir/inputs.json          data, host and libraries as they were at its start
 output_dir/run.lock             while it trains: which process does
 output_dir/<stage>/             checkpoints of the Trainer; final/ has the weights at its end, stage.json its metrics
@@ -18,14 +19,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
-import transformers
 import yaml
 from accelerate import PartialState
 from annotated_types import MinLen
-from packaging.version import Version
+from rich.console import Console
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, set_seed
+from transformers import AutoProcessor, set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from tpo_plugin import sharding
@@ -34,16 +33,16 @@ from tpo_plugin.atomic import replace_file
 from tpo_plugin.card import write_card
 from tpo_plugin.checkpoint import load_tpo
 from tpo_plugin.config import FORMAT_VERSION, config_from_dict
-from tpo_plugin.errors import TPOError
+from tpo_plugin.errors import HostError, TPOError
 from tpo_plugin.files import CONFIG_FILE as TPO_CONFIG_FILE
 from tpo_plugin.files import load_weights, read_saved
 from tpo_plugin.hub import RUN_FILE, hub_name, local_folder
 from tpo_plugin.json_file import read_json
 from tpo_plugin.plugins import registry
-from tpo_plugin.training.attention import attention
 from tpo_plugin.training.checkpoints import load_host_weights, save_host_weights
 from tpo_plugin.training.config import CONFIG_FILE, TrainConfig
 from tpo_plugin.training.folder import held_by_main, writing
+from tpo_plugin.training.hosts import host_named, load_host
 from tpo_plugin.training.inputs import Inputs, of_data, of_host
 from tpo_plugin.training.outlook import outlook
 from tpo_plugin.training.parts import LORA, language_linears, set_trainable
@@ -78,7 +77,7 @@ class SavedRun:
 
 @ending_together()
 def train(config: TrainConfig | str | os.PathLike[str], *, resume: bool = True, accept_changes: bool = False) -> Path:
-    """Trains all stages and returns the run's folder.
+    """Trains all stages and returns the run's folder; what happens is printed, and written to its `log.jsonl`.
 
     The same call on a folder with an unfinished run goes on where it stopped, in whichever stage. With `resume=False`
     such a folder is refused. What cannot change what is trained already may change: the stages that have not begun, how
@@ -121,12 +120,15 @@ def _train(config: TrainConfig, directory: Path, state: PartialState, resume: bo
     if not begun:
         on_main(lambda: [logger.warning("%s", sentence) for sentence in outlook(config, unfinished, sources)])
     trained: set[str] = set()
-    for name, stage in config.stages.items():
+    console = Console()
+    for number, (name, stage) in enumerate(config.stages.items()):
         rates = set_trainable(model, stage.learning_rates, config.modules, where=f"stages.{name}")
         trained |= set(rates)
         if name in finished:
+            if state.is_main_process:
+                console.print(f"stage {number + 1} of {len(config.stages)} ({name}): finished already", highlight=False)
             continue
-        trainer, metrics = train_stage(model, config, name, rates, sources)
+        trainer, metrics = train_stage(model, config, name, rates, sources, console)
         with written_whole(directory / name / FINAL, writer=state.is_main_process) as folder:
             if state.is_main_process or trainer.is_fsdp_enabled or sharding.split(model.parameters()):
                 _save_weights(model, folder, trained)
@@ -181,10 +183,8 @@ def load_run(
         source, commit = str(host), None
     try:
         model = load_host(source, config.dtype, revision=commit)
-    except Exception as error:  # whatever transformers raises for a folder that is none of a host
-        raise TPOError(
-            f"{directory}: its host {source!r} cannot be loaded ({error}); give host= (--host) if it has moved"
-        ) from error
+    except HostError as error:
+        raise TPOError(f"{directory}: its {error}; give host= (--host) if it has moved") from error
     model = load_tpo(model, directory)
     for folder in filter(None, (before, directory)):
         load_host_weights(model, folder)
@@ -249,36 +249,12 @@ def read_run(directory: str | os.PathLike[str]) -> dict[str, Any]:
     return read_saved(path, SavedRun)[0]
 
 
-def load_host(
-    name: str, dtype: str = "auto", attn: str = "auto", *, revision: str | None = None
-) -> transformers.PreTrainedModel:
-    """A host as it was saved: a vision-language model or a causal LM, as its config says.
-
-    `dtype` and `attn` are those of `TrainConfig`, `revision` is of a name on the hub. Raises `TPOError` for an
-    attention that cannot run.
-    """
-    pinned = {} if revision is None else {"revision": revision}
-    config = AutoConfig.from_pretrained(name, trust_remote_code=False, **pinned)
-    vision = getattr(transformers, "AutoModelForImageTextToText", None) or transformers.AutoModelForVision2Seq
-    auto = vision if type(config) in vision._model_mapping else AutoModelForCausalLM
-    keyword = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
-    precision = getattr(config, keyword, None) if dtype == "auto" else getattr(torch, dtype)
-    chosen = attention(attn, auto._model_mapping.get(type(config), None), precision)
-    options: dict[str, Any] = {"trust_remote_code": False, **pinned}
-    options |= {} if chosen is None else {"attn_implementation": chosen}
-    try:
-        return auto.from_pretrained(name, **{keyword: dtype if dtype == "auto" else precision}, **options)
-    except (ImportError, ValueError) as error:
-        if chosen is None:
-            raise
-        raise TPOError(f"{name!r} cannot be loaded with attn: {chosen} ({error}); expected 'auto' or 'sdpa'") from error
-
-
 def build_model(config: TrainConfig) -> nn.Module:
     """The host with LoRA and TPO, as a run starts with it; the same for the same seed."""
     set_seed(config.seed)
     model: nn.Module = load_host(config.model, config.dtype, config.attn)
-    processor = AutoProcessor.from_pretrained(config.model, trust_remote_code=False)
+    with host_named(config.model):
+        processor = AutoProcessor.from_pretrained(config.model, trust_remote_code=False)
     if config.lora is not None:
         from peft import LoraConfig, get_peft_model
 

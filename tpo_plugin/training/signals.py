@@ -73,6 +73,9 @@ class StopAtStepEnd(TrainerCallback):
         launched = "TORCHELASTIC_RUN_ID" in os.environ
         if not self.received:
             self.received, self._since = number, time.monotonic()
+            if PartialState().is_main_process:  # not through a stream, which may be in the middle of a line
+                again = "" if launched else "; a second signal ends it at once, without one"
+                os.write(2, f"{signal.Signals(number).name}: a checkpoint follows this step{again}\n".encode())
             if not launched:
                 self._let_the_next_end()
         elif time.monotonic() - self._since > PASSED_ON_S:
@@ -107,6 +110,6 @@ class StopAtStepEnd(TrainerCallback):
                 name = signal.Signals(self.received).name
                 logger.warning(
                     "%s: stopped after step %d, with a checkpoint in %s; the same command goes on from it",
-                    name, state.global_step, args.output_dir
+                    name, state.global_step, os.path.join(args.output_dir, f"checkpoint-{state.global_step}"),
                 )  # fmt: skip
             raise SystemExit(128 + self.received)

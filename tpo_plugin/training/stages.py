@@ -12,10 +12,12 @@ from typing import Any
 
 import torch
 import transformers
+from rich.console import Console
 from torch import nn
-from transformers import TrainerCallback, TrainingArguments
-from transformers.integrations import is_tensorboard_available
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
+from transformers.integrations import WandbCallback, get_available_reporting_integrations, is_tensorboard_available
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import IntervalStrategy
@@ -26,8 +28,11 @@ from tpo_plugin.errors import TPOError, did_you_mean
 from tpo_plugin.training.config import DataSource, StageConfig, TrainConfig
 from tpo_plugin.training.grouping import strategy_of
 from tpo_plugin.training.parts import can_learn_triggers, optimizer_groups, set_trainable
+from tpo_plugin.training.ranks import on_main
 from tpo_plugin.training.same_media import SameMedia
 from tpo_plugin.training.signals import StopAtStepEnd, outlive_signals
+from tpo_plugin.training.stage_log import StageLog
+from tpo_plugin.training.throughput import Clocks
 from tpo_plugin.training.trainer import wrap_trainer
 from tpo_plugin.validation import WrongValues, check
 
@@ -76,11 +81,12 @@ def check_stages(model: nn.Module, config: TrainConfig, names: Sequence[str]) ->
 
 
 def train_stage(
-    model: nn.Module, config: TrainConfig, name: str, rates: dict[str, float], sources: Sources
+    model: nn.Module, config: TrainConfig, name: str, rates: dict[str, float], sources: Sources, console: Console
 ) -> tuple[StageTrainer, dict[str, Any]]:
-    """Trains a stage, or goes on with it; returns its trainer, and its log, evaluation and media.
+    """Trains a stage, or goes on with it; returns its trainer, and its log, evaluation, throughput and media.
 
-    `rates` are those of the parameters by name, `sources` what `check_stages` opened.
+    `rates` are those of the parameters by name, `sources` what `check_stages` opened. What happens is printed on
+    `console`.
     """
     stage = config.stages[name]
     model.tpo.config.loss_weights = _loss_weights(model, config, name)
@@ -98,29 +104,44 @@ def train_stage(
     )
     trainer.rates, trainer.on_nonfinite = rates, config.on_nonfinite
     trainer.eval_generations = stage.eval_generations
+    clocks = trainer.clocks = Clocks(trainer)
+    log = StageLog(Path(config.output_dir), name, list(config.stages), list(model.tpo.heads), clocks, console)
+    for printing in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(printing)
+    trainer.callback_handler.callbacks.insert(0, log)
+    trainer.add_callback(clocks)
     if trainer.runs_in_step:
         block = stage.micro_batch_size * args.world_size
         trainer.same_media = SameMedia(dataset, block, config.seed, lambda: max(epochs.epoch, 0))
+    metrics: dict[str, Any] = {}
     checkpoint = trainer.last_checkpoint()
     reached = _state_of(checkpoint)
     if reached is not None and _is_over(reached) and trainer.runs_in_step:
         # Its engine is made by training alone: the steps since the checkpoint before are done again.
         checkpoint = trainer.last_checkpoint(before=reached.global_step)
         reached = _state_of(checkpoint)
-    if checkpoint is not None:
-        logger.info("%s goes on from %s", name, checkpoint)
+    if checkpoint is not None and trainer.is_world_process_zero():
+        log.say(f"{log.title}: goes on from {checkpoint}")
     if checkpoint is not None and reached is not None and _is_over(reached):
+        on_main(lambda: log.cut(len(reached.log_history)))
         trainer._load_from_checkpoint(checkpoint)  # the Trainer would do one step more
         trainer.state = reached
         trainer.take_up(checkpoint)
         trainer.rotate()  # it may have been killed before it could
         trainer.log({"total_flos": reached.total_flos, "train_loss": trainer.mean_loss()})
     else:
-        with stop.listening():
+        with stop.listening(), clocks.watching(), log.shown():
             trainer.train(resume_from_checkpoint=checkpoint)
-    metrics = {"log": trainer.state.log_history, "steps": trainer.state.global_step}
     if evaluation is not None:
-        metrics["evaluation"] = trainer.evaluate()
+        metrics["evaluation"] = trainer.last_evaluation() or trainer.evaluate()
+    metrics |= {"log": trainer.state.log_history, "steps": trainer.state.global_step}
+    found = clocks.stage()
+    if found is not None:
+        metrics["throughput"] = found.to_json()
+        log.end(found)
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, WandbCallback):
+            callback._wandb.finish()  # so that each stage is a run of its own there
     skipped = dataset.report()
     (logger.warning if dataset.skipped else logger.info)("%s: %s", name, skipped)
     return trainer, metrics | {"media": skipped}
@@ -141,7 +162,23 @@ class StageTrainer(wrap_trainer(transformers.Trainer)):  # type: ignore[misc]
 
     rates: dict[str, float]
     same_media: SameMedia | None = None
+    clocks: Clocks
     optimizer: Any
+
+    def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self.clocks.begin(inputs)
+        return super().training_step(model, inputs, *args, **kwargs)
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        self.clocks.forward()
+        return super().compute_loss(*args, **kwargs)
+
+    def last_evaluation(self) -> dict[str, Any] | None:
+        """What was measured behind the last step, if these are still the weights."""
+        entries = [entry for entry in self.state.log_history if "eval_loss" in entry]
+        if not entries or entries[-1]["step"] < self.state.global_step or self.args.load_best_model_at_end:
+            return None
+        return {name: value for name, value in entries[-1].items() if name != "step"}
 
     def _get_train_sampler(self, *args: Any) -> Any:
         if self.same_media is not None and strategy_of(self.args) == "random":
@@ -227,6 +264,7 @@ def _arguments(model: nn.Module, config: TrainConfig, name: str) -> TrainingArgu
         raise TPOError(f"{where}: {error}") from error
     except Exception as error:  # whatever they, DeepSpeed or accelerate raise
         raise TPOError(f"{where}: its TrainingArguments cannot be made: {error}") from error
+    _check_reports(args.report_to, where)
     if args.deepspeed and "optimizer" in args.hf_deepspeed_config.config:
         raise TPOError(
             f"{where}.trainer: {args.deepspeed} has an optimizer of its own, which would train every part at one rate; "
@@ -270,9 +308,24 @@ def _values(model: nn.Module, config: TrainConfig, name: str, stage: StageConfig
         "eval_strategy": strategy if stage.eval_data else IntervalStrategy.NO,
         "dataloader_num_workers": config.data.num_workers,
         "remove_unused_columns": False,
-        "report_to": ["tensorboard"] if is_tensorboard_available() else [],
+        "report_to": config.report_to,
+        "run_name": f"{Path(config.output_dir).name}-{name}",
     }
+    if config.report_to is None:
+        values["report_to"] = ["tensorboard"] if is_tensorboard_available() else []
     return values | every | trainer
+
+
+def _check_reports(names: Sequence[str], where: str) -> None:
+    """Raises `TPOError` for what transformers does not report to, or could not for want of a package."""
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise TPOError(f"{where}: report_to names {name!r}{did_you_mean(name, INTEGRATION_TO_CALLBACK)}")
+        if name not in get_available_reporting_integrations():
+            raise TPOError(
+                f"{where}: report_to names {name!r}, whose package is not installed: pip install "
+                f"{name.replace('_', '-')}, or take it out of report_to; all is in log.jsonl in any case"
+            )
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from transformers import AutoProcessor
 
 from tpo_plugin import apply_tpo
 from tpo_plugin.data import Records
-from tpo_plugin.training.run import load_host
+from tpo_plugin.training.hosts import load_host
 
 pytest.importorskip("trl")
 pytest.importorskip("datasets")

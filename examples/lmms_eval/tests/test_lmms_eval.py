@@ -1,4 +1,4 @@
-"""lmms-eval's own command line on local tasks, with a tiny run; its numbers are those of the run's own answers."""
+"""lmms-eval's own command line on local tasks, with a small trained run; its numbers are those of `tpo eval`."""
 
 from __future__ import annotations
 
@@ -10,161 +10,239 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 import tpo_plugin as tpo
 
 pytest.importorskip("lmms_eval")  # tests/envs/lmms-eval.txt
 
 import datasets
+import tpo_shapes
+from lmms_eval.tasks.saco import utils as saco
 from lmms_eval.tasks.timelens import utils as timelens
+from tpo_head_mask import rle
 from tpo_head_region.config import RegionConfig
-from tpo_lmms_eval.model import in_words
-from tpo_shapes.host import build_model, build_processor
+from tpo_lmms_eval.model import TPO, in_words
 
-from tpo_plugin.asking import Answer, ask, load
-from tpo_plugin.data import Sample, prompt_record, read_sample
+from tpo_plugin.asking import Answer
+from tpo_plugin.data import Sample
 from tpo_plugin.training.run import train
 
-SMALL = {
+HOST = Path(tpo_shapes.__file__).parents[2] / "host"
+SIZE = (96, 72)
+COLOURS = ("red", "green", "blue", "yellow")
+CG_DETR = {
     "hidden": 32, "num_heads": 4, "feed_forward": 64, "encoder_layers": 1, "decoder_layers": 2,
     "cross_layers": 1, "dummy_layers": 1, "num_dummies": 4, "num_queries": 4,
 }  # fmt: skip
-GREEDY = "generation_kwargs: {max_new_tokens: 8, temperature: 0, num_beams: 1, do_sample: false}\n"
-BOXES = (
-    "task: local_boxes\ndataset_path: parquet\ndataset_kwargs: {data_files: {test: BOXES}}\ntest_split: test\n"
-    "output_type: generate_until\nprocess_results_use_image: true\ndoc_to_visual: !function boxes.visual\n"
-    "doc_to_text: !function boxes.text\ndoc_to_target: bbox\nprocess_results: !function boxes.results\n"
-    + GREEDY
-    + "metric_list:\n"
-    "- {metric: refcoco_grounding_IoU, aggregation: !function boxes.iou, higher_is_better: true}\n"
-    "- {metric: refcoco_grounding_ACC@0.1, aggregation: !function boxes.acc, higher_is_better: true}\n"
-)
-BOXES_CODE = """
-from lmms_eval.tasks.refcoco_grounding.utils import (
-    refcoco_grounding_acc01 as acc, refcoco_grounding_doc_to_text as text, refcoco_grounding_doc_to_visual as visual,
-    refcoco_grounding_iou as iou, refcoco_grounding_process_result as results,
-)
+QUESTIONS = """
+def text(doc, lmms_eval_specific_kwargs=None):
+    return doc["question"]
 """
-SPANS = (
-    "task: local_spans\ndataset_path: json\ndataset_kwargs: {data_files: {test: SPANS}}\ntest_split: test\n"
-    "output_type: generate_until\ndoc_to_visual: !function spans.visual\ndoc_to_text: !function spans.text\n"
-    "doc_to_target: !function spans.target\nprocess_results: !function spans.results\n"
-    + GREEDY
-    + "metric_list:\n- {metric: timelens_mIOU, aggregation: !function spans.miou, higher_is_better: true}\n"
-    "lmms_eval_specific_kwargs: {default: {pre_prompt: 'when is ', post_prompt: '?'}}\n"
+TASK = """
+task: NAME
+dataset_path: parquet
+dataset_kwargs: {data_files: {test: NAME.parquet}}
+test_split: test
+output_type: generate_until
+doc_to_visual: !function NAME.visual
+doc_to_text: !function NAME.text
+doc_to_target: !function NAME.target
+process_results: !function NAME.results
+process_results_use_image: true
+generation_kwargs: {max_new_tokens: 16, temperature: 0, num_beams: 1, do_sample: false}
+metric_list:
+"""
+METRICS = {
+    "region": ("refcoco_grounding_IoU", "refcoco_grounding_ACC@0.5"),
+    "temporal": ("timelens_mIOU", "timelens_IOU@5"),
+    "mask": ("sample_f1", "count_accuracy"),
+}
+CODE = {
+    "region": """
+from lmms_eval.tasks.refcoco_grounding.utils import (
+    refcoco_grounding_acc05 as metric1, refcoco_grounding_doc_to_visual as visual, refcoco_grounding_iou as metric0,
+    refcoco_grounding_process_result as results,
 )
-SPANS_CODE = """
+target = "bbox"
+""",
+    "temporal": """
 from lmms_eval.tasks.timelens.utils import (
-    timelens_aggregate_miou as miou, timelens_doc_to_target as target, timelens_doc_to_text as text,
+    timelens_aggregate_iou5 as metric1, timelens_aggregate_miou as metric0, timelens_doc_to_target as target,
     timelens_doc_to_visual as visual, timelens_process_results as results,
 )
-"""
+""",
+    "mask": """
+from lmms_eval.tasks.saco.utils import (
+    count_accuracy as metric1, saco_doc_to_visual as visual, saco_process_results as results, sample_f1 as metric0,
+)
+target = "expression"
+""",
+}
+
+
+def local_task(folder: Path, head: str, records: Path) -> None:
+    """Writes a task of lmms-eval, `local_HEAD`, that asks single-turn records with the scorer of a published one."""
+    folder.mkdir(exist_ok=True)
+    name, rows = f"local_{head}", []
+    for number, line in enumerate(records.read_text().splitlines()):
+        record = json.loads(line)
+        question = record["conversations"][0]["value"].removeprefix("<image>\n")
+        row = {"question": question, "question_id": str(number), "answer": [question], "expression": question}
+        (task,) = record["tasks"]
+        if head == "temporal":
+            row |= {"video_path": str(records.parent / record["video"]), "span": json.dumps(task["spans"])}
+            row["query"] = f"{number} {question}"
+        else:
+            row["image"] = str(records.parent / record["image"])
+        if head == "region":
+            with Image.open(row["image"]) as picture:
+                x1, y1, x2, y2 = np.array(task["boxes"][0]) * [*picture.size, *picture.size]
+            row["bbox"] = [float(x1), float(y1), float(x2 - x1), float(y2 - y1)]
+        if head == "mask":
+            row |= {f"human_{n}_masks": task["masks"] for n in (1, 2, 3)}
+        rows.append(row)
+    data = datasets.Dataset.from_list(rows)
+    data = data if head == "temporal" else data.cast_column("image", datasets.Image())
+    data.to_parquet(str(folder / f"{name}.parquet"))
+    text = TASK.replace("NAME.parquet", str(folder / f"{name}.parquet")).replace("NAME", name)
+    metrics = [
+        f"- {{metric: {metric}, aggregation: !function {name}.metric{number}, higher_is_better: true}}\n"
+        for number, metric in enumerate(METRICS[head])
+    ]
+    column = next(
+        (line.partition('"')[2][:-1] for line in CODE[head].splitlines() if line.startswith("target =")), None
+    )
+    text = text if column is None else text.replace(f"!function {name}.target", column)
+    (folder / f"{name}.yaml").write_text(text.lstrip() + "".join(metrics))
+    (folder / f"{name}.py").write_text(CODE[head] + QUESTIONS)
+
+
+def of_lmms_eval(tasks: Path, head: str, run: Path) -> tuple[dict[str, float], list[str]]:
+    """The two metrics that lmms-eval's command line prints for a local task, and the answers that it logged."""
+    name = f"local_{head}"
+    command = [sys.executable, "-m", "lmms_eval", "--model", "tpo", "--model_args", f"run={run}", "--tasks", name]
+    command += ["--include_path", str(tasks), "--batch_size", "4", "--device", "cpu", "--log_samples"]
+    home = {"HF_HOME": str(tasks / "home"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    subprocess.run([*command, "--output_path", str(tasks / name)], env={**os.environ, **home}, check=True)
+    (results,) = (tasks / name).rglob("*results.json")
+    (samples,) = (tasks / name).rglob("*samples*.jsonl")
+    answers = [json.loads(line)["filtered_resps"] for line in samples.read_text().splitlines()]
+    found = json.loads(results.read_text())["results"][name]
+    return {m: found[f"{m},none"] for m in METRICS[head]}, [a[0] if isinstance(a, list) else a for a in answers]
+
+
+def of_tpo_eval(run: Path, records: Path, output: Path, benchmark: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The scores that `tpo eval` gives the same records, and its predictions."""
+    command = [str(Path(sys.executable).with_name("tpo")), "eval", str(run), "--data", str(records)]
+    command += ["--output", str(output), "--benchmark", benchmark, "--max-new-tokens", "16"]
+    subprocess.run(command, check=True)
+    lines = (output / "predictions.jsonl").read_text().splitlines()
+    return json.loads((output / "results.json").read_text())["splits"][str(records)], [json.loads(x) for x in lines]
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one step with the region and the temporal head, three pictures and two clips."""
+    """Pictures and clips, records of each head, and a run that learned these by heart from the demo's host."""
     folder = tmp_path_factory.mktemp("world")
-    processor = build_processor()
-    build_model(processor.tokenizer, width=32, num_layers=2).save_pretrained(folder / "host")
-    processor.save_pretrained(folder / "host")
-    draw = np.random.default_rng(0)
-    for index in range(3):
-        Image.fromarray(draw.integers(0, 255, (48, 64, 3), dtype=np.uint8)).save(folder / f"{index}.png")
-    for index in range(2):
-        lines = ["ffconcat version 1.0"]
-        for frame in range(4):
-            Image.fromarray(draw.integers(0, 255, (48, 48, 3), dtype=np.uint8)).save(folder / f"c{index}{frame}.png")
-            lines += [f"file 'c{index}{frame}.png'", "duration 0.5"]
-        (folder / f"{index}.ffconcat").write_text("\n".join(lines))
-    turns = [{"from": "human", "value": "<image>\nwhere is it?"}, {"from": "gpt", "value": "here <region>"}]
-    record = {"image": "0.png", "conversations": turns, "tasks": [{"head": "region", "boxes": [[0.1, 0.2, 0.5, 0.6]]}]}
-    (folder / "records.jsonl").write_text(json.dumps(record) + "\n")
+    lines: dict[str, list[str]] = {"region": [], "mask": [], "temporal": []}
+    for number, colour in enumerate(COLOURS):
+        box = (8 + 14 * number, 6 + 9 * number, 40 + 14 * number, 34 + 9 * number)
+        picture = Image.new("RGB", SIZE, "gray")
+        ImageDraw.Draw(picture).rectangle((box[0], box[1], box[2] - 1, box[3] - 1), fill=colour)
+        picture.save(folder / f"{number}.png")
+        covered = np.zeros(SIZE[::-1], dtype=bool)
+        covered[box[1] : box[3], box[0] : box[2]] = True
+        share = [end / side for end, side in zip(box, SIZE * 2, strict=True)]
+        span = [0.5 * number, 0.5 * number + 1.5]
+        _write_clip(folder / f"{number}.mp4", colour, span)
+        for head, asked, task in (
+            ("region", f"where is the {colour} square?", {"boxes": [share]}),
+            ("mask", f"outline the {colour} square.", {"masks": [rle.encode(covered)]}),
+            ("temporal", f"when is the {colour} square there?", {"spans": [span]}),
+        ):
+            turns = [{"from": "human", "value": f"<image>\n{asked}"}, {"from": "gpt", "value": f"it is here <{head}>"}]
+            medium = {"video": f"{number}.mp4"} if head == "temporal" else {"image": f"{number}.png"}
+            lines[head].append(json.dumps({**medium, "conversations": turns, "tasks": [{"head": head, **task}]}) + "\n")
+    for head, records in lines.items():
+        (folder / f"{head}.jsonl").write_text("".join(records))
     stage = {
-        "learning_rates": {"lora": 1e-4, "heads": 1e-4}, "data": [{"file": str(folder / "records.jsonl")}], "steps": 1,
-        "batch_size": 1, "micro_batch_size": 1, "trainer": {"use_cpu": True, "disable_tqdm": True, "report_to": []},
+        "learning_rates": {"lora": 3e-3, "heads": 3e-3, "tokens": 3e-3}, "steps": 60, "batch_size": 12,
+        "micro_batch_size": 12, "data": [{"file": str(folder / f"{head}.jsonl")} for head in lines],
+        "trainer": {"use_cpu": True, "disable_tqdm": True, "report_to": []},
     }  # fmt: skip
-    config = {"model": str(folder / "host"), "output_dir": str(folder / "run"), "heads": ["region", "temporal"]}
-    config |= {"stages": {"only": stage}, "data": {"video": {"num_frames": 4}}, "tpo": {"heads": {"temporal": SMALL}}}
+    config = {"model": str(HOST), "output_dir": str(folder / "run"), "heads": list(lines)}
+    heads = {"temporal": CG_DETR, "mask": {"train": "all", "image_size": 64}}
+    config |= {"stages": {"only": stage}, "data": {"video": {"num_frames": 8}}, "tpo": {"heads": heads}}
     (folder / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
     train(folder / "config.yaml")
     return folder
 
 
-def evaluated(folder: Path, task: str, **model_args: Any) -> tuple[dict[str, float], list[str]]:
-    """The metrics of lmms-eval's command line, and the answers that it logged."""
-    given = ",".join(f"{name}={value}" for name, value in model_args.items())
-    command = [sys.executable, "-m", "lmms_eval", "--model", "tpo", "--model_args", given, "--tasks", task]
-    command += ["--include_path", str(folder / "tasks"), "--batch_size", "2", "--device", "cpu", "--log_samples"]
-    home = {"HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    subprocess.run([*command, "--output_path", str(folder / task)], env={**os.environ, **home}, check=True)
-    (results,) = (folder / task).rglob("*results.json")
-    (samples,) = (folder / task).rglob("*samples*.jsonl")
-    answers = [json.loads(line)["filtered_resps"] for line in samples.read_text().splitlines()]
-    return json.loads(results.read_text())["results"][task], [a[0] if isinstance(a, list) else a for a in answers]
+def _write_clip(path: Path, colour: str, span: list[float]) -> None:
+    """Four seconds of grey, in which a square is there from the start of the span to its end."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=4)
+        stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv420p"
+        for index in range(16):
+            frame = Image.new("RGB", SIZE, "gray")
+            if span[0] <= index / 4 < span[1]:
+                ImageDraw.Draw(frame).rectangle((20, 10, 70, 60), fill=colour)
+            container.mux(stream.encode(av.VideoFrame.from_image(frame)))
+        container.mux(stream.encode())
 
 
 @pytest.mark.slow
 def test_boxes_as_refcoco_grounding_reads_them(world):
-    (world / "tasks").mkdir(exist_ok=True)
-    truth = [[10, 10, 30, 25], [0, 0, 64, 48], [20, 12, 30, 24]]  # x, y, w, h
-    rows = [
-        {"image": str(world / f"{i}.png"), "bbox": box, "answer": [f"shape {i}"], "question_id": str(i)}
-        for i, box in enumerate(truth)
-    ]
-    data = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
-    data.to_parquet(str(world / "boxes.parquet"))
-    (world / "tasks" / "boxes.yaml").write_text(BOXES.replace("BOXES", str(world / "boxes.parquet")))
-    (world / "tasks" / "boxes.py").write_text(BOXES_CODE)
-    metrics, answers = evaluated(world, "local_boxes", run=world / "run", route="region")
-    model, _ = load(world / "run")
-    overlaps = []
-    for i, (x, y, w, h) in enumerate(truth):
-        prompt = f'Locate every object that matches the description "shape {i}" in the image.'
-        prompt += " Report bbox coordinates in JSON format."
-        sample = read_sample(prompt_record(model.tpo, prompt, images=[world / f"{i}.png"]))
-        answer = ask(model, [sample], route="region", max_new_tokens=8)[0]
-        assert answers[i] == in_words(answer, sample)
-        found = [[box["bbox_2d"] for box in json.loads(text)] for text in (answers[i], in_words(answer, sample))]
-        np.testing.assert_allclose(*found, atol=0.02)  # rounded to 0.01, of batches of another size
-        boxes = [p.to_units(width=64, height=48).tolist() for p in answer.predictions]
-        boxes += [[v * side / 1000 for v, side in zip(b, (64, 48, 64, 48), strict=True)] for b in boxes]
-        overlaps.append(max(iou(box, [x, y, x + w, y + h]) for box in boxes))
-    assert metrics["refcoco_grounding_IoU,none"] == pytest.approx(np.mean(overlaps), abs=1e-3)
-    assert metrics["refcoco_grounding_ACC@0.1,none"] == pytest.approx(np.mean(np.array(overlaps) >= 0.1))
-    assert np.mean(overlaps) > 0.1
-
-
-def iou(a: list[float], b: list[float]) -> float:
-    overlap = max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
-    return overlap / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - overlap)
+    local_task(world / "tasks", "region", world / "region.jsonl")
+    metrics, answers = of_lmms_eval(world / "tasks", "region", world / "run")
+    scores, lines = of_tpo_eval(world / "run", world / "region.jsonl", world / "eval-region", "refcoco")
+    found = scores["heads"]["region"]
+    assert found["emission"] == 1.0
+    assert metrics["refcoco_grounding_IoU"] == pytest.approx(found["metrics"]["mean_iou"], abs=1e-3)  # pixels to 0.01
+    assert metrics["refcoco_grounding_ACC@0.5"] == scores["benchmark"]["scores"]["Acc@0.5"]
+    assert found["metrics"]["mean_iou"] > 0.5
+    for answer, line in zip(answers, lines, strict=True):
+        (box,), (said,) = json.loads(answer), line["predictions"]
+        np.testing.assert_allclose(box["bbox_2d"], said["value_in_units"], atol=0.02)
 
 
 @pytest.mark.slow
 def test_spans_as_timelens_reads_them(world):
-    (world / "tasks").mkdir(exist_ok=True)
-    truth = [[0.0, 1.0], [0.5, 2.0]]
-    rows = [
-        {"video_path": str(world / f"{i}.ffconcat"), "query": f"shape {i}", "span": json.dumps([span])}
-        for i, span in enumerate(truth)
-    ]
-    (world / "spans.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (world / "tasks" / "spans.yaml").write_text(SPANS.replace("SPANS", str(world / "spans.json")))
-    (world / "tasks" / "spans.py").write_text(SPANS_CODE)
-    metrics, _ = evaluated(world, "local_spans", run=world / "run", route="temporal")
-    model, reading = load(world / "run")
-    overlaps = []
-    for i, (start, end) in enumerate(truth):
-        record = prompt_record(model.tpo, f"when is shape {i}?", videos=[world / f"{i}.ffconcat"])
-        answer = ask(model, [read_sample(record, reading.video)], route="temporal", max_new_tokens=8)[0]
-        a, b = answer.predictions[0].value["spans_s"][0].tolist()
-        overlaps.append(max(0, min(b, end) - max(a, start)) / (max(b, end) - min(a, start)))
-    assert metrics["timelens_mIOU,none"] == pytest.approx(100 * np.mean(overlaps), abs=0.5)
-    assert np.mean(overlaps) > 0
+    local_task(world / "tasks", "temporal", world / "temporal.jsonl")
+    metrics, answers = of_lmms_eval(world / "tasks", "temporal", world / "run")
+    scores, lines = of_tpo_eval(world / "run", world / "temporal.jsonl", world / "eval-temporal", "charades")
+    assert scores["heads"]["temporal"]["emission"] == 1.0
+    published = scores["benchmark"]["scores"]
+    assert metrics["timelens_mIOU"] == pytest.approx(published["mIoU"], abs=0.5)  # seconds to 0.01
+    assert metrics["timelens_IOU@5"] == published["R@1, IoU=0.5"]
+    assert published["mIoU"] > 50
+    for answer, line in zip(answers, lines, strict=True):
+        best = line["predictions"][0]["value"]["spans_s"][0]
+        np.testing.assert_allclose(timelens.extract_time(answer)[0], best, atol=0.02)
+
+
+@pytest.mark.slow
+def test_masks_as_the_scorer_of_sam_3_reads_them(world):
+    local_task(world / "tasks", "mask", world / "mask.jsonl")
+    metrics, answers = of_lmms_eval(world / "tasks", "mask", world / "run")
+    scores, lines = of_tpo_eval(world / "run", world / "mask.jsonl", world / "eval-mask", "reasonseg")
+    assert scores["heads"]["mask"]["emission"] == 1.0
+    assert metrics["count_accuracy"] == 1.0
+    overlaps, expected = [], []
+    for answer, line, record in zip(answers, lines, (world / "mask.jsonl").read_text().splitlines(), strict=True):
+        (given,) = saco.parse_predicted_masks(answer)
+        assert rle.decode(given).tolist() == rle.decode(line["predictions"][0]["value"]["masks"][0]).tolist()
+        true = saco.decode_coco_rle(json.loads(record)["tasks"][0]["masks"][0])
+        overlaps.append(saco.compute_mask_iou(saco.decode_coco_rle(given), true))
+        expected.append(np.mean([overlaps[-1] >= threshold for threshold in saco.IOU_THRESHOLDS]))
+    assert np.mean(overlaps) == pytest.approx(scores["benchmark"]["scores"]["gIoU"], abs=1e-6)
+    assert metrics["sample_f1"] == pytest.approx(np.mean(expected), abs=2e-4)  # its 1e-4 in each denominator
+    assert np.mean(overlaps) > 0.5
 
 
 def prediction(head: Any, value: Any) -> tpo.Prediction:
@@ -188,9 +266,24 @@ def test_answers_in_words():
     assert in_words(Answer("A", []), picture) == "A"
 
 
-def test_what_it_does_not_take_is_named(world):
-    from tpo_lmms_eval.model import TPO
+def test_masks_in_the_words_of_sam_3():
+    from lmms_eval.models.simple.sam3 import SAM3
 
+    picture = Sample(None, (Image.new("RGB", (8, 4)),), ())
+    mask = np.zeros((4, 8), dtype=bool)
+    mask[1:3, 2:6] = True
+    values = [
+        {"masks": [rle.encode(drawn)], "score": score} for drawn, score in ((mask, 0.75), (np.zeros_like(mask), 0.1))
+    ]
+    words = in_words(Answer("here", [prediction(None, value) for value in values]), picture)
+    of_sam = {"masks": [torch.tensor(mask)], "boxes": torch.tensor([[2, 1, 6, 3]]), "scores": [0.75]}
+    assert json.loads(words) == json.loads(SAM3._format_results(of_sam, 8, 4))
+    nothing = in_words(Answer("here", [prediction(None, values[1])]), picture)
+    assert json.loads(nothing) == {"masks": [], "boxes": [], "scores": []}
+    assert in_words(Answer("a clip", [prediction(None, values[0])]), Sample(None, (), ())) == "a clip"
+
+
+def test_what_it_does_not_take_is_named(world):
     with pytest.raises(tpo.TPOError, match=r"--model_args has \['runs'\]; expected run, host and route"):
         TPO(str(world / "run"), runs="x")
     request = SimpleNamespace(args=("", None, {"do_sample": True, "temperature": 0.7}, 0, "task", "test"))

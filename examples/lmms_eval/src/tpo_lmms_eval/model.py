@@ -12,6 +12,7 @@ import torch
 from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from PIL import Image
+from pycocotools.mask import toBbox
 
 from tpo_plugin import TPOError
 from tpo_plugin.asking import Answer, ask, load
@@ -21,8 +22,9 @@ from tpo_plugin.data import Sample, prompt_record, read_video
 class TPO(lmms):
     """A run of `tpo train`, greedily.
 
-    Boxes are answered in pixels, as JSON with `bbox_2d`, all of an answer in one list; a span as "a - b seconds", the
-    first head's best alone; any other answer as its text.
+    Boxes are answered in pixels, as JSON with `bbox_2d`, all of an answer in one list; masks of a picture as JSON, as
+    the model `sam3` of lmms-eval writes them; a span as "a - b seconds", the first head's best alone; any other answer
+    as its text.
     """
 
     is_simple = False
@@ -118,18 +120,41 @@ class TPO(lmms):
 
 
 def in_words(answer: Answer, sample: Sample) -> str:
-    """An answer as the scorers of refcoco_grounding, of timelens and of Charades-STA read it."""
-    boxes, spans = [], []
+    """An answer as the scorers of refcoco_grounding, of SaCo, of timelens and of Charades-STA read it.
+
+    Of an answer with several kinds of predictions, the first of boxes, masks and spans. Masks without a pixel, of what
+    is not seen, are left out.
+    """
+    boxes, masks, spans = [], [], []
     for prediction in answer.predictions:
         value = prediction.value
         if isinstance(value, torch.Tensor) and value.shape[-1:] == (4,) and sample.images:
             width, height = sample.images[0].size
             pixels = prediction.to_units(width=width, height=height)
             boxes += [[round(number, 2) for number in box] for box in pixels.reshape(-1, 4).tolist()]
+        elif isinstance(value, dict) and value.get("masks") and sample.images:
+            masks.append((value["masks"][0], value["score"]))
         elif isinstance(value, dict) and len(value.get("spans_s", ())):
             spans.append(value["spans_s"][0].tolist())
     if boxes:
         return json.dumps([{"bbox_2d": box} for box in boxes])
+    if masks:
+        return _of_masks(masks)
     if spans:
         return f"The event happens in {spans[0][0]:.2f} - {spans[0][1]:.2f} seconds."
     return answer.text
+
+
+def _of_masks(masks: Sequence[tuple[dict[str, Any], float]]) -> str:
+    """Masks (COCO RLE) with their scores, as `lmms_eval.models.simple.sam3` writes them: the boxes around them in 0 to
+    1 of the picture's sides."""
+    found: dict[str, list[Any]] = {"masks": [], "boxes": [], "scores": []}
+    for rle, score in masks:
+        x, y, width, height = toBbox(rle).tolist()
+        if width and height:
+            sides = rle["size"][::-1] * 2
+            ends = [end / side for end, side in zip((x, y, x + width, y + height), sides, strict=True)]
+            found["masks"].append(rle)
+            found["boxes"].append(dict(zip(("x_min", "y_min", "x_max", "y_max"), ends, strict=True)))
+            found["scores"].append(score)
+    return json.dumps(found)

@@ -261,7 +261,8 @@ def _load(directory: Path, name: str, host: Path) -> Any:
     from transformers import AutoProcessor
 
     from tpo_plugin import apply_tpo
-    from tpo_plugin.training.run import load_host, load_run
+    from tpo_plugin.training.hosts import load_host
+    from tpo_plugin.training.run import load_run
 
     if name != HOST:
         return load_run(run_directory(directory, name))
