@@ -117,6 +117,18 @@ def ask_each(
     return [found for s in samples for found in ask_each(model, [s], route=route, max_new_tokens=max_new_tokens)]
 
 
+def text_places(tokenizer: Any, answer: Answer) -> list[tuple[int, int]]:
+    """For each prediction the characters [start, end) of the answer's text that lead to it."""
+    places, start = [], 0
+    for found in answer.predictions:
+        ids = answer.token_ids[: found.text_span[1] - answer.start]
+        end = len(tokenizer.decode(ids, skip_special_tokens=True).strip())
+        start += len(answer.text[start:end]) - len(answer.text[start:end].lstrip())
+        places.append((start, end))
+        start = end
+    return places
+
+
 def end_ids(model: Any) -> set[int]:
     """The tokens that end an answer."""
     ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)

@@ -14,7 +14,7 @@ from PIL import Image
 from tpo_plugin.asking import Answer, ask_each
 from tpo_plugin.data import Record, Records, prompt_record, read_sample
 from tpo_plugin.data.dataset import Sample
-from tpo_plugin.drawing import draw
+from tpo_plugin.drawing import Drawing, draw, found_in
 from tpo_plugin.errors import RecordError, TPOError, did_you_mean
 from tpo_plugin.training.config import DataConfig
 
@@ -74,13 +74,13 @@ class Result:
             found.append(plain)
         return self.asked.plain | {"text": self.answer.text, "predictions": found}
 
-    def draw(self, output: Path) -> list[Path]:
-        """Writes `drawing.draw`'s files; none for a question about text alone."""
+    def draw(self, output: Path) -> Drawing:
+        """What `drawing.draw` writes, with the answer below a picture; nothing for a question about text alone."""
         if self.asked.picture is None:
-            return []
+            return Drawing()
         clip = self.asked.sample.videos[0] if self.asked.sample.videos else None
-        found = [(p.head, p.value) for p in self.answer.predictions if p.value is not None]
-        return draw(self.heads, found, self.asked.picture, clip, output)
+        found = found_in(self.answer.predictions)
+        return draw(self.heads, found, self.asked.picture, clip, output, caption=self.answer.text)
 
 
 def question_of(
