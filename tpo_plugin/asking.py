@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from tpo_plugin.generation.answers import Prediction
 from tpo_plugin.hub import local_folder
 from tpo_plugin.training.config import DataConfig
 from tpo_plugin.training.run import load_host, load_run, read_run_config
+
+_STATED_TIME = re.compile(r"\bat\s+(\d+(?:\.\d+)?)\s*s(?:ec(?:ond)?s?)?\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,16 @@ def text_places(tokenizer: Any, answer: Answer) -> list[tuple[int, int]]:
         places.append((start, end))
         start = end
     return places
+
+
+def frame_time(given: float | None, prompt: str, duration_s: float) -> tuple[float, str]:
+    """Second of the frame that boxes belong to, and where it comes from: "option", "prompt" or "middle"."""
+    if given is not None:
+        return given, "option"
+    stated = _STATED_TIME.search(prompt)
+    if stated is not None:
+        return float(stated[1]), "prompt"
+    return duration_s / 2, "middle"
 
 
 def end_ids(model: Any) -> set[int]:

@@ -35,7 +35,8 @@ class Found:
 class Drawing:
     """What was drawn, and why something was not."""
 
-    files: list[Path] = field(default_factory=list)
+    files: dict[Path, list[Found]] = field(default_factory=dict)
+    """Each with what is on it."""
     undrawn: list[str] = field(default_factory=list)
     """A sentence for each value that is not to be seen, or for each head that does not draw."""
 
@@ -75,12 +76,12 @@ def draw(
         if file is None:
             on_picture += of_head
         else:
-            drawing.files.append(file)
+            drawing.files[file] = of_head
     if on_picture or not found:
         drawn, drawing.undrawn = draw_on(heads, on_picture, picture)
         output = output if _holds_pictures(output) else output.with_suffix(".png")
         _captioned(drawn, caption).save(output)
-        drawing.files.append(output)
+        drawing.files[output] = on_picture
     return drawing
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, islice
@@ -11,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from tpo_plugin.asking import Answer, ask_each
+from tpo_plugin.asking import Answer, ask_each, frame_time
 from tpo_plugin.data import Record, Records, prompt_record, read_sample
 from tpo_plugin.data.dataset import Sample
 from tpo_plugin.drawing import Drawing, draw, found_in
@@ -20,7 +19,6 @@ from tpo_plugin.training.config import DataConfig
 
 VIDEOS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".3gp", ".ts", ".flv", ".wmv", ".ffconcat")
 """Suffixes of videos; other files are images."""
-_STATED_TIME = re.compile(r"\bat\s+(\d+(?:\.\d+)?)\s*s(?:ec(?:ond)?s?)?\b", re.IGNORECASE)
 
 
 @dataclass
@@ -159,16 +157,6 @@ def answered(
                 continue
             answer = answers[number]
             yield question, answer if isinstance(answer, TPOError) else Result(asked, answer, heads)
-
-
-def frame_time(given: float | None, prompt: str, duration_s: float) -> tuple[float, str]:
-    """Second of the frame that boxes belong to, and where it comes from: "option", "prompt" or "middle"."""
-    if given is not None:
-        return given, "option"
-    stated = _STATED_TIME.search(prompt)
-    if stated is not None:
-        return float(stated[1]), "prompt"
-    return duration_s / 2, "middle"
 
 
 def _read(question: Question, reading: DataConfig, time: float | None) -> Asked | TPOError:
