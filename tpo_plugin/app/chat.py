@@ -157,7 +157,7 @@ class Chat:
             time_s = shown_time(exchange.text, conversation.box, medium.duration_s)
         shown = None if medium is None else medium.shown
         exchange.figures = figures(self.model.tpo.heads, sample, answer, time_s, shown, place)
-        exchange.marked = marked(self.model.tpo.tokenizer, answer)
+        exchange.marked = marked(self.model.tpo.tokenizer, answer) or "(no words)"
 
     def forget(self, folder: Path) -> None:
         """Removes the files of a conversation."""

@@ -181,16 +181,16 @@ def _stage(medium: Medium | None, box: Box | None) -> str:
 def _messages(conversation: Conversation) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     for exchange in conversation.exchanges:
-        messages.append({"role": "user", "content": exchange.text})
+        messages.append({"role": "user", "content": escape(exchange.text, quote=False)})
         messages += [{"role": "assistant", "content": part} for part in _said(exchange)]
     return messages
 
 
 def _said(exchange: Exchange) -> list[Any]:
     text = exchange.marked or exchange.answer
-    parts: list[Any] = [text] if text else []
+    parts: list[Any] = [escape(text, quote=False)] if text else []
     if exchange.error:
-        parts.append(f"Not answered: {exchange.error}")
+        parts.append(f"Not answered: {escape(exchange.error, quote=False)}")
     return parts + ([gr.HTML("".join(exchange.figures))] if exchange.figures else [])
 
 
