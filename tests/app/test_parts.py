@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,14 @@ from typer.testing import CliRunner
 import tpo_plugin.cli
 from tpo_plugin import Prediction, TPOError
 from tpo_plugin.app.axis import MAX_SPANS, axis, has_spans
+from tpo_plugin.app.chat import Chat, Conversation
 from tpo_plugin.app.examples import examples_of, sources_of, wordings
 from tpo_plugin.app.figures import figures, marked
 from tpo_plugin.app.inputs import Box, box_heads, shown_time, tasks_of
 from tpo_plugin.app.playing import playable
-from tpo_plugin.asking import Answer
+from tpo_plugin.asking import Answer, ask
 from tpo_plugin.data import VideoOptions, prompt_record, read_sample, stream_video, write_video
+from tpo_plugin.serve.limits import Limits
 from tpo_plugin.training.config import DataConfig, DataSource, StageConfig, TrainConfig
 
 READING = DataConfig(video=VideoOptions(num_frames=4))
@@ -125,13 +129,52 @@ def test_several_predictions_have_their_numbers_in_the_text(model: Any) -> None:
 
 def test_a_video_that_no_browser_plays_is_written_anew(media: Path, tmp_path: Path) -> None:
     frames = list(stream_video(media / "clip.mp4"))
-    plays = write_video(tmp_path / "plays.mp4", frames, 2.0)
-    assert playable(plays, 2.0, tmp_path) == plays
-    written = playable(media / "clip.mp4", 2.0, tmp_path)
-    assert written == tmp_path / "shown.mp4"
+    plays = playable(write_video(tmp_path / "plays.mp4", frames, 2.0).rename(tmp_path / "given"), 2.0)
+    assert plays == tmp_path / "shown.mp4"
+    assert plays.read_bytes() == (tmp_path / "given").read_bytes()
+    plays.unlink()
+    shutil.copyfile(media / "clip.mp4", tmp_path / "given")
+    written = playable(tmp_path / "given", 2.0)
+    assert written.read_bytes() != (tmp_path / "given").read_bytes()
     with av.open(str(written)) as container:
         assert container.streams.video[0].codec_context.name == "h264"
     assert [s for s, _ in stream_video(written)] == pytest.approx([s for s, _ in frames], abs=1e-3)
+
+
+def test_an_answer_grows_and_is_the_model_s_own(model: Any, media: Path, tmp_path: Path) -> None:
+    chat = Chat(model, READING, Limits(max_new_tokens=8), tmp_path)
+    try:
+        conversation = Conversation()
+        conversation.about(chat.open(media / "0.png", tmp_path))
+        for number, question in enumerate(("where is the red circle?", "how many objects are there?"), 1):
+            grown = [conversation.exchanges[-1].answer for _ in chat.ask(conversation, question, "region", tmp_path)]
+            assert len(set(grown)) > 2
+            assert all(after.startswith(before) for before, after in pairwise(grown))
+            exchange = conversation.exchanges[-1]
+            assert (exchange.answer, exchange.error, len(conversation.exchanges)) == (grown[-1], "", number)
+            assert "region" in "".join(exchange.figures)
+        record = prompt_record(model.tpo, "<image>\nwhere is the red circle?", images=[media / "0.png"])
+        (answer,) = ask(model, [read_sample(record)], route="region", max_new_tokens=8)
+        assert conversation.exchanges[0].answer == answer.text
+        list(chat.ask(conversation, "what is <region>?", None, tmp_path))
+        assert "draw one with the mouse" in conversation.exchanges[-1].error
+        list(chat.ask(conversation, "how many?", None, tmp_path))  # what was not answered is not part of what is asked
+        assert conversation.exchanges[-1].error == ""
+        assert len(conversation.request().messages) == 5
+    finally:
+        chat.close()
+
+
+@pytest.mark.parametrize("name", ["list.ffconcat", "words.txt", "page.html"])
+def test_what_is_neither_picture_nor_video_is_refused(model: Any, media: Path, tmp_path: Path, name: str) -> None:
+    given = tmp_path / name
+    given.write_text(f"file '{media / '0.png'}'\nduration 1\n" if name.startswith("list") else "<b>words</b>")
+    chat = Chat(model, READING, Limits(), tmp_path)
+    try:
+        with pytest.raises(TPOError, match=f"{name} is neither a video that can be read nor a picture"):
+            chat.open(given, tmp_path)
+    finally:
+        chat.close()
 
 
 @pytest.mark.parametrize("missing", ["gradio", "fastapi"])

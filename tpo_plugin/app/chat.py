@@ -18,6 +18,7 @@ from tpo_plugin.app.inputs import Box, shown_time, tasks_of
 from tpo_plugin.app.playing import playable
 from tpo_plugin.asking import Answer
 from tpo_plugin.data import read_image, read_video
+from tpo_plugin.data.confine import check_video
 from tpo_plugin.errors import MediaError, TPOError
 from tpo_plugin.serve.batching import Batcher, Question
 from tpo_plugin.serve.limits import Limits
@@ -98,22 +99,27 @@ class Chat:
         """Waits until what was asked is answered."""
         self.batcher.close()
 
-    def open(self, file: Path, folder: Path) -> Medium:
-        """What a file in `folder` shows. Raises `TPOError` for one that is neither picture nor video."""
+    def open(self, given: Path, folder: Path) -> Medium:
+        """What a file shows, copied to `folder`. Raises `TPOError` for one that is neither picture nor video."""
+        file = Path(shutil.copyfile(given, folder / "given"))  # without its suffix, so that no browser runs it
         try:
             Image.open(file, formats=PICTURES).close()
         except UnidentifiedImageError:
-            try:
-                clip = read_video(file, self.reading.video)
-            except MediaError as error:
-                raise TPOError(
-                    f"{file.name} is neither a video that can be read nor a picture ({', '.join(PICTURES)})"
-                ) from error
-            return Medium(file, playable(file, clip.duration_s, folder), clip.width, clip.height, clip.duration_s)
+            return self._open_video(file, given.name)
         picture = read_image(file, self.reading.image)
         shown = folder / "shown.png"
         picture.convert("RGB").save(shown)
         return Medium(file, shown, picture.width, picture.height)
+
+    def _open_video(self, file: Path, name: str) -> Medium:
+        try:
+            check_video(file, file.parent)
+            clip = read_video(file, self.reading.video)
+            shown = playable(file, clip.duration_s)
+        except MediaError as error:
+            known = ", ".join(PICTURES)
+            raise TPOError(f"{name} is neither a video that can be read nor a picture ({known})") from error
+        return Medium(file, shown, clip.width, clip.height, clip.duration_s)
 
     def ask(self, conversation: Conversation, text: str, route: str | None, folder: Path) -> Iterator[None]:
         """Adds an exchange, and yields each time that more of it is there."""

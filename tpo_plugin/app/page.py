@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from html import escape
@@ -23,6 +22,8 @@ from tpo_plugin.serve.limits import Limits
 from tpo_plugin.training.config import DataConfig
 
 MODEL_CHOOSES = "the model chooses"
+CACHE_S = (60, 600)
+"""How often uploads are looked at, and how old one may be, in seconds; a conversation has a copy of its own."""
 _HERE = Path(__file__).parent
 _EMPTY = '<div class="tpo-empty">Choose a picture or a video, or one of the examples below; or ask without.</div>'
 _HINT = "Draw a box on it with the mouse to ask what is in it."
@@ -43,7 +44,9 @@ class Page:
     def blocks(self) -> gr.Blocks:
         """The page, to be mounted."""
         tpo = self.chat.model.tpo
-        with gr.Blocks(title=f"{self.name}: tpo app", analytics_enabled=False, fill_width=True) as page:
+        with gr.Blocks(
+            title=f"{self.name}: tpo app", analytics_enabled=False, fill_width=True, delete_cache=CACHE_S
+        ) as page:
             state = gr.State(Conversation())
             gr.Markdown(f"## {self.name}")
             with gr.Row():
@@ -88,20 +91,14 @@ class Page:
     # -- what a user does ----------------------------------------------------------------------------------------------
 
     def upload(self, given: str, conversation: Conversation, request: gr.Request) -> tuple[Any, ...]:
-        """A file of the user's, which is moved to the folder of the session."""
-        place = self._fresh(request)
-        try:
-            file = Path(shutil.move(given, place / f"given{Path(given).suffix[:10]}"))
-            conversation.about(self.chat.open(file, place))
-        except TPOError as error:
-            raise gr.Error(escape(str(error)), print_exception=False) from error
+        """A file of the user's."""
+        self._begin(conversation, Path(given), request)
         return conversation, [], *self._seen(conversation)
 
     def choose(self, conversation: Conversation, event: gr.SelectData, request: gr.Request) -> tuple[Any, ...]:
         """An example: its medium, its box, its question."""
-        example, place = self.examples[event.index], self._fresh(request)
-        file = Path(shutil.copyfile(example.medium, place / f"given{example.medium.suffix}"))
-        conversation.about(self.chat.open(file, place))
+        example = self.examples[event.index]
+        self._begin(conversation, example.medium, request)
         conversation.box = example.box
         return conversation, example.text, [], *self._seen(conversation)
 
@@ -153,10 +150,17 @@ class Page:
             self.folders[session] = Path(tempfile.mkdtemp(dir=self.chat.root))
         return self.folders[session]
 
-    def _fresh(self, request: gr.Request) -> Path:
-        """The folder of the session, empty."""
+    def _begin(self, conversation: Conversation, file: Path, request: gr.Request) -> None:
+        """A conversation about a copy of a file, in a folder of its own; that of the last one goes."""
+        place = Path(tempfile.mkdtemp(dir=self.chat.root))
+        try:
+            medium = self.chat.open(file, place)
+        except TPOError as error:
+            self.chat.forget(place)
+            raise gr.Error(escape(str(error)), print_exception=False) from error
         self.leave(request)
-        return self._folder(request)
+        self.folders[str(request.session_hash)] = place
+        conversation.about(medium)
 
 
 def _stage(medium: Medium | None, box: Box | None) -> str:
