@@ -1,4 +1,4 @@
-"""For the tests of the core and of every member: golden data that is not in the repository."""
+"""For the tests of the core and of every member: golden data that is not in the repository, and what must not skip."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 SHARED = Path(__file__).resolve().parent.parent / "shared"
-REQUIRE_VARIABLE = "TPO_REQUIRE_SHARED"
-"""Set to 1 where the golden data must be there: a test that skips because of it then fails."""
+REQUIRED = {"TPO_REQUIRE_SHARED": "shared", "TPO_REQUIRE_BROWSER": "browser"}
+"""By variable, set to 1 where something must be there, the word in the reason of a test that skips without it: the test
+then fails."""
 
 
 @pytest.fixture(scope="session")
@@ -23,10 +24,11 @@ def shared() -> Path:
 
 
 def _refuse_skip(report: Any) -> None:
-    required = os.environ.get(REQUIRE_VARIABLE) == "1"
-    if required and report.skipped and isinstance(report.longrepr, tuple) and "shared" in report.longrepr[2]:
-        report.outcome = "failed"
-        report.longrepr = f"{REQUIRE_VARIABLE}=1 and this was skipped: {report.longrepr[2]}"
+    for variable, word in REQUIRED.items() if report.skipped and isinstance(report.longrepr, tuple) else ():
+        if os.environ.get(variable) == "1" and word in report.longrepr[2]:
+            report.outcome = "failed"
+            report.longrepr = f"{variable}=1 and this was skipped: {report.longrepr[2]}"
+            return
 
 
 @pytest.hookimpl(wrapper=True)

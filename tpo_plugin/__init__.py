@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tpo_plugin.checkpoint import load_tpo
     from tpo_plugin.codec import TaskCodec
     from tpo_plugin.data.dataset import Sample
-    from tpo_plugin.data.media import VideoClip, VideoOptions, read_frames, read_video, stream_video
+    from tpo_plugin.data.media import VideoClip, VideoOptions, read_frames, read_video, stream_video, write_video
     from tpo_plugin.exported import HeadsOnStates, load_heads
     from tpo_plugin.generation.answers import Prediction
     from tpo_plugin.head import Benchmark, HeadAnswer, HeadMetrics, Linear, TaskHead
@@ -55,6 +55,7 @@ _LAZY = {
     "read_frames": "data.media",
     "read_video": "data.media",
     "stream_video": "data.media",
+    "write_video": "data.media",
     "SplicingHost": "host.splice",
     "HeadReward": "training.rewards",
     "wrap_trainer": "training.trainer",
@@ -97,6 +98,7 @@ __all__ = [
     "stream_video",
     "unregister_plugin",
     "wrap_trainer",
+    "write_video",
 ]
 
 

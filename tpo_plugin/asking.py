@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from tpo_plugin.plugins import registry
 from tpo_plugin.training.config import DataConfig
 from tpo_plugin.training.hosts import load_host
 from tpo_plugin.training.run import load_run, read_run_config
+
+_STATED_TIME = re.compile(r"\bat\s+(\d+(?:\.\d+)?)\s*s(?:ec(?:ond)?s?)?\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,28 @@ def ask_each(
         if len(samples) == 1:
             return [error]
     return [found for s in samples for found in ask_each(model, [s], route=route, max_new_tokens=max_new_tokens)]
+
+
+def text_places(tokenizer: Any, answer: Answer) -> list[tuple[int, int]]:
+    """For each prediction the characters [start, end) of the answer's text that lead to it."""
+    places, start = [], 0
+    for found in answer.predictions:
+        ids = answer.token_ids[: found.text_span[1] - answer.start]
+        end = len(tokenizer.decode(ids, skip_special_tokens=True).strip())
+        start += len(answer.text[start:end]) - len(answer.text[start:end].lstrip())
+        places.append((start, end))
+        start = end
+    return places
+
+
+def frame_time(given: float | None, prompt: str, duration_s: float) -> tuple[float, str]:
+    """Second of the frame that boxes belong to, and where it comes from: "option", "prompt" or "middle"."""
+    if given is not None:
+        return given, "option"
+    stated = _STATED_TIME.search(prompt)
+    if stated is not None:
+        return float(stated[1]), "prompt"
+    return duration_s / 2, "middle"
 
 
 def end_ids(model: Any) -> set[int]:

@@ -125,7 +125,10 @@ class TaskHead(nn.Module, TaskCodec):
         return {}
 
     def draw(self, image: Image, value: Any, target: Any = None) -> Image:
-        """A copy of `image` with the value (and the true one, in the same format) drawn on it; by default unchanged."""
+        """A copy of `image` with the value (and the true one, in the same format) drawn on it; by default unchanged.
+
+        `image` may be enlarged: it has the medium's proportions, and not always its pixels.
+        """
         return image.copy()
 
     def draw_video(self, video: Any, values: list[Any], path: Path) -> Path | None:

@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 import tpo_plugin.cli
 from tpo_plugin import TaskHead, TPOError
-from tpo_plugin.cli.predicting import frame_time
+from tpo_plugin.asking import frame_time
 from tpo_plugin.data import VideoClip, read_frame
-from tpo_plugin.drawing import draw
+from tpo_plugin.drawing import LEGIBLE_SIDE, Found, draw, draw_on, enlarged
 
 QUESTION = "where is the red circle?"
 
@@ -39,9 +39,11 @@ def test_an_image_gives_text_json_and_a_picture(world: Path, tmp_path: Path) -> 
     box = np.array(first["value"])
     assert box.shape == (4,)
     assert np.allclose(first["value_in_units"], box * [64, 48, 64, 48], atol=1e-4)
-    before, after = np.asarray(Image.open(picture)), np.asarray(Image.open(drawn))
-    assert before.shape == after.shape
-    assert (before != after).any()
+    before, after = np.asarray(enlarged(Image.open(picture))), np.asarray(Image.open(drawn))
+    assert before.shape == (480, 640, 3)
+    assert after.shape[0] >= 480 + 20  # the answer stands below
+    assert (before != after[:480]).any()
+    assert (after[480:] != 255).any()
 
 
 def test_a_host_that_moved(world: Path, tmp_path: Path) -> None:
@@ -66,29 +68,66 @@ class ClipHead(TaskHead):
 
 
 class DotHead(TaskHead):
-    """Draws one pixel on a picture."""
+    """Draws a red rectangle on a picture, (left, top, right, bottom) in 0 to 1."""
 
     def draw(self, image: Image.Image, value: Any, target: Any = None) -> Image.Image:
         drawn = super().draw(image, value)
-        drawn.putpixel(value, (255, 0, 0))
+        left, top, right, bottom = (round(s * length) for s, length in zip(value, image.size * 2, strict=True))
+        drawn.paste((255, 0, 0), (left, top, right, bottom))
         return drawn
 
 
+class BareHead(TaskHead):
+    """Does not draw."""
+
+
+HEADS = {"clip": ClipHead(), "dot": DotHead(), "bare": BareHead()}
+SMALL = Image.new("RGB", (32, 16), "white")
+DOT, LOWER = (0.25, 0.5, 0.5, 0.75), (0.75, 0.75, 1.0, 1.0)
+
+
 def test_a_head_that_draws_clips_writes_a_file_of_its_own(tmp_path: Path) -> None:
-    heads = {"clip": ClipHead(), "dot": DotHead()}
     clip = VideoClip(np.zeros((2, 4, 4, 3), np.uint8), np.array([0.0, 1.0]), 2.0)
 
-    both = [("clip", 1), ("dot", (0, 0)), ("clip", 2), ("dot", (1, 1))]
-    white = Image.new("RGB", (4, 4), "white")
-    files = draw(heads, both, white, clip, tmp_path / "a.png")
+    def written(name: str, found: list[Found], clip: VideoClip | None = clip) -> list[Path]:
+        drawing = draw(HEADS, found, SMALL, clip, tmp_path / name)
+        assert drawing.undrawn == []
+        return list(drawing.files)
+
+    both = [Found("clip", 1), Found("dot", DOT), Found("clip", 2), Found("dot", LOWER)]
+    files = written("a.png", both)
     assert files == [tmp_path / "a_clip.txt", tmp_path / "a.png"]
     assert files[0].read_text() == "2 [1, 2]"
-    dots = np.argwhere((np.asarray(Image.open(files[1])) == (255, 0, 0)).all(-1))
-    assert dots.tolist() == [[0, 0], [1, 1]]
-    assert draw(heads, both[:1], white, clip, tmp_path / "b.png") == [tmp_path / "b.txt"]
-    assert draw(heads, [("dot", (0, 0))], white, None, tmp_path / "c.png") == [tmp_path / "c.png"]
-    assert draw(heads, [], white, clip, tmp_path / "d.png") == [tmp_path / "d.png"]
-    assert draw(heads, [("dot", (0, 0))], white, clip, tmp_path / "e.mp4") == [tmp_path / "e.png"]
+    pixels = np.asarray(Image.open(files[1]))
+    assert pixels.shape == (320, 640, 3)
+    assert pixels[200, 200].tolist() == pixels[300, 600].tolist() == [255, 0, 0]
+    assert written("b.png", both[:1]) == [tmp_path / "b.txt"]
+    assert written("c.png", both[1:2], None) == [tmp_path / "c.png"]
+    assert written("d.png", []) == [tmp_path / "d.png"]
+    assert written("e.mp4", both[1:2], None) == [tmp_path / "e.png"]
+
+
+def test_labels_stand_at_what_they_are_of_and_beside_each_other() -> None:
+    drawn, undrawn = draw_on(HEADS, [Found("dot", DOT, "1 dot 0.93"), Found("dot", DOT, "2 dot 0.51")], SMALL)
+    assert not undrawn
+    pixels = np.asarray(drawn).astype(int)
+    dark = np.argwhere(pixels.sum(-1) < 150)
+    assert dark[:, 1].min() == 160  # the left side of the rectangle
+    assert dark[:, 0].min() < 160 <= dark[:, 0].max() + 2  # above it; the second stands below the first
+    assert (np.asarray(enlarged(SMALL)) == 255).all()
+    assert enlarged(Image.new("L", (9, 900))).size == (9, 900)
+    assert max(enlarged(Image.new("L", (9, 90))).size) == LEGIBLE_SIDE
+
+
+def test_what_cannot_be_drawn_is_said() -> None:
+    nothing = Found("dot", (0, 0, 0, 0), "2 dot")
+    drawn, undrawn = draw_on(HEADS, [Found("bare", 1, "1 bare"), nothing, Found("clip", 2)], SMALL)
+    assert undrawn == [
+        "1 bare: head 'bare' does not draw",
+        "2 dot: head 'dot' marks nothing in this picture",
+        "clip: head 'clip' draws whole clips alone",
+    ]
+    assert (np.asarray(drawn) == 255).all()
 
 
 def test_the_same_as_text(world: Path) -> None:
@@ -107,7 +146,7 @@ def test_without_route_a_model_that_emits_no_trigger_draws_nothing(world: Path, 
         predict(world / "run", "--image", world / "picture.png", "--output", drawn, "--json", prompt="how many?")
     )
     assert result["predictions"] == []
-    assert (np.asarray(Image.open(world / "picture.png")) == np.asarray(Image.open(drawn))).all()
+    assert (np.asarray(enlarged(Image.open(world / "picture.png"))) == np.asarray(Image.open(drawn))[:480]).all()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from tpo_plugin.cli import (
+    chat_app,
     check,
     convert,
     doctor,
@@ -56,6 +57,7 @@ app.command("train")(train.train)
 app.command("run")(run.run)
 app.command("eval")(eval.evaluate)
 app.command("predict")(predict.predict)
+app.command("app")(chat_app.chat_app)
 app.command("serve")(serve.serve)
 app.command("retention")(retention.retention)
 app.command("doctor")(doctor.doctor)

@@ -140,14 +140,15 @@ def _tell(question: Question, error: Exception, *, as_json: bool) -> None:
 def _draw(question: Question, result: Result, place: Path, *, as_json: bool) -> bool:
     """Draws what is printed already, and says where it is, beside JSON on stderr; whether it could be drawn."""
     try:
-        for file in result.draw(place):
-            typer.echo(f"drawn: {file}", err=as_json)
+        drawing = result.draw(place)
     except Exception as error:  # whatever a head, or the file system, raises: the answer is there
         typer.echo(
             f"Error: {question.name}: is answered, and cannot be drawn ({error}); give another --output, or none",
             err=True,
         )
         return False
+    for line in [f"drawn: {file}" for file in drawing.files] + [f"not drawn: {why}" for why in drawing.undrawn]:
+        typer.echo(line, err=as_json)
     return True
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, islice
@@ -11,16 +10,15 @@ from typing import Any
 
 from PIL import Image
 
-from tpo_plugin.asking import Answer, ask_each
+from tpo_plugin.asking import Answer, ask_each, frame_time
 from tpo_plugin.data import Record, Records, prompt_record, read_sample
 from tpo_plugin.data.dataset import Sample
-from tpo_plugin.drawing import draw
+from tpo_plugin.drawing import Drawing, draw, found_in
 from tpo_plugin.errors import RecordError, TPOError, did_you_mean
 from tpo_plugin.training.config import DataConfig
 
 VIDEOS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".3gp", ".ts", ".flv", ".wmv", ".ffconcat")
 """Suffixes of videos; other files are images."""
-_STATED_TIME = re.compile(r"\bat\s+(\d+(?:\.\d+)?)\s*s(?:ec(?:ond)?s?)?\b", re.IGNORECASE)
 
 
 @dataclass
@@ -74,13 +72,13 @@ class Result:
             found.append(plain)
         return self.asked.plain | {"text": self.answer.text, "predictions": found}
 
-    def draw(self, output: Path) -> list[Path]:
-        """Writes `drawing.draw`'s files; none for a question about text alone."""
+    def draw(self, output: Path) -> Drawing:
+        """What `drawing.draw` writes, with the answer below a picture; nothing for a question about text alone."""
         if self.asked.picture is None:
-            return []
+            return Drawing()
         clip = self.asked.sample.videos[0] if self.asked.sample.videos else None
-        found = [(p.head, p.value) for p in self.answer.predictions if p.value is not None]
-        return draw(self.heads, found, self.asked.picture, clip, output)
+        found = found_in(self.answer.predictions)
+        return draw(self.heads, found, self.asked.picture, clip, output, caption=self.answer.text)
 
 
 def question_of(
@@ -159,16 +157,6 @@ def answered(
                 continue
             answer = answers[number]
             yield question, answer if isinstance(answer, TPOError) else Result(asked, answer, heads)
-
-
-def frame_time(given: float | None, prompt: str, duration_s: float) -> tuple[float, str]:
-    """Second of the frame that boxes belong to, and where it comes from: "option", "prompt" or "middle"."""
-    if given is not None:
-        return given, "option"
-    stated = _STATED_TIME.search(prompt)
-    if stated is not None:
-        return float(stated[1]), "prompt"
-    return duration_s / 2, "middle"
 
 
 def _read(question: Question, reading: DataConfig, time: float | None) -> Asked | TPOError:

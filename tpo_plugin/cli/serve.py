@@ -86,7 +86,7 @@ def serve(
     model, reading = load(run, host)
     name = name or run.resolve().name
     server = Server(model, reading, name, limits.for_host(model), media_root=media, api_key=api_key)
-    listening = _listen(address, port)
+    listening = listen(address, port)
     shown = f"[{address}]" if ":" in address else address
     typer.echo(f"{name} answers at http://{shown}:{listening.getsockname()[1]}/v1")
     config = uvicorn.Config(
@@ -95,7 +95,8 @@ def serve(
     uvicorn.Server(config).run(sockets=[listening])
 
 
-def _listen(address: str, port: int) -> socket.socket:
+def listen(address: str, port: int) -> socket.socket:
+    """A socket that listens. Raises `TPOError` where it cannot."""
     try:
         return socket.create_server((address, port), family=socket.AF_INET6 if ":" in address else socket.AF_INET)
     except OSError as error:

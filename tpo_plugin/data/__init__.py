@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         read_image,
         read_video,
         stream_video,
+        write_video,
     )
     from tpo_plugin.data.records import Record, Records, Turn, parse_record, prompt_record
 
@@ -36,6 +37,7 @@ _MODULES = {
         "read_image",
         "read_video",
         "stream_video",
+        "write_video",
     ),
     "dataset": ("RecordDataset", "Sample", "SkippedRecord", "read_sample"),
     "collate": ("TPOCollator",),
@@ -61,6 +63,7 @@ __all__ = [
     "read_sample",
     "read_video",
     "stream_video",
+    "write_video",
 ]
 
 

@@ -1,4 +1,4 @@
-"""`report.html` of an evaluation: its scores, and for each head the best and the worst answers, drawn."""
+"""`report.html` of an evaluation: for each head the best and the worst answers, drawn, then the scores."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tpo_plugin.atomic import replace_file
 from tpo_plugin.data import read_sample
 from tpo_plugin.data.dataset import Sample
 from tpo_plugin.data.records import Records
-from tpo_plugin.drawing import draw
+from tpo_plugin.drawing import Found, draw
 from tpo_plugin.errors import TPOError
 from tpo_plugin.evaluate.answering import Asked
 from tpo_plugin.evaluate.questions import Question, question_of
-from tpo_plugin.evaluate.table import said, table
+from tpo_plugin.evaluate.table import QUESTIONS, notes, num_questions, rows, said
 from tpo_plugin.training.config import DataConfig
 
 NUM_SHOWN = 6
@@ -31,7 +31,8 @@ _SIDE = 320
 
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #1b1f24; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }
-pre { background: #f4f5f7; padding: 1rem; overflow-x: auto; font-size: 13px; }
+table { border-collapse: collapse; font-size: 13px; } th, td { padding: .3em .6em; border-bottom: 1px solid #ddd; }
+th { text-align: left; font-weight: 600; vertical-align: bottom; }
 .cards { display: flex; flex-wrap: wrap; gap: 1rem; }
 .card { background: #f4f5f7; padding: .8rem; width: 330px; overflow-wrap: anywhere; }
 .card img, .card video { max-width: 100%; display: block; margin: .4rem 0; }
@@ -67,13 +68,15 @@ def write_page(
     alone: bool,
 ) -> None:
     """One file with everything in it."""
-    body = [f"<h1>{html.escape(results['run'])}</h1>", f"<pre>{html.escape(table(results))}</pre>"]
+    body = [f"<h1>{html.escape(results['run'])}</h1><p>{num_questions(results)}.</p>"]
     cards = _Cards(model, sources, reading, alone)
     for head in shown.best:
-        for title, kept in (("worst", shown.worst), ("best", shown.best)):
+        for title, kept in (("best", shown.best), ("worst", shown.worst)):
             body.append(f'<h2>{html.escape(head)}: the {title} answers</h2><div class="cards">')
             body += [cards.card(head, question, asked) for question, asked in kept[head]]
             body.append("</div>")
+    body.append("<h2>How good are the answers?</h2>" + _table(results))
+    body += [f"<p>{html.escape(note)}</p>" for note in notes(results)]
     failures = results["failures"]
     if failures:
         body.append(f"<h2>{len(failures)} failures</h2><ul>")
@@ -81,6 +84,13 @@ def write_page(
         body.append(f"</ul>{f'<p>and {len(failures) - 100} more</p>' if len(failures) > 100 else ''}")
     text = f'<!doctype html><meta charset="utf-8"><title>tpo eval</title><style>{_STYLE}</style>' + "\n".join(body)
     replace_file(path, lambda name: Path(name).write_text(text + "\n", encoding="utf-8"))
+
+
+def _table(results: dict[str, Any]) -> str:
+    def line(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    return f"<table>{line(QUESTIONS, 'th')}{''.join(line(row, 'td') for row in rows(results))}</table>"
 
 
 class _Cards:
@@ -112,14 +122,17 @@ class _Cards:
             yield _image(picture, "wanted")
         values = self._values(head, asked)
         if not values:
-            yield f'<div class="alarm">{html.escape(head)} was not called</div>'
+            yield f'<div class="alarm">The model did not call the head {html.escape(head)}: it found nothing.</div>'
             return
         with tempfile.TemporaryDirectory() as folder:
             picture = self._picture(sample, tasks)
             clip = sample.videos[0] if sample.videos else None
-            found = [(head, value) for value in values]
-            for file in draw(self.tpo.heads, found, picture, clip, Path(folder) / "found.png"):
+            found = [Found(head, v, f"{n} {head}" if len(values) > 1 else head) for n, v in enumerate(values, 1)]
+            drawing = draw(self.tpo.heads, found, picture, clip, Path(folder) / "found.png")
+            for file in drawing.files:
                 yield _file(file)
+            for why in drawing.undrawn:
+                yield f'<div class="faint">{html.escape(why)}</div>'
 
     def _picture(self, sample: Sample, tasks: Sequence[dict[str, Any]]) -> Image.Image:
         if not sample.images and not sample.videos:

@@ -8,28 +8,57 @@ from typing import Any
 
 _SHOWN = 5
 """Failures that are printed."""
+QUESTIONS = (
+    "of which data?",
+    "of which head?",
+    "what is measured?",
+    "how good are the answers?",
+    "of how many?",
+    "how many frames?",
+    "called where it is wanted?",
+    "called where it is not?",
+    "time to read",
+    "time to ask",
+)
+"""The header of the table for readers of a page, column by column."""
 _HEADER = ("split", "head", "score", "value", "of", "frames", "emission", "false triggers", "read", "ask")
 
 
 def table(results: dict[str, Any]) -> str:
     """A line for each score: value; of how many; frames of each video; rates; seconds of the evaluation's phases."""
+    lines_of = [_HEADER, *rows(results)]
+    widths = [max(len(row[column]) for row in lines_of) for column in range(len(_HEADER))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in lines_of]
+    lines.append(num_questions(results))
+    lines += [f"  {said(failure)}" for failure in results["failures"][:_SHOWN]]
+    if len(results["failures"]) > _SHOWN:
+        lines.append(f"  and {len(results['failures']) - _SHOWN} more, in results.json")
+    return "\n".join([*lines, *notes(results)])
+
+
+def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The lines of the table."""
     splits = dict(results["splits"]) | ({"all": results["all"]} if "all" in results else {})
     short = {name: Path(name).name for name in splits}
     if len(set(short.values())) < len(short):
         short = {name: name for name in splits}
-    rows = [_HEADER, *(row for name, split in splits.items() for row in _rows(short[name], split, results))]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [row for name, split in splits.items() for row in _rows(short[name], split, results)]
+
+
+def num_questions(results: dict[str, Any]) -> str:
+    """How many were asked, and how many of them failed."""
     total = results.get("all") or next(iter(results["splits"].values()))
-    lines.append(f"{total['questions']} questions, {total['failed']} failed")
-    lines += [f"  {said(failure)}" for failure in results["failures"][:_SHOWN]]
-    if len(results["failures"]) > _SHOWN:
-        lines.append(f"  and {len(results['failures']) - _SHOWN} more, in results.json")
+    return f"{total['questions']} questions, {total['failed']} failed"
+
+
+def notes(results: dict[str, Any]) -> list[str]:
+    """What must be known to read the table."""
+    lines = []
     if results["benchmark"] is not None:
         lines.append(f"{results['benchmark']}: {results['conventions'][results['benchmark']]}")
     if results["route"] is not None:
         lines.append(f"asked with --route {results['route']}: the trigger is forced, so that emission is not measured")
-    return "\n".join(lines)
+    return lines
 
 
 def said(failure: dict[str, Any]) -> str:

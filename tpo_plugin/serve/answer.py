@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from tpo_plugin.asking import Answer
+from tpo_plugin.asking import Answer, text_places
 from tpo_plugin.data import Sample
 
 
@@ -66,14 +66,11 @@ class Completion:
 
     def _annotations(self, answer: Answer) -> list[dict[str, Any]]:
         """For each prediction the characters of the text that lead to it, as OpenAI marks what a source is for."""
-        annotations, start = [], 0
-        for index, found in enumerate(answer.predictions):
-            ids = answer.token_ids[: found.text_span[1] - answer.start]
-            end = len(self.tpo.tokenizer.decode(ids, skip_special_tokens=True).strip())
-            start += len(answer.text[start:end]) - len(answer.text[start:end].lstrip())
+        annotations = []
+        places = text_places(self.tpo.tokenizer, answer)
+        for index, (found, (start, end)) in enumerate(zip(answer.predictions, places, strict=True)):
             place = {"start_index": start, "end_index": end, "head": found.head, "index": index}
             annotations.append({"type": "tpo_prediction", "tpo_prediction": place})
-            start = end
         return annotations
 
 

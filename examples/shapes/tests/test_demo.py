@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 
+import av
 import pytest
 from PIL import Image
 from rich.console import Console
@@ -24,6 +25,8 @@ from tpo_shapes.report import (
     FROZEN,
     HOST,
     MEASURES,
+    SMALL,
+    SMALL_MASKS,
     TPO,
     cells,
     curve,
@@ -31,6 +34,7 @@ from tpo_shapes.report import (
     mask_table,
     table,
 )
+from tpo_shapes.world import CLIP_TIMES
 from typer.testing import CliRunner
 
 from tpo_plugin.cli import app
@@ -180,6 +184,16 @@ def test_the_report_has_pictures_curves_and_the_table(run):
     assert len(pictures) >= 5
     for picture in pictures:
         Image.open(io.BytesIO(base64.b64decode(picture))).verify()
+    for video in re.findall(r'src="data:video/mp4;base64,([^"#]+)#t=', page):
+        with av.open(io.BytesIO(base64.b64decode(video))) as container:
+            assert len(list(container.decode(video=0))) == len(CLIP_TIMES)
+    assert page.count("<video") >= 3
+    assert page.index("<img") < page.index("<table")  # pictures first
+    small = page[page.index("<table") : page.index("</table>")]
+    assert [small.count("<tr>"), small.count("<th>")] == [1 + len(results["rows"]), 1 + len(SMALL) + len(SMALL_MASKS)]
+    assert f"<td>{cells(results)['pictures: Acc@0.5'][0]}</td>" in small
+    assert ("has no mask." in page) or ("true mask" in page)
+    assert "; no mask" not in page
     assert page.count("<svg") == 6  # five losses, and how reliable the scores are
     for row in confidence_rows(results):
         assert "".join(f"<td>{value}</td>" for value in row) in page

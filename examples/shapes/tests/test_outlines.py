@@ -15,9 +15,11 @@ from tpo_shapes.baselines import without_masks
 from tpo_shapes.dataset import make_dataset
 from tpo_shapes.evaluate import Answer, Question, read_questions
 from tpo_shapes.micro_sam import ARCHITECTURE, follow, loss_of, make_batch, roughly, train_micro_sam
-from tpo_shapes.outlines import draw_track, filled, filled_tracks, score_masks
+from tpo_shapes.outlines import draw_track, filled, filled_tracks, film_track, score_masks
 from tpo_shapes.questions import ASKED_FRAMES
 from tpo_shapes.world import CLIP_TIMES, EVENTS, RGB, masks, render, sample_backgrounds, sample_scenes
+
+from tpo_plugin.data import stream_video
 
 
 def test_a_mask_is_where_the_shape_is_drawn():
@@ -98,11 +100,17 @@ def test_a_filled_box_has_the_pixels_whose_centre_it_holds():
     assert np.argwhere(mask).tolist() == [[2, 1]]
 
 
-def test_a_strip_shows_every_other_frame(questions):
+def test_a_track_is_drawn_on_a_picture_and_on_every_frame_of_a_clip(questions, tmp_path):
+    picture = next(q for q in questions if q.kind == "outline")
+    assert draw_track(picture, None).size == (outlines.SIDE, outlines.SIDE)
+    assert draw_track(picture, true_track(picture)).tobytes() != draw_track(picture, None).tobytes()
     clip = next(q for q in questions if q.kind == "follow")
-    strip = draw_track(clip, true_track(clip))
-    assert strip.size == (8 * outlines.SIDE, outlines.SIDE)
-    assert np.array(strip).tobytes() != np.array(draw_track(clip, None)).tobytes()
+    paths = [film_track(clip, track, tmp_path / f"{n}.mp4", 240) for n, track in enumerate((true_track(clip), None))]
+    frames = [np.stack([frame for _, frame in stream_video(path)]).astype(int) for path in paths]
+    assert frames[0].shape == (len(CLIP_TIMES), 192, 192, 3)
+    there = np.array([mask is not None for mask in clip.masks])
+    differ = (np.abs(frames[0] - frames[1]).max(-1) > 60).any((1, 2))
+    assert (differ == there).all()
 
 
 def test_a_baselines_records_have_no_masks(tmp_path):

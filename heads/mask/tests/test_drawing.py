@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tpo_head_mask import rle
-from tpo_head_mask.drawing import draw_boxes, draw_masks, draw_video, write_video
+from tpo_head_mask.drawing import draw_boxes, draw_masks, draw_video, fitted
 
 import tpo_plugin as tpo
 
@@ -104,30 +104,6 @@ def test_the_way_of_a_mask_is_shown(tmp_path: Path) -> None:
         assert (last[14:22, 20:26, 0].max() > 150) is not gap  # orange between the first two centres
 
 
-def test_odd_sizes_lose_a_line(tmp_path: Path) -> None:
-    path = write_video(tmp_path / "out.mp4", frames(3, (33, 47)))
-    _, pictures, duration_s = read(path)
-    assert pictures[0].shape == (32, 46, 3)
-    assert duration_s == pytest.approx(0.6)
-
-
-def test_uneven_times_are_kept(tmp_path: Path) -> None:
-    starts = [0.0, 0.04, 0.5, 0.51, 2.0]
-    times, *_ = read(write_video(tmp_path / "a.mp4", zip(starts, [np.zeros((32, 32, 3), np.uint8)] * 5, strict=True)))
-    assert times == pytest.approx(starts, abs=1e-4)
-
-
-def test_what_cannot_be_encoded_leaves_no_file(tmp_path: Path) -> None:
-    path, frame = tmp_path / "a.mp4", np.zeros((32, 32, 3), np.uint8)
-    with pytest.raises(tpo.TPOError, match=r"frame 1 is of shape \[16, 32, 3\], those before \[32, 32, 3\]"):
-        write_video(path, [(0.0, frame), (0.1, frame[:16])])
-    with pytest.raises(tpo.TPOError, match="a frame at 0.0 s comes behind one at 0.0 s; expected ascending times"):
-        write_video(path, [(0.0, frame), (0.0, frame)])
-    with pytest.raises(tpo.TPOError, match="no frame was given to encode"):
-        write_video(path, [])
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_real_video(shared: Path, tmp_path: Path) -> None:
     from tpo_plugin.data import VideoOptions, read_video
 
@@ -143,3 +119,14 @@ def test_a_real_video(shared: Path, tmp_path: Path) -> None:
     outside = np.abs(again.frames[:, :200].astype(int) - clip.frames[:, :200]).mean()
     assert outside < 4
     assert np.abs(again.frames[:, 340:360, 600].astype(int) - clip.frames[:, 340:360, 600]).mean() > 20
+
+
+def test_a_small_video_is_enlarged_and_a_mask_fits_an_enlarged_picture(tmp_path: Path) -> None:
+    objects = [{"times": [0.0], "masks": [rle.encode(MASK)]}]
+    _, pictures, _ = read(draw_video(tmp_path / "a.mp4", frames(2), objects, least_side=300))
+    assert pictures[0].shape == (192, 288, 3)
+    assert near(pictures[0][90, 135], (177, 120, 50))
+    assert near(pictures[0][30, 30], (100, 100, 100))
+    (large,) = fitted([MASK], (192, 128))
+    assert (large == MASK.repeat(2, 0).repeat(2, 1)).all()
+    assert fitted([None], (192, 128)) == [None]

@@ -13,6 +13,7 @@ from tpo_plugin.data.media.videos import (
     read_video,
     stream_video,
 )
+from tpo_plugin.data.media.writing import write_video
 
 __all__ = [
     "BACKENDS",
@@ -25,4 +26,5 @@ __all__ = [
     "read_image",
     "read_video",
     "stream_video",
+    "write_video",
 ]

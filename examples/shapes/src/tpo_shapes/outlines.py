@@ -21,7 +21,7 @@ from tpo_head_mask.metrics import AnswerScores, mask_at
 
 from tpo_shapes.evaluate import Answer, Question, answer_questions
 from tpo_shapes.questions import ASKED_FRAMES, MASKS, REGION_WORDINGS, Box, Mask, when
-from tpo_shapes.world import CLIP_TIMES, PICTURE_SIZE
+from tpo_shapes.world import CLIP_SECONDS, CLIP_TIMES, PICTURE_SIZE
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -131,21 +131,28 @@ def _medium(path: str) -> Medium:
     return Medium(video=path) if path.endswith(".mp4") else Medium(image=np.asarray(read_image(path)))
 
 
-def draw_track(question: Question, track: Track | None, every: int = 2) -> Image:
-    """The picture, or a strip of every other frame of the clip, with the found masks and the true ones' outlines."""
-    from PIL import Image
+def draw_track(question: Question, track: Track | None) -> Image:
+    """The picture with the found mask and the true one's outline."""
     from tpo_head_mask.drawing import draw_masks
 
-    from tpo_plugin.data import read_frame, read_image
+    from tpo_plugin.data import read_image
 
-    times = CLIP_TIMES[: len(question.masks) : every]
-    strip = Image.new("RGB", (SIDE * len(times), SIDE))
-    for number, time_s in enumerate(times):
-        frame = read_frame(question.media, time_s) if question.clip else read_image(question.media)
-        found = mask_at(track, time_s) if track else None
-        masks = [_enlarged(mask) for mask in (found, question.masks[number * every])]
-        strip.paste(draw_masks(frame.resize((SIDE, SIDE)), masks[:1], masks[1:]), (SIDE * number, 0))
-    return strip
+    masks = [_enlarged(mask) for mask in (mask_at(track, 0.0) if track else None, question.masks[0])]
+    return draw_masks(read_image(question.media).resize((SIDE, SIDE)), masks[:1], masks[1:])
+
+
+def film_track(question: Question, track: Track | None, path: Path, side: int) -> Path:
+    """Writes the clip, so many pixels wide, with the found masks, the true ones' outlines, and a box that is given."""
+    from tpo_head_mask.drawing import draw_video
+
+    from tpo_plugin.data import stream_video
+
+    times = list(CLIP_TIMES[: len(question.masks)])
+    true: Track = {"times": times, "masks": question.masks}
+    if question.first_box is not None:
+        true["boxes"] = [question.first_box] + [None] * (len(times) - 1)
+    found = [track] if track else []
+    return draw_video(path, stream_video(question.media), found, [true], end_s=CLIP_SECONDS, least_side=side)
 
 
 def _enlarged(mask: Mask | None) -> np.ndarray | None:

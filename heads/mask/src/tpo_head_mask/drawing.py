@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,6 @@ _OPACITY = 0.5
 _TRAIL = 48
 """Centres that a trajectory shows behind a box."""
 _SAME_TIME_S = 1e-3
-_TICKS = 90_000
-"""Of a second: the clock of MPEG video, in which common frame rates are whole numbers."""
 
 
 def draw_masks(image: Image.Image, masks: Sequence[Any], targets: Sequence[Any] = ()) -> Image.Image:
@@ -89,6 +86,16 @@ def _entries(item: Mapping[str, Any]) -> list[Any]:
     return [item[name] for name in ("masks", "boxes") if name in item]
 
 
+def fitted(masks: Sequence[Any], size: tuple[int, int]) -> list[Any]:
+    """The masks at a picture's size (width, height), pixel by pixel; None stays."""
+    return [
+        None
+        if mask is None
+        else np.asarray(Image.fromarray(as_mask(mask)).resize(size, Image.Resampling.NEAREST), dtype=bool)
+        for mask in masks
+    ]
+
+
 def paint_masks(pixels: np.ndarray, masks: Sequence[Any], targets: Sequence[Any] = ()) -> None:
     """As `draw_masks`, in place on a frame [H, W, 3]."""
     line = max(1, min(pixels.shape[:2]) // 240)
@@ -100,52 +107,6 @@ def paint_masks(pixels: np.ndarray, masks: Sequence[Any], targets: Sequence[Any]
             _paint(pixels, mask, _rgb(TRUE_COLOUR), line, fill=False)
 
 
-def write_video(path: Path, frames: Iterable[tuple[float, np.ndarray]], end_s: float | None = None) -> Path:
-    """Encodes (second, frame [H, W, 3]) pairs, in their order, as an MP4 with H.264, and returns its path.
-
-    The last frame is shown until `end_s`, by default as long as the one before it. A width or height that is odd, which
-    the codec cannot hold, loses its last column or row. Raises `TPOError` for frames of different sizes, times that do
-    not ascend, or no frame; then no file is left.
-    """
-    import av
-
-    unfinished = path.with_name(f".{path.stem}.unfinished.mp4")
-    size: tuple[int, ...] | None = None
-    try:
-        with av.open(str(unfinished), "w", options={"movflags": "faststart"}) as container:
-            stream = container.add_stream("libx264", options={"crf": "18", "preset": "veryfast"})
-            stream.pix_fmt = "yuv420p"
-            stream.codec_context.max_b_frames = 0  # of a file whose last packet is not its last frame, the end is lost
-            stream.codec_context.time_base = Fraction(1, _TICKS)
-            durations: dict[int, int] = {}
-            for number, (start, end, pixels) in enumerate(_with_ends(frames, end_s)):
-                size = size or pixels.shape
-                if pixels.shape != size:
-                    raise tpo.TPOError(
-                        f"{path}: frame {number} is of shape {list(pixels.shape)}, those before {list(size)}"
-                    )
-                height, width = (length // 2 * 2 for length in size[:2])
-                if not number:
-                    stream.height, stream.width = height, width
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels[:height, :width]), format="rgb24")
-                frame.pts, frame.time_base = start, Fraction(1, _TICKS)
-                durations[start] = end - start
-                _mux(container, stream.encode(frame), durations)
-            if size is None:
-                raise tpo.TPOError(f"{path}: no frame was given to encode")
-            _mux(container, stream.encode(), durations)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return path
-
-
-def _mux(container: Any, packets: Iterable[Any], durations: dict[int, int]) -> None:
-    for packet in packets:  # the encoder knows a frame rate alone
-        packet.duration = durations.pop(packet.pts)
-        container.mux(packet)
-
-
 def draw_video(
     path: Path,
     frames: Iterable[tuple[float, np.ndarray]],
@@ -153,26 +114,31 @@ def draw_video(
     targets: Sequence[Mapping[str, Any]] = (),
     *,
     end_s: float | None = None,
+    least_side: int = 0,
 ) -> Path:
-    """An MP4 of (second, frame) pairs with objects over them; one frame is held at a time. See `write_video`.
+    """An MP4 of (second, frame) pairs with objects over them; one frame is held at a time. See `tpo.write_video`.
 
     An object has "times", seconds, and for each of them, under "masks", RLE, an array [H, W] or None, and under
     "boxes", [x1, y1, x2, y2] (0 to 1) or None; one of both suffices. A line shows the way that its centre came. What
-    belongs to a time is shown until the object's next one. True ones, `targets`, are outlined in blue.
+    belongs to a time is shown until the object's next one. True ones, `targets`, are outlined in blue. Frames are
+    enlarged a whole number of times, as long as their longer side has no more than `least_side` pixels.
     """
-    return write_video(path, _drawn(frames, objects, targets), end_s)
+    return tpo.write_video(path, _drawn(frames, objects, targets, least_side), end_s)
 
 
 def _drawn(
     frames: Iterable[tuple[float, np.ndarray]],
     objects: Sequence[Mapping[str, Any]],
     targets: Sequence[Mapping[str, Any]],
+    least_side: int,
 ) -> Iterator[tuple[float, np.ndarray]]:
     ways: list[deque[Box | None]] = [deque(maxlen=_TRAIL) for _ in objects]
     for second, frame in frames:
-        pixels = frame.copy()
+        height, width = (max(1, least_side // max(frame.shape[:2])) * length for length in frame.shape[:2])
+        pixels = np.array(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
         masks = [_at(o, "masks", second) for o in objects]
-        paint_masks(pixels, masks, [_at(o, "masks", second) for o in targets])
+        true = [_at(o, "masks", second) for o in targets]
+        paint_masks(pixels, fitted(masks, (width, height)), fitted(true, (width, height)))
         picture = Image.fromarray(pixels)
         pen = ImageDraw.Draw(picture)
         for item in targets:
@@ -193,27 +159,6 @@ def _at(item: Mapping[str, Any], name: str, second: float, size: tuple[int, int]
     if name != "masks" or found is None:
         return found
     return as_mask(found) if size is None else read_mask(found, size)
-
-
-def _with_ends(
-    frames: Iterable[tuple[float, np.ndarray]], end_s: float | None
-) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Each frame with its start and end in ticks."""
-    held: tuple[int, np.ndarray] | None = None
-    duration = _TICKS // 25
-    for second, pixels in frames:
-        start = round(second * _TICKS)
-        if held is not None:
-            duration = start - held[0]
-            if duration <= 0:
-                raise tpo.TPOError(
-                    f"a frame at {second} s comes behind one at {held[0] / _TICKS} s; expected ascending times"
-                )
-            yield held[0], start, held[1]
-        held = start, pixels
-    if held is not None:
-        end = held[0] + duration if end_s is None else max(held[0] + 1, round(end_s * _TICKS))
-        yield held[0], end, held[1]
 
 
 def _paint(pixels: np.ndarray, mask: Any, rgb: np.ndarray, line: int, *, fill: bool) -> None:

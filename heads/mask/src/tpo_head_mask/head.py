@@ -20,7 +20,7 @@ from tpo_head_mask.checkpoints import build_backend
 from tpo_head_mask.codec import MaskCodec
 from tpo_head_mask.config import MaskConfig
 from tpo_head_mask.decoding import decode_clips
-from tpo_head_mask.drawing import draw_masks, draw_video
+from tpo_head_mask.drawing import draw_masks, draw_video, fitted
 from tpo_head_mask.inputs import Medium
 from tpo_head_mask.losses import box_loss, pixel_losses, prompt_loss
 from tpo_head_mask.streaming import decoded_values, track_rows, with_given_boxes
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CENTRED_BOX = (0.25, 0.25, 0.75, 0.75)
+LEGIBLE_SIDE = 640
+"""Pixels of the longer side that a video is drawn at, at least about so many."""
 
 
 class MaskMLP(nn.Module):
@@ -240,12 +242,13 @@ class MaskHead(MaskCodec, tpo.TaskHead):
 
     def draw(self, image: Image, value: Any, target: Any = None) -> Image:
         """A copy of `image` with the value's first mask, and the outline of the true one."""
-        return draw_masks(image, value["masks"][:1], target["masks"][:1] if target else ())
+        masks, true = (fitted(shown["masks"][:1], image.size) if shown else [] for shown in (value, target))
+        return draw_masks(image, masks, true)
 
     def draw_video(self, video: tpo.VideoClip, values: list[Any], path: Path) -> Path | None:
-        """The whole video with the masks of all objects, as MP4."""
+        """The whole video with the masks of all objects, as MP4; a small one is enlarged."""
         first = values[0]
         if first.get("source") is None or not first["masks"]:
             return None
         frames = tpo.stream_video(first["source"], first["times"][0])
-        return draw_video(path.with_suffix(".mp4"), frames, values, end_s=video.duration_s)
+        return draw_video(path.with_suffix(".mp4"), frames, values, end_s=video.duration_s, least_side=LEGIBLE_SIDE)

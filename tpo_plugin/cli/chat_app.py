@@ -1,0 +1,56 @@
+"""`tpo app`: a page in the browser to chat with a trained run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tpo_plugin.cli.options import Host
+from tpo_plugin.cli.serve import LOOPBACK, listen
+from tpo_plugin.errors import TPOError
+from tpo_plugin.serve.limits import Limits
+
+
+def chat_app(
+    run: Annotated[Path, typer.Argument(help="Directory of a run, or of a checkpoint of one: RUN/STAGE/checkpoint-N.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Records to take examples from; repeatable. By default the eval_data of the run's stages."),
+    ] = None,
+    address: Annotated[
+        str, typer.Option(help="Where to listen; by default this machine alone can connect.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes one that is free.")] = 7860,
+    host: Host = None,
+    max_upload_mb: Annotated[int, typer.Option(min=1, help="Largest picture or video, in MiB.")] = Limits.max_body_mb,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = Limits.max_new_tokens,
+) -> None:
+    """Chat with a trained run about pictures and videos, in the browser: docs/app.md."""
+    limits = Limits(max_body_mb=max_upload_mb, max_new_tokens=max_new_tokens)
+    if address not in LOOPBACK:
+        typer.echo(f"Warning: whoever reaches {address} may ask, and there is no password", err=True)
+    try:
+        import uvicorn
+
+        from tpo_plugin.app.page import application
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in ("fastapi", "gradio", "uvicorn"):
+            raise
+        raise TPOError(f"tpo app needs the package {error.name}: pip install 'tpo-plugin[app]'") from error
+    from tpo_plugin.app.examples import examples_of, sources_of
+    from tpo_plugin.asking import load
+    from tpo_plugin.training.run import read_run_config
+
+    model, reading = load(run, host)
+    config = read_run_config(run)
+    sources = sources_of(config, data or [])
+    examples = examples_of(sources, model.tpo, config)
+    note = "" if sources else "This run names no held-out records (`eval_data`); `--data RECORDS.jsonl` shows examples."
+    listening = listen(address, port)
+    page = application(model, reading, run.resolve().name, limits, examples, note)
+    shown = f"[{address}]" if ":" in address else address
+    typer.echo(f"{run.resolve().name} is at http://{shown}:{listening.getsockname()[1]}")
+    settings = uvicorn.Config(page, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
+    uvicorn.Server(settings).run(sockets=[listening])
