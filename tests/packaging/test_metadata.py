@@ -11,6 +11,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+import tpo_plugin
 from tpo_plugin.extras import EXTRAS
 from tpo_plugin.plugins import compatible_range
 
@@ -81,3 +82,14 @@ def test_the_extra_of_a_package_brings_it() -> None:
     own = {"test", "dev", "docs", "all"}
     brought = {name_of(r) for extra, rs in extras.items() if extra not in own for r in rs} - {"tpo-plugin"}
     assert brought == {names.get(package, package) for package in EXTRAS}
+
+
+def test_a_release_has_every_distribution_of_one_version() -> None:
+    """But those that are examples of somebody else's: they stand in for packages that others publish."""
+    released = [folder for folder in MEMBERS if folder.name not in ("third_party_head", "lmms_eval")]
+    workflow = (ROOT / ".github/workflows/release.yml").read_text()
+    (listed,) = re.findall(r"for member in (.*); do", workflow)
+    assert sorted(listed.split()) == sorted(str(folder.relative_to(ROOT)) for folder in released)
+    versions = {project(folder)["version"] for folder in released if folder != ROOT}
+    assert versions == {tpo_plugin.__version__}
+    assert f"version: {tpo_plugin.__version__}\n" in (ROOT / "CITATION.cff").read_text()
