@@ -34,12 +34,15 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     """Puts a distribution with one plugin onto the path, as pip would leave it."""
     monkeypatch.syspath_prepend(str(tmp_path))
 
-    def install(name: str, code: str, *, dist: str | None = None, plugin: str | None = None) -> None:
+    def install(
+        name: str, code: str, *, dist: str | None = None, plugin: str | None = None, requires: str | None = None
+    ) -> None:
         dist, plugin = dist or f"acme-{name}", plugin or name
         (tmp_path / f"{name}_module.py").write_text(code)
         info = tmp_path / f"{dist.replace('-', '_')}-1.2.dist-info"
         info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {dist}\nVersion: 1.2\n")
+        required = f"Requires-Dist: {requires}\n" if requires else ""
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {dist}\nVersion: 1.2\n{required}")
         (info / "entry_points.txt").write_text(f"[tpo_plugin]\n{plugin} = {name}_module\n")
         monkeypatch.delitem(sys.modules, f"{name}_module", raising=False)
 
@@ -62,6 +65,27 @@ def test_an_installed_plugin_is_found(install: Install) -> None:
     assert str(spec.plugin) == "acme-good 1.2"
     assert spec.head_class().__name__ == "Head"
     assert spec.config_class() is tpo_plugin.HeadConfig
+
+
+@pytest.mark.parametrize(
+    "requires", ["tpo-plugin>=77,<78", "tpo_plugin<0.1", "TPO-plugin[cli]==77.*; python_version > '3'"]
+)
+def test_a_plugin_for_another_core_is_not_loaded(install: Install, requires: str) -> None:
+    install("other", "1/0  # never run", requires=requires)
+    (reason,) = errors(fresh()).values()
+    assert reason is not None
+    assert reason.startswith("it is for tpo-plugin ")
+    assert f", and {tpo_plugin.__version__} is installed; pip install --upgrade tpo-plugin acme-other" in reason
+    with pytest.raises(TPOError, match="it is for tpo-plugin"):
+        fresh().head("other")
+
+
+@pytest.mark.parametrize(
+    "requires", ["tpo-plugin", "tpo-plugin>=0.1,<0.2", "tpo-plugin>=77; python_version < '3'", "x>=77"]
+)
+def test_a_plugin_for_this_core_is_loaded(install: Install, requires: str) -> None:
+    install("good", GOOD.format(name="good"), requires=requires)
+    assert fresh().head("good").trigger == "<good_begin>"
 
 
 def test_listing_imports_no_torch() -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tpo_plugin.config import HeadConfig, TPOConfig
 from tpo_plugin.errors import HostError, MediaError, RecordError, TPOError
+from tpo_plugin.extras import needed
 from tpo_plugin.hookspecs import hookimpl
 from tpo_plugin.plugins import register_plugin, registry, unregister_plugin
 
@@ -104,7 +105,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        return getattr(importlib.import_module(f"tpo_plugin.{_LAZY[name]}"), name)
+        with needed():
+            return getattr(importlib.import_module(f"tpo_plugin.{_LAZY[name]}"), name)
     raise AttributeError(f"module 'tpo_plugin' has no attribute {name!r}")
 
 

@@ -1,5 +1,24 @@
-"""`python -m tpo_plugin` prints what `tpo heads` prints."""
+"""`python -m tpo_plugin` prints what `tpo heads` prints, with the core alone; `tpo` starts here."""
 
-from tpo_plugin.cli.heads import show_heads
+import sys
 
-show_heads()
+
+def tpo() -> None:
+    """The command `tpo`; where a package of an extra is missing, one sentence says which."""
+    from tpo_plugin.extras import MissingPackage, needed
+
+    try:
+        with needed():
+            from tpo_plugin.cli import main
+
+            main()
+    except MissingPackage as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    from tpo_plugin.listing import as_text
+    from tpo_plugin.plugins import registry
+
+    print(as_text(registry()))

@@ -17,6 +17,7 @@ from tpo_plugin import sharding
 from tpo_plugin.apply import apply_tpo, remove_tpo
 from tpo_plugin.config import TPOConfig, config_from_dict
 from tpo_plugin.errors import TPOError
+from tpo_plugin.extras import needed
 from tpo_plugin.files import CONFIG_FILE, WEIGHTS_FILE, SavedTPO, load_weights, read_config, weight_shapes
 from tpo_plugin.head import build_head
 from tpo_plugin.hub import local_folder
@@ -125,7 +126,8 @@ def _with_adapter(model: Any, directory: Path) -> Any:
         return model
     if not (directory / ADAPTER_WEIGHTS).is_file():  # PEFT would take a pickle, or ask the hub
         raise TPOError(f"{directory / ADAPTER_WEIGHTS} is missing; expected it beside {ADAPTER_CONFIG}")
-    from peft import PeftModel
+    with needed():
+        from peft import PeftModel
 
     with _explained(directory, "its adapter cannot be loaded"):
         return PeftModel.from_pretrained(model, str(directory))

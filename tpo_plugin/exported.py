@@ -197,7 +197,9 @@ class HeadsOnStates(Tasks):
             sequences_BT: Ids of prompt and answer, each trigger with its task token behind it.
             states_BTD: What the output embedding gets, for at least the columns up to the last task token.
             prompt_length: Columns before the answers.
-            task_inputs, task_frames, task_positions: As `TPOCollator(heads, for_generation=True)` makes them.
+            task_inputs: As `TPOCollator(heads, for_generation=True)` makes it; so with the next two.
+            task_frames: Frames that each row shows.
+            task_positions: Where task and input tokens stand.
             words_BTE: Input embeddings of the prompt, for a head that looks at the question's words.
             vision: What the vision tower returned for the videos, for a head that looks at their frames.
             vision_grid: Frames, height and width [videos, 3], where the tower packs the patches of all of them.

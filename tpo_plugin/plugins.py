@@ -10,11 +10,14 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, entry_points, version
 from traceback import format_exc
 from typing import Any
 
 import pluggy
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from tpo_plugin import hookspecs
 from tpo_plugin.config import check_config, config_from_dict
@@ -27,6 +30,9 @@ BLOCK_VARIABLE = "TPO_BLOCK_PLUGINS"
 
 THIS_PROCESS = "this process"
 """Stands for the distribution of a plugin that was registered by `register_plugin`."""
+
+CORE = "tpo-plugin"
+"""The distribution whose versions a plugin's requirements name."""
 
 RESERVED = {
     "the names of the core's losses": ("mllm", "assign", "retain"),
@@ -50,6 +56,10 @@ RESERVED = {
     ),
 }
 """Names that no head may have, by what they are. Those of torch are written down, for this module imports none."""
+
+
+class WrongVersion(TPOError):
+    """A plugin is for other versions of the core."""
 
 
 @dataclass(frozen=True)
@@ -271,7 +281,11 @@ def registry() -> Registry:
             found.disable(plugin, f"blocked by {BLOCK_VARIABLE}")
             continue
         try:
+            _check_version(entry_point)
             found.add(entry_point.load(), plugin)
+        except WrongVersion as error:
+            logger.warning("plugin %r (%s) is disabled: %s", plugin.name, plugin, error)
+            found.disable(plugin, str(error))
         except (Exception, SystemExit):
             reason = format_exc()
             logger.warning("plugin %r (%s) is disabled, because it failed to load:\n%s", plugin.name, plugin, reason)
@@ -316,6 +330,25 @@ def check_head_name(name: str) -> None:
 def _describe(entry_point: EntryPoint) -> Plugin:
     dist = entry_point.dist
     return Plugin(entry_point.name, dist.name if dist else "unknown", dist.version if dist else "")
+
+
+def compatible_range() -> str:
+    """The versions of the core that a plugin written for this one names: ">=0.1,<0.2"."""
+    major, minor = Version(version(CORE)).release[:2]
+    return f">={major}.{minor},<{major}.{minor + 1}"
+
+
+def _check_version(entry_point: EntryPoint) -> None:
+    """Raises `WrongVersion` for a plugin whose distribution requires other versions of the core than this one."""
+    dist = entry_point.dist
+    for requirement in map(Requirement, (dist.requires if dist else None) or ()):
+        if canonicalize_name(requirement.name) != CORE or (requirement.marker and not requirement.marker.evaluate()):
+            continue
+        if not requirement.specifier.contains(version(CORE), prereleases=True):
+            raise WrongVersion(
+                f"it is for {CORE} {requirement.specifier}, and {version(CORE)} is installed; pip install "
+                f"--upgrade {CORE} {dist.name if dist else entry_point.name}"
+            )
 
 
 def _hook_names() -> list[str]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tpo_plugin.errors import HostError, TPOError
+from tpo_plugin.extras import needed
 from tpo_plugin.positions import retained_labels
 from tpo_plugin.step import Step
 from tpo_plugin.supervised import Retained, SupervisedRows
@@ -93,7 +94,8 @@ def _wanted(step: Step) -> bool:
 @contextmanager
 def without_adapters(model: nn.Module) -> Iterator[None]:
     """The host without LoRA; what trains stays as it is. Raises `TPOError` for a model without an adapter of PEFT."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
+    with needed():
+        from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     if not layers:

@@ -7,7 +7,7 @@ from pathlib import Path
 from string import Template
 
 from tpo_plugin.errors import TPOError
-from tpo_plugin.plugins import check_head_name
+from tpo_plugin.plugins import check_head_name, compatible_range
 
 TEMPLATE = Path(__file__).parent / "templates" / "head"
 SUFFIX = ".tmpl"
@@ -27,6 +27,7 @@ def new_head(name: str, directory: str | Path = ".") -> Path:
     camel = "".join(part.capitalize() for part in name.split("_"))
     values = {
         "name": name,
+        "core": compatible_range(),
         "distribution": f"tpo-head-{name.replace('_', '-')}",
         "package": f"tpo_head_{name}",
         "class_name": f"{camel}Head",

@@ -19,6 +19,7 @@ from tpo_plugin.cli import (
     eval,
     export,
     heads,
+    init,
     new_head,
     predict,
     push,
@@ -53,6 +54,7 @@ app.command("heads")(heads.show_heads)
 app.command("new-head")(new_head.new_head)
 app.add_typer(convert.app, name="convert")
 app.command("check")(check.check)
+app.command("init", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(init.init)
 app.command("train")(train.train)
 app.command("run")(run.run)
 app.command("eval")(eval.evaluate)

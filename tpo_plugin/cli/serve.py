@@ -11,6 +11,7 @@ import typer
 
 from tpo_plugin.cli.options import Host
 from tpo_plugin.errors import TPOError
+from tpo_plugin.extras import needed
 from tpo_plugin.serve.limits import Limits
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -73,14 +74,10 @@ def serve(
         raise TPOError("the API key is empty; expected one, or neither --api-key nor TPO_API_KEY")
     if address not in LOOPBACK and api_key is None:
         typer.echo(f"Warning: whoever reaches {address} may ask; give --api-key, or TPO_API_KEY", err=True)
-    try:
+    with needed():
         import uvicorn
 
         from tpo_plugin.serve.app import Server, application
-    except ImportError as error:
-        if (error.name or "").partition(".")[0] not in ("prometheus_client", "starlette", "uvicorn"):
-            raise
-        raise TPOError(f"tpo serve needs the package {error.name}: pip install 'tpo-plugin[serve]'") from error
     from tpo_plugin.asking import load
 
     model, reading = load(run, host)

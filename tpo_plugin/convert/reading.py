@@ -14,7 +14,8 @@ from tpo_plugin import json_file
 from tpo_plugin.convert.report import MISSING, Place
 from tpo_plugin.data.sources import RecordFile
 from tpo_plugin.data.storage import local_path
-from tpo_plugin.errors import RecordError, TPOError
+from tpo_plugin.errors import RecordError
+from tpo_plugin.extras import needed
 
 RowT = TypeVar("RowT", bound="Row")
 
@@ -101,10 +102,8 @@ class _Parquet:
     """Rows of a Parquet file, of which one group of rows is in memory."""
 
     def __init__(self, path: Path) -> None:
-        try:
+        with needed():
             import pyarrow.parquet
-        except ImportError as error:
-            raise TPOError(f"{path}: Parquet is read by pyarrow: pip install 'tpo-plugin[parquet]'") from error
         self.name = str(path)
         try:
             self._file = pyarrow.parquet.ParquetFile(path)

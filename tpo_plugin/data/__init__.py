@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from tpo_plugin.extras import needed
+
 if TYPE_CHECKING:
     from tpo_plugin.data.collate import TPOCollator
     from tpo_plugin.data.dataset import RecordDataset, Sample, SkippedRecord, read_sample
@@ -70,7 +72,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     for module, names in _MODULES.items():
         if name in names:
-            return getattr(importlib.import_module(f"tpo_plugin.data.{module}"), name)
+            with needed():
+                return getattr(importlib.import_module(f"tpo_plugin.data.{module}"), name)
     raise AttributeError(f"module 'tpo_plugin.data' has no attribute {name!r}")
 
 

@@ -9,6 +9,7 @@ from tpo_plugin.checks import check_inside
 from tpo_plugin.data.media import listed_files
 from tpo_plugin.data.records import Record
 from tpo_plugin.errors import MediaError
+from tpo_plugin.extras import needed
 
 CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,flv,asf,ogg,gif,apng,h264,hevc,ivf,nut,mxf,wtv"
@@ -45,7 +46,8 @@ def _check(path: Path, folder: Path) -> None:
 
 
 def _check_container(path: Path) -> None:
-    import av
+    with needed():
+        import av
 
     if not os.path.isfile(path):  # as its reader will say
         return

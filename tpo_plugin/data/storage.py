@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 from uuid import uuid4
 
 from tpo_plugin.errors import RecordError
+from tpo_plugin.extras import needed
 
 CACHE_VARIABLE = "TPO_CACHE"
 _URL = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
@@ -77,7 +78,8 @@ def cache_folder() -> Path:
 
 
 def _fetched(url: str) -> Path:
-    import fsspec
+    with needed():
+        import fsspec
 
     try:
         system, remote = fsspec.core.url_to_fs(url)
@@ -117,10 +119,10 @@ def _unpacked(path: Path, name: str) -> Path:
                 stem,
                 lambda target, step=step, source=source: step(source, target),  # type: ignore[misc]
             )
+        except ImportError as error:
+            raise RecordError(f"cannot be unpacked: {error}", file=name) from error
         except (OSError, EOFError, ValueError, zlib.error, tarfile.TarError) as error:
             raise RecordError(f"cannot be unpacked: {error}; it is cut off or damaged", file=name) from error
-        except ImportError as error:
-            raise RecordError(f"cannot be unpacked: {error}: pip install zstandard", file=name) from error
 
 
 def _cached(key: list[str], name: str, make: Callable[[Path], Any]) -> Path:
@@ -152,7 +154,8 @@ def _gunzip(source: Path, target: Path) -> None:
 
 
 def _unzstd(source: Path, target: Path) -> None:
-    import zstandard
+    with needed():
+        import zstandard
 
     with source.open("rb") as packed, target.open("wb") as plain:
         try:

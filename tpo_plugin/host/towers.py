@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tpo_plugin.errors import HostError
+from tpo_plugin.extras import needed
 from tpo_plugin.seen import Seen, tower_grid
 
 
@@ -44,7 +45,8 @@ def tower_width(model: nn.Module, towers: Sequence[nn.Module], processor: Any) -
     """
     if not towers or processor is None:
         return None
-    from PIL import Image
+    with needed():
+        from PIL import Image
 
     seen = Seen([], None)
 

@@ -34,6 +34,7 @@ from tpo_plugin.card import write_card
 from tpo_plugin.checkpoint import load_tpo
 from tpo_plugin.config import FORMAT_VERSION, config_from_dict
 from tpo_plugin.errors import HostError, TPOError
+from tpo_plugin.extras import needed
 from tpo_plugin.files import CONFIG_FILE as TPO_CONFIG_FILE
 from tpo_plugin.files import load_weights, read_saved
 from tpo_plugin.hub import RUN_FILE, hub_name, local_folder
@@ -256,7 +257,8 @@ def build_model(config: TrainConfig) -> nn.Module:
     with host_named(config.model):
         processor = AutoProcessor.from_pretrained(config.model, trust_remote_code=False)
     if config.lora is not None:
-        from peft import LoraConfig, get_peft_model
+        with needed():
+            from peft import LoraConfig, get_peft_model
 
         lora = config.lora
         targets = lora.targets or language_linears(model, config.modules)

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
     int(transformers.__version__.split(".")[0]) < 5, reason="transformers 5 wrote the host of examples/shapes"
 )
 
-HOST = Path(__file__).resolve().parents[3] / "examples/shapes/host"
+HOST = Path(__file__).resolve().parents[3] / "examples/shapes/src/tpo_shapes/weights"
 SMALL = {
     "hidden": 32,
     "num_heads": 4,

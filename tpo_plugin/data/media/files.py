@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tpo_plugin.errors import MediaError
+from tpo_plugin.extras import MissingPackage, needed
 
 MAX_PIXELS = 2**26
 """Of one picture or frame: 8192 x 8192. A file of a few kilobytes may hold more than any memory."""
@@ -22,7 +23,10 @@ def reading(path: str | Path, what: str) -> Iterator[None]:
     if not os.path.getsize(path):
         raise MediaError(f"{path}: cannot be read as {what}: the file is empty")
     try:
-        yield
+        with needed():
+            yield
+    except MissingPackage:  # no fault of the file
+        raise
     except MediaError as error:
         known = str(error)
         raise (error if known.startswith(str(path)) else MediaError(f"{path}: {known}")) from error.__cause__

@@ -61,7 +61,7 @@ from tpo_shapes.report import BASELINE, CONSTANT, FROZEN, HOST, TPO, confidence_
 from tpo_shapes.stopwatch import Stopwatch
 
 LOCK_FILE = "demo.lock"
-HOST_DIRECTORY = Path(__file__).resolve().parents[2] / "host"
+HOST_DIRECTORY = Path(__file__).parent / "weights"
 
 
 def run_demo(directory: Path, size: Size, seed: int = 0, host: Path = HOST_DIRECTORY) -> dict[str, Any]:
@@ -71,10 +71,7 @@ def run_demo(directory: Path, size: Size, seed: int = 0, host: Path = HOST_DIREC
     and where another call runs the demo in it.
     """
     if not (host / "config.json").is_file():
-        raise TPOError(
-            f"no host in {host}; it lies in the repository's examples/shapes/host, so install from there: "
-            "pip install -e examples/shapes"
-        )
+        raise TPOError(f"no host in {host}; expected the folder of a model, with its config.json")
     with held(directory, LOCK_FILE):
         return _run(directory, size, seed, host)
 

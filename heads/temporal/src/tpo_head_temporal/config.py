@@ -49,20 +49,33 @@ class TemporalConfig(tpo.HeadConfig):
     """Whether each clip's and each word's features (of files, each kind of them) are divided by their length."""
 
     hidden: Count = 256
+    """Width of its layers, a multiple of num_heads and of 8."""
     num_heads: Count = 8
+    """Heads of each attention."""
     feed_forward: Count = 1024
+    """Width of the inner layer of each feed-forward."""
     input_layers: Layers = 2
+    """Linear layers that project features to `hidden`, of clips and of words each."""
     cross_layers: Layers = 2
+    """Layers in which the clips attend to words and dummies."""
     encoder_layers: Layers = 3
+    """Layers of the encoder over the clips."""
     decoder_layers: Layers = 3
+    """Layers of the decoder; losses are computed of each."""
     dummy_layers: Layers = 2
+    """Layers in which the dummies read the question; they have eight attention heads, as published."""
     moment_layers: Layers = 1
+    """Layers that sum up the clips of a moment, for the losses of alignment."""
     sentence_layers: Layers = 1
+    """Layers that sum up the words of a question, for the losses of alignment."""
     num_dummies: Count = 45
+    """Dummy tokens beside the words, which take the attention of clips that do not fit the question."""
     num_queries: Count = 10
     """The most spans of one answer, in training too."""
     total_prompts: Count = 10
+    """Learned prompts, from a choice of which the saliency token is mixed."""
     num_prompts: Count = 1
+    """Prompts that are chosen, at most `total_prompts`."""
     dropout: Dropout = 0.1
     """In attention, feed-forward and, for whole branches, stochastic depth."""
     input_dropout: Dropout = 0.5
@@ -76,20 +89,27 @@ class TemporalConfig(tpo.HeadConfig):
     a question's negative is one about another video, also where questions about one video stand together."""
 
     span_weight: Weight = 10.0
+    """Weight of the L1 distance of spans."""
     giou_weight: Weight = 1.0
+    """Weight of the generalised IoU of spans."""
     label_weight: Weight = 4.0
+    """Weight of the cross entropy of queries with and without a moment."""
     saliency_weight: Weight = 1.0
+    """Weight of the losses of the saliency curve."""
     align_weight: Weight = 1.0
+    """Weight of the contrast of moments with sentences."""
     distill_weight: Weight = 1.0
+    """Weight of how far relevant clips' attention is from what their likeness to words and dummies asks for."""
     orthogonal_weight: Weight = 1.0
-    """Weights of the losses."""
+    """Weight of the overlap of dummies, and of prompts, with each other."""
     attention_weight: Weight = 1.0
     """Weight, inside the saliency loss, of its terms on the attention to words (`lw_wattn` of the public code)."""
     span_cost: Weight | None = None
+    """What the matcher weighs a pair's distance by; None takes `span_weight`, as published."""
     giou_cost: Weight | None = None
+    """What the matcher weighs a pair's GIoU by; None takes `giou_weight`, as published."""
     label_cost: Weight | None = None
-    """What the matcher weighs a pair's distance, GIoU and foreground probability by. None takes the weight of that
-    loss, as published."""
+    """What the matcher weighs a pair's foreground probability by; None takes `label_weight`, as published."""
     background_weight: Weight = 0.1
     """Weight of a query without a moment in the label loss."""
     margin: Weight = 0.2
