@@ -119,7 +119,8 @@ def _train(config: TrainConfig, directory: Path, state: PartialState, resume: bo
     on_main(lambda: inputs.compare(of_data(config, unfinished, sources), begun=bool(begun), accept=accept))
     on_main(lambda: _open_run(config, directory, inputs))
     if not begun:
-        on_main(lambda: [logger.warning("%s", sentence) for sentence in outlook(config, unfinished, sources)])
+        for sentence in on_main(lambda: outlook(config, unfinished, sources)) or ():
+            logger.warning("%s", sentence)
     trained: set[str] = set()
     console = Console()
     for number, (name, stage) in enumerate(config.stages.items()):
