@@ -58,7 +58,7 @@ class IdleTowers:
     def _method(self, kind: str) -> Any:
         name = FEATURES.get(kind)
         owner = next((module for module in self.model.modules() if name and hasattr(module, name)), None)
-        if owner is None:
+        if name is None or owner is None:
             raise HostError(
                 f"{type(self.model).__name__} has no method {name or 'known here'} that makes features of {kind!r} "
                 "alone"
