@@ -162,7 +162,7 @@ def test_tied_and_grown_are_told(loaded: tuple[Any, Any]) -> None:
 def test_emitted_on_records_and_on_text(
     loaded: tuple[Any, Any], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, video = loaded
+    model, video, _ = loaded
     asked: list[str] = []
 
     def answers_first_and_last(model: Any, samples: Any, **options: Any) -> list[Answer]:

@@ -110,8 +110,8 @@ def test_states_in_the_shape_that_sglang_gives_them(tmp_path):
     assert torch.equal(names["states"], found["states"])
     made = eval(lines[2].replace("...", str(length)), names)
     expected = heads.predict(sequences[:, : len(states)], found["states"], prompt_length=length)
-    assert len(made[0]) > 2
-    assert all(torch.equal(mine.value, theirs.value) for mine, theirs in zip(made[0], expected[0], strict=True))
+    assert [p.to_json() for p in made[0]] == [p.to_json() for p in expected[0]]
+    assert len([p for p in made[0] if not p.cut_off]) > 2
 
 
 def test_a_process_without_tpo_plugin(tmp_path):
