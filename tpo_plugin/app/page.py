@@ -212,11 +212,8 @@ def application(
 
     @contextlib.asynccontextmanager
     async def alive(app: FastAPI) -> AsyncIterator[None]:
-        try:
+        with folder, chat:
             yield
-        finally:
-            chat.close()
-            folder.cleanup()
 
     app = FastAPI(lifespan=alive, openapi_url=None)
     return gr.mount_gradio_app(
