@@ -157,6 +157,8 @@ def test_ask_and_see_a_box(page: Any, served: Served, model: Any, media: Path) -
     assert np.abs(orange_box(pixels) - value).max() < 0.02
     assert answer.text in page.inner_text("#talk")
     assert (pixels.sum(-1) < 100).any()  # the label's ground
+    shown = page.locator(".tpo-figure img").bounding_box()
+    assert shown["width"] / shown["height"] == pytest.approx(640 / 480, rel=0.02)
 
 
 def test_draw_a_box_and_ask_what_is_in_it(page: Any, media: Path, monkeypatch: pytest.MonkeyPatch) -> None:

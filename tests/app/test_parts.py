@@ -142,8 +142,7 @@ def test_a_video_that_no_browser_plays_is_written_anew(media: Path, tmp_path: Pa
 
 
 def test_an_answer_grows_and_is_the_model_s_own(model: Any, media: Path, tmp_path: Path) -> None:
-    chat = Chat(model, READING, Limits(max_new_tokens=8), tmp_path)
-    try:
+    with Chat(model, READING, Limits(max_new_tokens=8), tmp_path) as chat:
         conversation = Conversation()
         conversation.about(chat.open(media / "0.png", tmp_path))
         for number, question in enumerate(("where is the red circle?", "how many objects are there?"), 1):
@@ -161,20 +160,14 @@ def test_an_answer_grows_and_is_the_model_s_own(model: Any, media: Path, tmp_pat
         list(chat.ask(conversation, "how many?", None, tmp_path))  # what was not answered is not part of what is asked
         assert conversation.exchanges[-1].error == ""
         assert len(conversation.request().messages) == 5
-    finally:
-        chat.close()
 
 
 @pytest.mark.parametrize("name", ["list.ffconcat", "words.txt", "page.html"])
 def test_what_is_neither_picture_nor_video_is_refused(model: Any, media: Path, tmp_path: Path, name: str) -> None:
     given = tmp_path / name
     given.write_text(f"file '{media / '0.png'}'\nduration 1\n" if name.startswith("list") else "<b>words</b>")
-    chat = Chat(model, READING, Limits(), tmp_path)
-    try:
-        with pytest.raises(TPOError, match=f"{name} is neither a video that can be read nor a picture"):
-            chat.open(given, tmp_path)
-    finally:
-        chat.close()
+    with pytest.raises(TPOError, match=f"{name} is neither a video that can be read nor a picture"):
+        Chat(model, READING, Limits(), tmp_path).open(given, tmp_path)
 
 
 @pytest.mark.parametrize("missing", ["gradio", "fastapi"])

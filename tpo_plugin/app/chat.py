@@ -89,13 +89,16 @@ class Conversation:
 
 
 class Chat:
-    """One model that answers any number of conversations at once; their files lie in folders below `root`."""
+    """One model that answers any number of conversations at once, from enter to exit; their files lie below `root`."""
 
     def __init__(self, model: Any, reading: DataConfig, limits: Limits, root: Path) -> None:
         self.model, self.reading, self.limits, self.root = model, reading, limits.for_host(model), root
-        self.batcher = Batcher(model, self.limits)
 
-    def close(self) -> None:
+    def __enter__(self) -> Chat:
+        self.batcher = Batcher(self.model, self.limits)
+        return self
+
+    def __exit__(self, *raised: object) -> None:
         """Waits until what was asked is answered."""
         self.batcher.close()
 

@@ -61,7 +61,7 @@ class Page:
                         }
                 with gr.Column(scale=6):
                     talk = gr.Chatbot(
-                        elem_id="talk", height=500, render_markdown=False, buttons=[], label="Conversation",
+                        elem_id="talk", height=640, render_markdown=False, buttons=[], label="Conversation",
                         allow_file_downloads=False, feedback_options=None, placeholder="Ask about it.",
                     )  # fmt: skip
                     prompt = gr.Textbox(placeholder="Question", show_label=False, elem_id="prompt", submit_btn="Ask")
@@ -212,11 +212,8 @@ def application(
 
     @contextlib.asynccontextmanager
     async def alive(app: FastAPI) -> AsyncIterator[None]:
-        try:
+        with folder, chat:
             yield
-        finally:
-            chat.close()
-            folder.cleanup()
 
     app = FastAPI(lifespan=alive, openapi_url=None)
     return gr.mount_gradio_app(

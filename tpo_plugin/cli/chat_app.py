@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -48,6 +50,7 @@ def chat_app(
     sources = sources_of(config, data or [])
     examples = examples_of(sources, model.tpo, config)
     note = "" if sources else "This run names no held-out records (`eval_data`); `--data RECORDS.jsonl` shows examples."
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # which removes temporary folders
     listening = listen(address, port)
     page = application(model, reading, run.resolve().name, limits, examples, note)
     shown = f"[{address}]" if ":" in address else address
