@@ -36,7 +36,7 @@ def doctor(
     """
     from tpo_plugin.asking import load_run_or_host
     from tpo_plugin.cli.doctor_free import free_answers
-    from tpo_plugin.training.run import RUN_FILE
+    from tpo_plugin.hub import RUN_FILE
 
     model, reading = load_run_or_host(run, host)
     report = examine(model)
