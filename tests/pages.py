@@ -146,7 +146,7 @@ def _command(name: str, command: Any, known: list[str] | None = None) -> str:
         return "\n".join(_command(f"{name} {sub}", each) for sub, each in sorted(inner.items()))
     parameters = [p for p in command.params if p.name not in ["help", *(known or ())]]
     needed = [f"{max(p.opts, key=len)} {_metavar(p)}" for p in command.params if _is_option(p) and p.required]
-    usage = " ".join([name, *(_argument(p) for p in parameters if not _is_option(p)), *needed])
+    usage = " ".join([name, *needed, *(_argument(p) for p in parameters if not _is_option(p))])
     about = _in_pages(re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(command.help or "")))
     table = _parameters(parameters) if parameters else ""
     return f"## `{name}`\n\n{about}\n\n    {usage}\n\n{table}"

@@ -94,7 +94,7 @@ class TPOConfig(Config):
 
     supervised_logits: Literal["auto"] | bool | None = None
     """Whether the host's output embedding runs at labelled positions alone in training, which saves memory and time;
-    `out.logits` is None then. "auto": where its loss on a first batch is the same both ways; true: raise where not.
+    `out.logits` is `None` then. "auto": where its loss on a first batch is the same both ways; true: raise where not.
     None: as "auto" under `wrap_trainer`, unless the trainer computes its loss by itself and may read logits, and not in
     a forward that you call yourself."""
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)

@@ -69,7 +69,9 @@ class FusedForward:
         ]
 
     @torch.compiler.disable
-    def _before(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+    def _before(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if not kwargs.get(_ASKED):
             return None
         weights = output_weights(getattr(model, _GIVES)(), self.tasks)
@@ -80,6 +82,6 @@ class FusedForward:
         return args, kwargs | masked
 
     @torch.compiler.disable
-    def _after(self, model: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+    def _after(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if kwargs.get(_ASKED):
             vars(model).pop(_GIVES, None)

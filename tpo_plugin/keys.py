@@ -30,7 +30,7 @@ class Key:
     default: Any
     """Its plain value where it is not given; `dataclasses.MISSING` where it must be."""
     about: str
-    """What it means, in one paragraph, with null for None as files have it; empty where its field has no docstring."""
+    """What it means, in one paragraph, with null for None; empty where its field has no docstring."""
     below: type | None
     """The dataclass of which its value, or each of its values, has the keys."""
 
@@ -87,5 +87,5 @@ def _docstrings(config: type) -> dict[str, str]:
         for field, text in itertools.pairwise(tree.body):
             match field, text:
                 case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(said))):
-                    found[name] = re.sub(r"\bNone\b", "null", " ".join(said.split()))
+                    found[name] = re.sub(r"(?<!`)\bNone\b", "null", " ".join(said.split()))
     return found

@@ -236,7 +236,7 @@ def special_ids(tokenizer: Any, config: Any) -> list[int]:
 # -- vision ------------------------------------------------------------------------------------------------------------
 
 
-def tower_grid(args: tuple, kwargs: dict[str, Any]) -> Tensor | None:
+def tower_grid(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     """The argument [videos, 3] by which a tower that packs patches knows their frames, heights and widths."""
     for value in (kwargs.get("grid_thw"), *args[1:]):
         if isinstance(value, Tensor) and value.dim() == 2 and value.shape[1] == 3 and not value.is_floating_point():

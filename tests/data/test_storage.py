@@ -204,5 +204,5 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         local_path("s3://bucket/a.jsonl")
     monkeypatch.setitem(sys.modules, "zstandard", None)
     (tmp_path / "a.zst").write_bytes(b"x")
-    with pytest.raises(RecordError, match="a.zst: cannot be unpacked: .*: pip install zstandard"):
+    with pytest.raises(RecordError, match=r"a.zst: cannot be unpacked: .*; pip install 'tpo-plugin\[remote\]'"):
         local_path(tmp_path / "a.zst")

@@ -39,7 +39,7 @@ def doctor(
     """
     from tpo_plugin.asking import load_run_or_host
     from tpo_plugin.cli.doctor_free import free_answers
-    from tpo_plugin.training.run import RUN_FILE
+    from tpo_plugin.hub import RUN_FILE
 
     names = None if heads is None else [name.strip() for name in heads.split(",") if name.strip()]
     model, reading, left_out = load_run_or_host(run, host, names)

@@ -31,13 +31,13 @@ from tpo_plugin.evaluate.page import Shown, write_page
 from tpo_plugin.evaluate.questions import Question, batches_of, list_questions
 from tpo_plugin.evaluate.scoring import CONVENTIONS, Scorer, Split, scored
 from tpo_plugin.files import CONFIG_FILE, read_config
-from tpo_plugin.hub import local_folder
+from tpo_plugin.hub import RUN_FILE, local_folder
 from tpo_plugin.json_file import read_json
 from tpo_plugin.training.config import DataConfig
 from tpo_plugin.training.fingerprint import fingerprint
 from tpo_plugin.training.folder import LOCK_FILE, held_by_main
 from tpo_plugin.training.ranks import ending_together, joined_ranks, on_main
-from tpo_plugin.training.run import RUN_FILE, read_run_config
+from tpo_plugin.training.run import read_run_config
 
 logger = logging.getLogger(__name__)
 

@@ -167,7 +167,7 @@ class Host:
         fixed = [n for n, t in tables.items() if t.dim() and len(t) == old_size and not t.is_floating_point()]
         reason = f"{fixed} has one entry for each old id" if fixed else ""
 
-        def check(module: nn.Module, args: tuple) -> None:
+        def check(module: nn.Module, args: tuple[Any, ...]) -> None:
             if args and isinstance(args[0], Tensor) and args[0].numel() and int(args[0].max()) >= len(module.weight):
                 raise IndexError(f"id {int(args[0].max())} goes into a table of {len(module.weight)} rows")
 

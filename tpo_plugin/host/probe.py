@@ -177,7 +177,9 @@ class FollowLabels(TorchDispatchMode):
         self.known = {id(labels): (labels, columns)}
         return labels
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         output = func(*args, **(kwargs or {}))
         if self.shift is not None:
             return output

@@ -53,7 +53,7 @@ def tower_width(model: nn.Module, towers: Sequence[nn.Module], processor: Any) -
     def layer_ran(module: nn.Module, args: Any, output: Any) -> None:
         seen.layer_output = output
 
-    def stop(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+    def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         seen.keep_tower(output, tower_grid(args, kwargs))
         raise _TowerRan(seen.tower_calls[-1][0].shape[-1])
 

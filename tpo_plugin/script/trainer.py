@@ -23,7 +23,8 @@ from tpo_plugin.script.samples import SAMPLE, with_tasks
 from tpo_plugin.script.settings import ScriptSettings
 from tpo_plugin.step import FORWARD_ARGUMENTS, TaskArguments
 from tpo_plugin.tokens import add_tokens, resolve_tokens
-from tpo_plugin.training.trainer import SEES_WHOLE_STEP, TPOTrainerMixin, wrap_trainer
+from tpo_plugin.training.own_loss import SEES_WHOLE_STEP
+from tpo_plugin.training.trainer import TPOTrainerMixin, wrap_trainer
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ def add_head_tokens(tokenizer: Any, settings: ScriptSettings) -> None:
         logger.debug("no tokens for %s: %s", type(tokenizer).__name__, error)
 
 
-def trainer_class(base: type, settings: ScriptSettings, args: tuple, kwargs: dict[str, Any]) -> type:
+def trainer_class(base: type, settings: ScriptSettings, args: tuple[Any, ...], kwargs: dict[str, Any]) -> type:
     """The class to make in the place of `base`, for these arguments of it; `base` itself where it trains TPO already.
 
     Raises `TPOError` for a trainer that cannot.
@@ -180,7 +181,7 @@ def _first_loaded(apply: Callable[[Any], None]) -> Iterator[None]:
         PreTrainedModel.from_pretrained = original
 
 
-def _arguments(cls: type, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def _arguments(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """All arguments by name: positional ones have the names of the first `__init__` that has any, in the MRO."""
     if not args:
         return dict(kwargs)

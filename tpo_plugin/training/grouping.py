@@ -73,7 +73,7 @@ def _needs_lengths(args: Any, dataset: Any) -> bool:
     )
 
 
-def with_own_datasets(make: Any, trainer: Any, args: tuple, kwargs: Mapping[str, Any]) -> None:
+def with_own_datasets(make: Any, trainer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Makes a trainer of TRL, `make(*args, **kwargs)`, on datasets that are no `datasets.Dataset`, which it refuses.
 
     It looks at a dataset of one row in their place, as if that were tokenised; after it they are the trainer's.

@@ -71,7 +71,7 @@ class _Again:
     sample: Any
 
 
-class _WholeRounds(IterableDataset):
+class _WholeRounds(IterableDataset[Any]):
     """The samples of a dataset, and the last one again until there are a multiple of `size`."""
 
     def __init__(self, dataset: Any, size: int) -> None:

@@ -197,7 +197,7 @@ class StageTrainer(wrap_trainer(transformers.Trainer)):  # type: ignore[misc]
         return self.optimizer
 
 
-class _Epochs(TrainerCallback, torch.utils.data.Dataset):
+class _Epochs(TrainerCallback, torch.utils.data.Dataset[Any]):
     """A dataset whose epoch is set where an epoch begins.
 
     Accelerate would tell the sampler only, or, in a loader that skips what a resumed run has seen, say epoch 0.
