@@ -177,5 +177,5 @@ def test_a_missing_package_is_named_with_the_line_that_installs_it(
     pytest.importorskip("uvicorn")
     monkeypatch.setitem(sys.modules, missing, None)
     monkeypatch.delitem(sys.modules, "tpo_plugin.app.page", raising=False)
-    with pytest.raises(TPOError, match=rf"needs the package {missing}: pip install 'tpo-plugin\[app\]'"):
+    with pytest.raises(TPOError, match=rf"the package {missing} is not installed; pip install 'tpo-plugin\[app\]'"):
         CliRunner().invoke(tpo_plugin.cli.app, ["app", str(tmp_path)], catch_exceptions=False)

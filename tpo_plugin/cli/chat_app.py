@@ -11,7 +11,7 @@ import typer
 
 from tpo_plugin.cli.options import Host
 from tpo_plugin.cli.serve import LOOPBACK, listen
-from tpo_plugin.errors import TPOError
+from tpo_plugin.extras import needed
 from tpo_plugin.serve.limits import Limits
 
 
@@ -33,14 +33,10 @@ def chat_app(
     limits = Limits(max_body_mb=max_upload_mb, max_new_tokens=max_new_tokens)
     if address not in LOOPBACK:
         typer.echo(f"Warning: whoever reaches {address} may ask, and there is no password", err=True)
-    try:
+    with needed():
         import uvicorn
 
         from tpo_plugin.app.page import application
-    except ImportError as error:
-        if (error.name or "").partition(".")[0] not in ("fastapi", "gradio", "uvicorn"):
-            raise
-        raise TPOError(f"tpo app needs the package {error.name}: pip install 'tpo-plugin[app]'") from error
     from tpo_plugin.app.examples import examples_of, sources_of
     from tpo_plugin.asking import load
     from tpo_plugin.training.run import read_run_config
