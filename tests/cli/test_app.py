@@ -17,7 +17,7 @@ import tpo_plugin.cli
 from tpo_plugin import TPOError, hookimpl, register_plugin, registry, unregister_plugin
 from tpo_plugin.cli.plugins import plugin_commands
 
-COMMANDS = ["heads", "new-head", "convert", "check", "train", "predict", "doctor", "run", "serve", "retention"]
+COMMANDS = ["heads", "new-head", "convert", "check", "train", "predict", "doctor", "run", "app", "serve", "retention"]
 HEAVY = ("torch", "transformers", "peft", "numpy", "av", "PIL")
 HELP = f"""
 import sys
