@@ -34,6 +34,9 @@ from tpo_plugin.trial import SupervisedLogits, without_unwanted_loss
 _is_exporting = getattr(torch.compiler, "is_exporting", bool)
 """Whether `torch.export` is tracing; older releases do not say it."""
 
+Arguments = tuple[Any, ...]
+"""Of a module's forward, by position."""
+
 _REHOOKING = threading.RLock()
 """Held while a host's hooks are put elsewhere."""
 
@@ -136,9 +139,7 @@ class Hooks:
     # -- events --------------------------------------------------------------------------------------------------------
 
     @torch.compiler.disable
-    def _embedded(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
-    ) -> Tensor | None:
+    def _embedded(self, module: nn.Module, args: Arguments, kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
         ids = args[0] if args else kwargs.get("input")
         if not isinstance(ids, Tensor) or ids.dim() == 0 or ids.is_floating_point() or ids.numel() == 0:
             return None
@@ -149,16 +150,16 @@ class Hooks:
         return self._step.embedded(ids, output)
 
     @torch.compiler.disable
-    def _hidden(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    def _hidden(self, module: nn.Module, args: Arguments, output: Tensor) -> None:
         self._step.hidden(output)
 
     @torch.compiler.disable
-    def _entering_head(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def _entering_head(self, module: nn.Module, args: Arguments) -> tuple[Any, ...] | None:
         narrowed = self._step.entering_head(args[0])
         return None if narrowed is None else (narrowed, *args[1:])
 
     @torch.compiler.disable
-    def _logits(self, module: nn.Module, args: tuple[Any, ...], logits: Tensor) -> None:
+    def _logits(self, module: nn.Module, args: Arguments, logits: Tensor) -> None:
         step = self._step
         step.logits(args[0], logits)
         if step is self.now.inner:  # nothing else says when it ends
@@ -166,12 +167,12 @@ class Hooks:
             self.now.inner = None
 
     @torch.compiler.disable
-    def _tower(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _tower(self, module: nn.Module, args: Arguments, kwargs: dict[str, Any], output: Any) -> None:
         if self._seen is not None:
             self._seen.keep_tower(output, tower_grid(args, kwargs))
 
     @torch.compiler.disable
-    def _tower_layer(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _tower_layer(self, module: nn.Module, args: Arguments, output: Any) -> None:
         if self._seen is not None:
             self._seen.layer_output = output
 
@@ -189,7 +190,7 @@ class Hooks:
     # -- in progress ---------------------------------------------------------------------------------------------------
 
     @torch.compiler.disable(recursive=False)
-    def forward(self, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def forward(self, inner: Callable[..., Any], args: Arguments, kwargs: dict[str, Any]) -> Any:
         """The host's forward, `inner`, with TPO. Whatever raises, nothing stays in progress."""
         if self.now.aside or self.now.step is not None:
             return inner(*args, **kwargs)
@@ -261,9 +262,7 @@ class Hooks:
             warnings.warn(message, stacklevel=6)
 
     @torch.compiler.disable
-    def _begin(
-        self, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Step, dict[str, Any]]:
+    def _begin(self, inner: Callable[..., Any], args: Arguments, kwargs: dict[str, Any]) -> tuple[Step, dict[str, Any]]:
         """The step of a forward with these arguments, and what of them is the host's."""
         if args:
             names = [n for n, p in inspect.signature(inner).parameters.items() if p.kind is not p.VAR_KEYWORD]

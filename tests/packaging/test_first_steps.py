@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from tpo_shapes.host import build_model, build_processor
@@ -51,6 +52,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     processor.save_pretrained(tmp_path / "host")
     coco(tmp_path)
     monkeypatch.chdir(tmp_path)
+    torch.set_num_threads(1)
     return tmp_path
 
 
