@@ -195,26 +195,10 @@ class Hooks:
         if self.now.aside or self.now.step is not None:
             return inner(*args, **kwargs)
         step, kwargs = self._begin(inner, args, kwargs)
-        with self._idling() if step.idle_media else nullcontext():
+        with _idling(self) if step.idle_media else nullcontext():
             run_host_alone(self.model, step, inner, kwargs, self.now.running)
             with self.now.running(step):
                 return self._finish(step, inner(**kwargs))
-
-    @contextmanager
-    def _idling(self) -> Iterator[None]:
-        """Inside, vision towers run idle behind the input embedding, and behind what an engine hooked to that."""
-
-        def run(*_: Any) -> None:
-            step = self.now.step
-            if step is not None and step.idle_media:
-                kinds, step.idle_media = step.idle_media, ()
-                step.idle = self.idle.run(kinds, self.host.towers)
-
-        handle = self.host.embed.register_forward_hook(run)
-        try:
-            yield
-        finally:
-            handle.remove()
 
     def splice(
         self,
@@ -286,22 +270,10 @@ class Hooks:
         step = step_of_batch(self.tasks, self.host, given, input_ids, labels)
         if step.labels is not None:
             kwargs["labels"] = step.labels.of_host(self.tasks.tokens)
-            self._normalise(kwargs, given, step.labels.whole.device)
+            _normalise(self, kwargs, given, step.labels.whole.device)
             kwargs = self._supervised.arguments(self.model, step, kwargs, inner, self.now.running)
             kwargs = without_unwanted_loss(self.model, step, kwargs)
         return step, kwargs
-
-    def _normalise(self, kwargs: dict[str, Any], given: TaskArguments, device: torch.device) -> None:
-        """Has the host divide its loss by the labels that are left for it."""
-        if given.task_counts is not None:
-            kwargs.pop("num_items_in_batch", None)
-            if self.host.honours_num_items:
-                kwargs["num_items_in_batch"] = torch.as_tensor(given.task_counts.mllm, device=device)
-        elif kwargs.get("num_items_in_batch") is not None and self.tasks.training and given.task_targets:
-            self.warn_once(
-                "a trainer passes num_items_in_batch, but not the counts of the other losses, so they are means over "
-                "the micro-batch: train with wrap_trainer(YourTrainer), which weights them over the whole step"
-            )
 
     def _rehook(self, find: Callable[[], Host], stale: Callable[[], bool]) -> None:
         """Puts the hooks where `find` says, unless another thread was faster."""
@@ -314,6 +286,36 @@ class Hooks:
                     self.host = find()
             finally:
                 self.attach()
+
+
+def _normalise(hooks: Hooks, kwargs: dict[str, Any], given: TaskArguments, device: torch.device) -> None:
+    """Has the host divide its loss by the labels that are left for it."""
+    if given.task_counts is not None:
+        kwargs.pop("num_items_in_batch", None)
+        if hooks.host.honours_num_items:
+            kwargs["num_items_in_batch"] = torch.as_tensor(given.task_counts.mllm, device=device)
+    elif kwargs.get("num_items_in_batch") is not None and hooks.tasks.training and given.task_targets:
+        hooks.warn_once(
+            "a trainer passes num_items_in_batch, but not the counts of the other losses, so they are means over "
+            "the micro-batch: train with wrap_trainer(YourTrainer), which weights them over the whole step"
+        )
+
+
+@contextmanager
+def _idling(hooks: Hooks) -> Iterator[None]:
+    """Inside, vision towers run idle behind the input embedding, and behind what an engine hooked to that."""
+
+    def run(*_: Any) -> None:
+        step = hooks.now.step
+        if step is not None and step.idle_media:
+            kinds, step.idle_media = step.idle_media, ()
+            step.idle = hooks.idle.run(kinds, hooks.host.towers)
+
+    handle = hooks.host.embed.register_forward_hook(run)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 class HostForward:

@@ -170,7 +170,7 @@ def test_what_is_neither_picture_nor_video_is_refused(model: Any, media: Path, t
         Chat(model, READING, Limits(), tmp_path).open(given, tmp_path)
 
 
-@pytest.mark.parametrize("missing", ["gradio", "fastapi"])
+@pytest.mark.parametrize("missing", ["gradio"])
 def test_a_missing_package_is_named_with_the_line_that_installs_it(
     missing: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -79,7 +79,7 @@ def test_the_extra_of_a_package_brings_it() -> None:
     extras = project(ROOT)["optional-dependencies"]
     for package, extra in EXTRAS.items():
         assert names.get(package, package) in {name_of(requirement) for requirement in extras[extra]}, package
-    own = {"test", "dev", "docs", "all"}
+    own = {"test", "dev", "docs", "browser", "all"}
     brought = {name_of(r) for extra, rs in extras.items() if extra not in own for r in rs} - {"tpo-plugin"}
     assert brought == {names.get(package, package) for package in EXTRAS}
 
