@@ -87,6 +87,7 @@ ROWS = {
 EXPERIMENTAL = ("CPO", "ORPO")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(ROWS))
 @pytest.mark.filterwarnings("ignore")
 def test_trl_trains_ordinary_chat_as_the_bare_host(folder, echo, tmp_path, kind):

@@ -22,25 +22,25 @@ HEAVY = ("torch", "transformers", "peft", "numpy", "av", "PIL")
 HELP = f"""
 import sys
 from tpo_plugin.cli import main
-sys.argv[0] = "tpo"
-try:
-    main()
-finally:
-    print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)
+for command in sys.argv[1:]:
+    sys.argv = ["tpo", *command.split(), "--help"]
+    try:
+        main()
+    except SystemExit as end:
+        print(command, end.code, [name for name in {HEAVY} if name in sys.modules], file=sys.stderr)
 """
 
 
-@pytest.mark.parametrize("arguments", [[], *([command] for command in COMMANDS)], ids=lambda a: "-".join(["tpo", *a]))
-def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
-    done = subprocess.run([sys.executable, "-c", HELP, *arguments, "--help"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.strip() == "[]"
-    assert "Usage: tpo" in done.stdout
+def test_help_imports_nothing_heavy() -> None:
+    """Of all commands, one after the other."""
+    done = subprocess.run([sys.executable, "-c", HELP, "", *COMMANDS], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines() == [f"{command} 0 []" for command in ["", *COMMANDS]]
+    assert done.stdout.count("Usage: tpo") == 1 + len(COMMANDS)
 
 
 def test_the_lightness_test_can_fail() -> None:
-    done = subprocess.run([sys.executable, "-c", "import numpy\n" + HELP, "--help"], capture_output=True, text=True)
-    assert done.stderr.strip() == "['numpy']"
+    done = subprocess.run([sys.executable, "-c", "import numpy\n" + HELP, ""], capture_output=True, text=True)
+    assert done.stderr.strip() == "0 ['numpy']"
 
 
 @pytest.fixture

@@ -172,6 +172,7 @@ def the_same(first: Path, second: Path) -> None:
     assert results["splits"] == others["splits"]
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_and_on_two_ranks(world: Path, data: Path, tmp_path: Path) -> None:
     def work(output: Path, die_at: int | None = None) -> None:
         ask, done = evaluation_run.ask_batch, []
@@ -218,6 +219,7 @@ def test_a_finished_evaluation_is_read_and_another_is_refused(world: Path, data:
         call(world / "run", data, tmp_path / "new", "--route", "regoin")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_a_run_is_evaluated(world: Path, data: Path, tmp_path: Path) -> None:
     call(world / "run", data, tmp_path / "run", "--route", "region")
     call(world / "run/only/final", data, tmp_path / "final", "--route", "region")
@@ -246,6 +248,7 @@ def test_where_the_results_go_by_default(tmp_path: Path) -> None:
     assert Evaluation(run=Path("org/name"), data=data).folder() == Path("name/eval/val-test")
 
 
+@pytest.mark.slow
 def test_the_page_s_commands_run(world: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (Path(__file__).parents[2] / "docs/evaluate.md").read_text(encoding="utf-8")
     commands = "".join(re.findall(r"<!-- commands: (?:eval|benchmark|predict) -->\n((?:    .+\n)+)", page))

@@ -65,6 +65,7 @@ def test_a_frozen_host_says_what_it_said(world: Path, tmp_path: Path) -> None:
     assert "lora_off" not in found
 
 
+@pytest.mark.slow
 def test_a_run_that_retains_stays_nearer_to_its_host(world: Path, tmp_path: Path) -> None:
     """Conversation that contradicts the host, with the loss and without: answers move less, in micro-batches too."""
     found = {}

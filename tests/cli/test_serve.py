@@ -38,6 +38,8 @@ pytest.importorskip("prometheus_client")
 
 from tpo_plugin.serve.app import Server, application  # noqa: E402  (it needs what may be missing)
 
+pytestmark = pytest.mark.slow
+
 KEY = "a key of this test"
 QUESTION = "where is the red circle?"
 

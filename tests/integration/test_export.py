@@ -114,6 +114,7 @@ def test_states_in_the_shape_that_sglang_gives_them(tmp_path):
     assert len([p for p in made[0] if not p.cut_off]) > 2
 
 
+@pytest.mark.slow
 def test_a_process_without_tpo_plugin(tmp_path):
     model = text_model(tied=True, num_rows=12, lora=True, dtype=torch.float32)
     inputs = {"input_ids": model.tpo.tokenizer("<s> where is the red circle", return_tensors="pt").input_ids}

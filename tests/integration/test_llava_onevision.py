@@ -78,6 +78,7 @@ def check(run: Path) -> None:
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
+@pytest.mark.slow
 def test_one_gpu(world: Path) -> None:
     check(train(onevision.tiny("one_gpu.yaml", use_cpu=True)))
 

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # hosts of all kinds have their say
 @pytest.mark.parametrize(
     "name",
@@ -34,6 +35,7 @@ def test_an_architecture_unlike_the_rest(name: str) -> None:
     assert wrong(name) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "name",

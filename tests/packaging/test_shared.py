@@ -28,6 +28,7 @@ def test_for_another_reason(): ...
 MODULE = "import pytest\npytest.skip('needs shared/media', allow_module_level=True)\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variable", "required", "failed"),
     [("TPO_REQUIRE_SHARED", "", 0), ("TPO_REQUIRE_SHARED", "1", 3), ("TPO_REQUIRE_BROWSER", "1", 1)],

@@ -65,6 +65,7 @@ def test_epoch_that_ends_in_a_shorter_step(host, tmp_path):
     tiny_run.assert_same(tiny_run.train(Run(host, 1, 8, num_samples=20), tmp_path), reference(num_samples=20))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("host", "micro", "accumulation", "average"),
     [("honours", 2, 2, True), ("mean", 1, 4, True), ("honours", 4, 1, False)],

@@ -189,6 +189,7 @@ def test_two_tpo_train_in_one_folder(tmp_path):
     assert all((two[name] == value).all() for name, value in one.items())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files")
 @pytest.mark.parametrize("limit", [1_500, 8_000, 20_000])
 def test_a_disk_that_is_full_is_said_and_the_same_call_goes_on(tmp_path, limit):

@@ -139,6 +139,7 @@ def test_the_probability_behind_the_records_words_and_in_the_answer(records: Pat
         assert a.triggers["point"].in_answer == pytest.approx(float(steps.max()), rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"gradient_accumulation_steps": 2}, {"gradient_checkpointing": True}])
 def test_a_training_does_not_feel_it(records: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     weights, logs = [], []

@@ -74,6 +74,7 @@ def test_batches_of_one_process(order: str, size: int, tmp_path: Path) -> None:
     assert metrics_of(trainer, [samples[i] for i in ORDERS[order]]) == pytest.approx(expected(order), rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_ranks", [2, 3])
 def test_ranks(num_ranks: int, tmp_path: Path) -> None:
     """Every rank has the same numbers, which are those of one process; of a stream too, and of split batches."""
@@ -117,6 +118,7 @@ def test_predictions_of_ranks(num_ranks: int, size: int, tmp_path: Path) -> None
         assert abs(logits[row, :real] - wanted.predictions[row, :real]).max() < 1e-5, row
 
 
+@pytest.mark.slow
 def test_a_training_that_evaluates(tmp_path: Path) -> None:
     """Two ranks evaluate after every second step what one process does, and train what it trains."""
 

@@ -79,6 +79,7 @@ def test_a_run_prints_a_table_and_writes_every_number(tmp_path: Path, capsys: py
             assert said in printed
 
 
+@pytest.mark.slow
 def test_an_evaluation_behind_the_last_step_is_the_stage_s(tmp_path: Path) -> None:
     run = train(config_of(tmp_path))
     evaluated = [stage for stage in read_run(run)["stages"].values() if "evaluation" in stage]
@@ -91,6 +92,7 @@ def test_an_evaluation_behind_the_last_step_is_the_stage_s(tmp_path: Path) -> No
         assert stage["evaluation"] == {name: value for name, value in last.items() if name != "step"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a child")
 def test_a_run_that_was_killed_goes_on_with_the_same_log_and_says_from_where(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -119,6 +121,7 @@ def test_a_run_that_was_killed_goes_on_with_the_same_log_and_says_from_where(
     assert [without_times(entry) for entry in lines_of(run)] == [without_times(e) for e in lines_of(straight)]
 
 
+@pytest.mark.slow
 def test_a_finished_stage_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = config_of(tmp_path)
     run = train(config)
@@ -131,6 +134,7 @@ def test_a_finished_stage_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert (run / "log.jsonl").read_text() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["run", "stage"])
 def test_reports_go_where_the_configuration_says(tmp_path: Path, where: str) -> None:
     pytest.importorskip("tensorboard")

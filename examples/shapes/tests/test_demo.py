@@ -232,7 +232,7 @@ def test_a_folder_in_use_and_one_that_is_a_file(tmp_path, host):
 
 
 def test_without_its_host_it_says_where_that_lies(tmp_path):
-    with pytest.raises(TPOError, match="pip install -e examples/shapes"):
+    with pytest.raises(TPOError, match="expected the folder of a model, with its config.json"):
         run_demo(tmp_path / "run", TINY, host=tmp_path)
 
 

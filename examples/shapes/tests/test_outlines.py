@@ -136,6 +136,7 @@ def test_rough_boxes_stay_boxes():
     assert 0.01 < (moved - boxes).std() < 0.1
 
 
+@pytest.mark.slow
 def test_the_micro_sam_learns_and_its_file_is_a_checkpoint(tmp_path):
     path = train_micro_sam(tmp_path / "sam.safetensors", (2, 1, 1), seed=0)
     assert [file.name for file in tmp_path.iterdir()] == ["sam.safetensors"]

@@ -98,6 +98,7 @@ def test_a_prompt_that_has_masks_before_its_question_is_about_the_whole_medium(m
     assert len(inputs["mask"]["frame_index"]) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip_frames", [1, 4])
 def test_a_frozen_sam_is_learned_to_be_prompted(backend_name, media, clip_frames):
     model = make_model(backend=backend_name, clip_frames=clip_frames, losses=["pixel", "prompt"])
