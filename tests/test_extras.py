@@ -68,3 +68,15 @@ def test_the_core_lists_without_the_command_line() -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(("head", "No head is installed"))
     assert set(tpo_plugin.registry().heads) <= set(done.stdout.split())
+
+
+@pytest.mark.slow
+def test_the_core_alone_trains_saves_and_generates() -> None:
+    """Without any package that an extra brings (`.ci/packages` installs it so)."""
+    of_others = {"yaml", "filelock", "fsspec", "typer", "rich", "aiohttp", "pyarrow"}  # transformers imports them here
+    blocked = "".join(WITHOUT.format(package=package) for package in EXTRAS if package not in of_others)
+    path = Path(__file__).parent / "packaging" / "bare.py"
+    code = f"{blocked}import runpy; runpy.run_path({str(path)!r})"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip().endswith("works")

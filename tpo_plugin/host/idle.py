@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from transformers.utils import ModelOutput
 
 from tpo_plugin.errors import HostError
+from tpo_plugin.extras import needed
 
 FEATURES = {"pixel_values": "get_image_features", "pixel_values_videos": "get_video_features"}
 """By what a batch holds for its media, the method of a host that makes features of it."""
@@ -82,6 +82,9 @@ def _processed(processor: Any, kind: str) -> Any:
     if processor is None:
         raise HostError("model.tpo has no processor; give apply_tpo the host's processor, not its tokenizer alone")
     if kind == "pixel_values":
+        with needed():
+            from PIL import Image
+
         return processor.image_processor(images=[Image.new("RGB", (SIDE, SIDE))], return_tensors="pt")
     clip = np.zeros((NUM_FRAMES, SIDE, SIDE, 3), dtype=np.uint8)
     videos = getattr(processor, "video_processor", None)

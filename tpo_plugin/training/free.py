@@ -28,13 +28,12 @@ from transformers import LogitsProcessor
 from tpo_plugin import sharding
 from tpo_plugin.atomic import replace_file
 from tpo_plugin.codec import Codec
-from tpo_plugin.data.collate import TPOCollator
-from tpo_plugin.data.dataset import Sample
 from tpo_plugin.data.records import MEDIA_TAG, Record
 from tpo_plugin.errors import HostError, TPOError
 from tpo_plugin.generation.generate import GenerateOutput
 
 if TYPE_CHECKING:
+    from tpo_plugin.data.dataset import Sample
     from tpo_plugin.model import TaskPreferenceModel
 
 logger = logging.getLogger(__name__)
@@ -198,6 +197,8 @@ def _questions(dataset: Any, number: int, chosen: Sequence[int]) -> Iterator[tup
 
     The same in each evaluation, and not always at the same place of a part, which data in a regular order would show.
     """
+    from tpo_plugin.data.dataset import Sample  # not above: whoever trains on other data needs nothing that reads media
+
     for index in chosen:
         rng = np.random.default_rng([number, index])
         low, high = (len(dataset) * i // number for i in (index, index + 1))
@@ -238,6 +239,8 @@ class _Likeliest(LogitsProcessor):
 
 def _asked(trainer: Any, sample: Sample, prefix: str, split: bool) -> tuple[FreeAnswer, dict[str, Any]]:
     """The answer to the last question of a sample; by head its outputs and targets, where it was asked and answered."""
+    from tpo_plugin.data.collate import TPOCollator
+
     tpo, record = trainer.tpo, sample.record
     last = record.turns[-1]
     tasks = {name: [task for task in last.tasks if task["head"] == name] for name in tpo.heads}
@@ -275,6 +278,8 @@ def _asked(trainer: Any, sample: Sample, prefix: str, split: bool) -> tuple[Free
 
 def _in_record(trainer: Any, sample: Sample) -> float:
     """The geometric mean of the probabilities of the record's triggers, each behind the record's own words."""
+    from tpo_plugin.data.collate import TPOCollator
+
     batch = trainer._prepare_inputs(TPOCollator(trainer.tpo)([sample]))
     trainer.model(**batch)
     loss = trainer.tpo.last_output.losses["assign"]
