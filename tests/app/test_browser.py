@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import re
 import shutil
 import socket
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,6 +78,10 @@ def served(model: Any, media: Path, tmp_path_factory: pytest.TempPathFactory) ->
         server.should_exit = True
         thread.join()
     assert not list(root.glob("tpo-app-*"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        del app, server
+        gc.collect()  # what Gradio left, before another test's collection finds it
 
 
 @pytest.fixture(scope="module")

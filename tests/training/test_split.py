@@ -14,7 +14,7 @@ from ranks import forked
 from tpo_plugin import TPOConfig
 from tpo_plugin.data import RecordDataset, Records, TPOCollator
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")]
 
 SPLIT = [name for name in engines.engines() if name in ("ZeRO-3", "FSDP2")]
 TIMED = ("_runtime", "_per_second", "preparation_time")
