@@ -32,7 +32,7 @@ from tpo_plugin.asking import Answer
 from tpo_plugin.data import Sample
 from tpo_plugin.training.run import train
 
-HOST = Path(tpo_shapes.__file__).parents[2] / "host"
+HOST = Path(tpo_shapes.__file__).parent / "weights"
 SIZE = (96, 72)
 COLOURS = ("red", "green", "blue", "yellow")
 CG_DETR = {
