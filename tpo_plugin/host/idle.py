@@ -74,7 +74,9 @@ class IdleTowers:
                 raise HostError(
                     f"no black media could be made for {kind!r} ({type(error).__name__}: {error})"
                 ) from error
-            self._inputs[kind] = {n: v for n, v in made.items() if n in accepted and isinstance(v, Tensor)}
+            # transformers 4 calls the pixels of videos by another name here than in its forward
+            named = {next(iter(accepted)) if n == kind and n not in accepted else n: v for n, v in made.items()}
+            self._inputs[kind] = {n: v for n, v in named.items() if n in accepted and isinstance(v, Tensor)}
         return self._inputs[kind]
 
 
