@@ -27,6 +27,8 @@ SIDE, NUM_FRAMES = 56, 2
 
 _OF_TOWER = ("last_hidden_state", "hidden_states", "attentions")
 """Beside the features, what `get_image_features` gives in transformers 5."""
+_OF_CONFIG = ("vision_feature_layer", "vision_feature_select_strategy")
+"""What the methods of transformers 4 ask for that its forward takes from the config."""
 
 
 class IdleTowers:
@@ -51,7 +53,9 @@ class IdleTowers:
     def _features(self, kind: str, towers: Sequence[nn.Module]) -> Any:
         like = next((p for tower in towers for p in tower.parameters() if p.is_floating_point()), torch.empty(0))
         inputs = {name: value.to(like.device) for name, value in self._inputs_of(kind).items()}
-        made = self._method(kind)(**{n: v.to(like.dtype) if v.is_floating_point() else v for n, v in inputs.items()})
+        method, config = self._method(kind), getattr(self.model, "config", None)
+        chosen = {n: getattr(config, n) for n in _OF_CONFIG if n in signature(method).parameters and hasattr(config, n)}
+        made = method(**{n: v.to(like.dtype) if v.is_floating_point() else v for n, v in inputs.items()}, **chosen)
         # Parameters that serve the tower's own states alone, which no forward reads, have no gradient on other ranks.
         return {n: v for n, v in made.items() if n not in _OF_TOWER} if isinstance(made, ModelOutput) else made
 
