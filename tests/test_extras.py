@@ -41,6 +41,7 @@ def test_a_clip_without_its_reader_is_no_bad_record(tmp_path: Path, monkeypatch:
     assert not isinstance(error.value, MediaError)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("package", "code", "printed"),
     [

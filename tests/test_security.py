@@ -339,6 +339,7 @@ def _npz(path: Path, **arrays: np.ndarray) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_arrays_that_nobody_asked_for_are_not_unpacked(tmp_path: Path, peak: Callable[[], int]) -> None:
     features = pytest.importorskip("tpo_head_temporal.features")
     path = _npz(tmp_path / "v.npz", features=np.ones((2, 3)), unused=np.zeros(40_000_000))

@@ -83,6 +83,7 @@ def test_five_commands_from_pictures_to_an_answer(folder: Path) -> None:
     assert Path("answer.png").is_file()
 
 
+@pytest.mark.slow
 def test_the_short_file_of_the_page_trains(folder: Path) -> None:
     page = (ROOT / "docs/train.md").read_text(encoding="utf-8")
     (text,) = re.findall(r"<!-- file: train.yaml -->\n```yaml\n(.*?)```", page, re.DOTALL)
