@@ -18,11 +18,13 @@ from tpo_plugin.data.media import (
     BACKENDS,
     ImageOptions,
     VideoOptions,
+    index,
     read_frame,
     read_image,
     read_video,
     stream_video,
 )
+from tpo_plugin.data.media.index import index_by_packets
 from tpo_plugin.errors import MediaError, TPOError
 
 Maker = Callable[..., Path]
@@ -256,6 +258,25 @@ def test_fps_sampling_of_an_uneven_video(backend: str, uneven_video: Path, uneve
     assert np.abs(clip.times_s - wanted_s).max() <= 0.06 + 1e-6  # half of the longest frame
 
 
+def test_frames_are_found_once_while_a_file_stays_as_it_is(
+    video_maker: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[str] = []
+    monkeypatch.setattr(index, "index_by_packets", lambda path: looked.append(path) or index_by_packets(path))
+    monkeypatch.setattr(index, "_remembered", index._Remembered(20))
+    first, second = (video_maker(tmp_path / f"{n}.mp4", [40 * i for i in range(10 + n)]) for n in range(2))
+    for path in (first, first, second, second):
+        read_video(path)
+    assert looked == [str(first), str(second)]
+    assert len(read_video(first, VideoOptions(num_frames=10)).times_s) == 10, "21 frames were too many to keep"
+    assert looked == [str(first), str(second), str(first)]
+    video_maker(first, [40 * i for i in range(5)])
+    assert read_video(first).duration_s == pytest.approx(0.2)
+    first.unlink()
+    with pytest.raises(MediaError, match="no such file"):
+        read_video(first)
+
+
 def test_frame_shown_at_a_time(backend: str, uneven_video: Path, uneven_starts_s: np.ndarray) -> None:
     for time_s in (0, 0.039, 0.041, 0.9, 1.0, 3.3, 4.23, read_video(uneven_video).duration_s):
         frame = read_frame(uneven_video, time_s, backend)
@@ -403,9 +424,9 @@ def frame_list(folder: Path, num: int = 6, size: tuple[int, int] = (64, 48)) -> 
     """Frames whose grey is 20 times their number; the third is shown for longer."""
     (folder / "it's frames").mkdir()
     lines = ["ffconcat version 1.0", ""]
-    for index in range(num):
-        Image.new("RGB", size, (20 * index,) * 3).save(folder / f"it's frames/{index:05d}.png")
-        lines += [f"file 'it'\\''s frames/{index:05d}.png'", f"duration {0.5 if index == 2 else 0.1}  # s"]
+    for number in range(num):
+        Image.new("RGB", size, (20 * number,) * 3).save(folder / f"it's frames/{number:05d}.png")
+        lines += [f"file 'it'\\''s frames/{number:05d}.png'", f"duration {0.5 if number == 2 else 0.1}  # s"]
     path = folder / "list.ffconcat"
     path.write_text("\n".join(lines))
     return path

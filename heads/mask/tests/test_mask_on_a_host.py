@@ -260,6 +260,22 @@ def test_the_clip_begins_where_the_object_does(media):
     assert bright.tolist() == [10, 14, 18]
 
 
+def test_a_frame_that_the_clip_has_is_not_read_again(media, monkeypatch):
+    model = make_model(clip_frames=3)
+    sample = read(model, media, video_task())
+    shown = [time_s for time_s in (0.0, 0.5, 1.0) if time_s in sample.videos[0].times_s.tolist()]
+    assert shown
+    expected = batch_of(model, [sample])["task_inputs"]["mask"]["frames"]
+    asked: list[list[float]] = []
+    read_frames = tpo.read_frames
+    monkeypatch.setattr(tpo, "read_frames", lambda path, times: asked.append(times) or read_frames(path, times))
+    frames = batch_of(model, [sample])["task_inputs"]["mask"]["frames"]
+    assert sorted(shown + asked[0]) == [0.0, 0.5, 1.0]
+    bright = (frames[:, 0] > 127).any(1).float().argmax(1)
+    assert bright.tolist() == [2, 6, 10]
+    assert torch.equal(frames, expected)
+
+
 def test_boxes_alone_train_the_prompt(media):
     model = make_model(losses=["pixel", "prompt"])
     task = {"head": "mask", "boxes": [None, [0.1, 0.2, 0.5, 0.6]], "times": [0.0, 0.5]}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
+from packaging.version import Version
 
 from tpo_plugin.data.media.files import MAX_PIXELS, check_pixels, reading
 from tpo_plugin.data.media.index import FrameIndex, Misread, decoded, index_by_decoding, index_of, opened
@@ -111,11 +112,14 @@ class PyAV(Reader):
                     first = next(coming, None)
                     if first is not None and first[0] <= index:
                         return chain([first], coming)
-        self._open()
+        if not self._at_start:
+            self._open()
+        self._at_start = False
         return self._checked(decoded(self._container, self._stream), 0)
 
     def _behind(self, key: int) -> Iterator[tuple[int, VideoFrame]]:
         """Frames with their indices behind a seek, from the first key frame on that the index knows."""
+        self._at_start = False
         self._container.seek(key, stream=self._stream)
         keys, frames = {*self._index.keys} & {*self._places}, decoded(self._container, self._stream)
         first = next((frame for frame in frames if frame.pts in keys), None)  # leading ones may lack what they need
@@ -132,6 +136,7 @@ class PyAV(Reader):
     def _open(self) -> None:
         self._file.close()
         self._container, self._stream = self._file.enter_context(opened(self._path))
+        self._at_start = True
 
     def close(self) -> None:
         self._file.close()
@@ -240,9 +245,12 @@ class Upright:
     """Makes of a stream's frames RGB [H, W, 3] of square pixels, turned and mirrored as its display matrix says."""
 
     def __init__(self, stream: VideoStream) -> None:
+        import av
         from av.video.reformatter import VideoReformatter
 
         self.aspect = aspect_of(stream)
+        # From 17 on PyAV would start threads for each video, which takes longer than to convert a small one.
+        self._threads = {"threads": 1} if Version(av.__version__) >= Version("17") else {}
         self._reformatter = VideoReformatter()
         self._rotation: int | None = None
         self._matrix: tuple[float, ...] = ()
@@ -252,7 +260,7 @@ class Upright:
         width, height = square_size(frame.width, frame.height, self.aspect)  # a stream may change its size
         check_pixels("a frame", width, height, MAX_PIXELS, "expected one of at most 8192 x 8192")
         size = {} if self.aspect == 1 else {"width": width, "height": height}
-        pixels = self._reformatter.reformat(frame, format="rgb24", **size).to_ndarray()
+        pixels = self._reformatter.reformat(frame, format="rgb24", **size, **self._threads).to_ndarray()
         across, down_across, across_down, down = self.matrix(frame)
         if abs(across) < 0.01 and abs(down) < 0.01:  # rows become columns
             pixels, across, down = pixels.transpose(1, 0, 2), across_down, down_across

@@ -8,12 +8,14 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from packaging.version import Version
@@ -84,6 +86,7 @@ def opened(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
             raise MediaError(f"has no video stream{covers}")
         stream = next((s for s in streams if s.disposition & av.stream.Disposition.default), streams[0])
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+        stream.codec_context.thread_count = 1  # workers are the parallelism
         cure = "expected a video of at most 8192 x 8192"
         check_pixels("a frame", stream.codec_context.width, stream.codec_context.height, MAX_PIXELS, cure)
         yield container, stream
@@ -97,8 +100,38 @@ def _videos(container: InputContainer) -> list[VideoStream]:
 
 
 def index_of(path: str) -> FrameIndex:
-    """The frames of a video, by its packets where they can be trusted. Raises `MediaError`."""
-    return index_by_packets(path) or index_by_decoding(path)
+    """The frames of a video, by its packets where they can be trusted; found once while a file stays as it is.
+
+    Raises `MediaError`.
+    """
+    state = os.stat(path)
+    return _remembered.get((path, state.st_mtime_ns, state.st_size, state.st_ino))
+
+
+class _Remembered:
+    """The indices of the files asked about last: training reads a file many times."""
+
+    def __init__(self, most_frames: int) -> None:
+        self._found: OrderedDict[tuple[Any, ...], FrameIndex] = OrderedDict()
+        self._left, self._lock = most_frames, threading.Lock()
+
+    def get(self, file: tuple[Any, ...]) -> FrameIndex:
+        with self._lock:
+            if file in self._found:
+                self._found.move_to_end(file)
+                return self._found[file]
+        index = index_by_packets(file[0]) or index_by_decoding(file[0])
+        with self._lock:
+            if file not in self._found:
+                self._found[file] = index
+                self._left -= len(index.starts)
+            while self._left < 0:
+                _, oldest = self._found.popitem(last=False)
+                self._left += len(oldest.starts)
+        return index
+
+
+_remembered = _Remembered(1_000_000)  # some 40 bytes a frame
 
 
 def index_by_packets(path: str) -> FrameIndex | None:

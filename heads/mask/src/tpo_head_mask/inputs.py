@@ -156,10 +156,15 @@ class FrameLoader:
         return None if self.cache is None else self.cache.load(name)
 
     def _read(self, sample: Any, times: list[float]) -> Iterable[tuple[float, np.ndarray]]:
-        """The frame that the sample shows at each of ascending times."""
-        if times and sample.videos:
-            return zip(times, tpo.read_frames(sample.record.videos[0], times), strict=True)
-        return ((time_s, np.asarray(sample.images[0])) for time_s in times)
+        """The frame that the sample shows at each of ascending times; one that its clip has is not read again."""
+        if not sample.videos:
+            return ((time_s, np.asarray(sample.images[0])) for time_s in times)
+        clip = sample.videos[0]
+        there = dict(zip(clip.times_s.tolist(), clip.frames, strict=True))
+        missing = [time_s for time_s in times if time_s not in there]
+        if missing:
+            there |= zip(missing, tpo.read_frames(sample.record.videos[0], missing), strict=True)
+        return ((time_s, there[time_s]) for time_s in times)
 
     def _check(self, task: dict[str, Any], size: tuple[int, int], sample: Any) -> None:
         """Raises `MediaError` for a mask of another size than its image."""
