@@ -109,6 +109,8 @@ def test_what_is_wrong_is_named(tmp_path: Path, tpo: Any, monkeypatch: pytest.Mo
     datasets.Dataset.from_list([{"id": 3.5}]).to_parquet(tmp_path / "1.parquet")
     with pytest.raises(RecordError, match=r"0.parquet: and the 1 files behind it have not the same columns"):
         open_source(name)
+    with pytest.raises(RecordError, match=r"records: IterableDataset is a stream, in which no run could go on"):
+        Records(as_dataset(RECORDS, PICTURES).to_iterable_dataset(), tpo)
     write(tmp_path, "split")
     with pytest.raises(
         RecordError, match=r"splits: holds several datasets \(test, train\); name one, as .*splits/test"

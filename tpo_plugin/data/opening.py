@@ -92,6 +92,15 @@ def _ranged(name: str) -> Iterator[str]:
 
 
 def as_source(data: Sequence[Any]) -> RecordSource | Sequence[Any]:
-    """The rows of a `datasets.Dataset` with their media undecoded; any other sequence as it is."""
+    """The rows of a `datasets.Dataset` with their media undecoded; any other sequence as it is.
+
+    Raises `RecordError` for what has no length, as a stream of `datasets`.
+    """
+    if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
+        raise RecordError(
+            f"{type(data).__name__} is a stream, in which no run could go on where it stopped; expected what has a "
+            "length and an index: fetch its Parquet files or shards and name them, or save it (Dataset.save_to_disk)",
+            file="records",
+        )
     is_dataset = hasattr(data, "with_format") and hasattr(data, "features")
     return RecordColumns(data, "records") if is_dataset else data

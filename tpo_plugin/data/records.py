@@ -199,8 +199,8 @@ def parse_record(
         id=place if record_id is None else str(record_id),
         place=place,
         turns=tuple(turns),
-        images=tuple(_medium(root, name) for name in images),
-        videos=tuple(_medium(root, name) for name in videos),
+        images=tuple(name if isinstance(name, Packed) else root / name for name in images),
+        videos=tuple(name if isinstance(name, Packed) else root / name for name in videos),
         confined_to=root if confine else None,
     )
 
@@ -233,10 +233,6 @@ def _line(data: RecordSource | Sequence[Any], index: int, name: str) -> tuple[st
 
 def _place(name: str, line: int | None, prefix: str) -> str:
     return (name if line is None else f"{name}:{line}") + prefix
-
-
-def _medium(root: Path, name: str | Packed) -> Medium:
-    return name if isinstance(name, Packed) else root / name
 
 
 def _confine(field: str, path: Path, root: Path, wrong: _Wrong) -> None:
