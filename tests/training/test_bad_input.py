@@ -10,6 +10,7 @@ import tiny_run
 import torch
 from ranks import free_port, in_a_child
 
+from tpo_plugin import TPOError
 from tpo_plugin.data import records as records_module
 from tpo_plugin.training.run import train
 
@@ -33,7 +34,7 @@ def broken_picture(file: Path) -> None:
 
 def wrong_record(file: Path) -> None:
     lines = file.read_text().splitlines()
-    file.write_text("\n".join([*lines[:5], lines[5].replace("points_xy", "points"), *lines[6:]]))
+    file.write_text("\n".join([*lines[:5], lines[5].replace("gpt", "bot"), *lines[6:]]))
 
 
 def cut_shard(file: Path) -> None:
@@ -44,7 +45,7 @@ def cut_shard(file: Path) -> None:
 # Of each: what is done to a rank's records, whether they are checked on first use only, and what is said.
 CASES = {
     "a missing file": (missing, False, "stages.stage2.data[0]: tasks.jsonl: cannot be read: No such file or directory"),
-    "a wrong record": (wrong_record, False, "stages.stage2.data[0]: tasks.jsonl:6: tasks[0].points: is no field of"),
+    "a wrong record": (wrong_record, False, "stages.stage2.data[0]: tasks.jsonl:6: conversations[1].from: is 'bot'"),
     "no JSON": (cut_shard, False, "stages.stage2.data[0]: tasks.jsonl:1: is not valid JSON: "),
     "broken pictures": (broken_picture, False, "a.png: cannot be read as an image: cannot identify image file"),
     "a wrong record of a large file": (
@@ -77,16 +78,22 @@ def test_bad_input_on_one_rank_ends_both_with_its_sentence(case, failing, tmp_pa
     def of_rank(rank: int) -> None:
         os.chdir(machines[rank])
         os.environ |= variables | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        train(tmp_path / "config.yaml")
+        try:
+            train(tmp_path / "config.yaml")
+        except TPOError as error:
+            logs[rank].write_text(str(error))
+            raise
 
     variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
     torch.set_num_threads(1)
     logs = [tmp_path / f"rank{rank}.log" for rank in range(2)]
-    children = [in_a_child(functools.partial(of_rank, rank), log) for rank, log in enumerate(logs)]
+    output = tmp_path / "output.log"
+    children = [in_a_child(functools.partial(of_rank, rank), output) for rank in range(2)]
     statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     said = [log.read_text() for log in logs]
     assert statuses == [1, 1], said
     assert sentence in said[failing]
-    assert f"rank {failing} failed first: " in said[1 - failing]
+    assert said[1 - failing].startswith(f"rank {failing} failed first: ")
     assert sentence in said[1 - failing]
+    assert "Traceback" not in said[1 - failing]
     assert not (tmp_path / "run" / "run.json").exists()

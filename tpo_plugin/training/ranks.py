@@ -72,7 +72,7 @@ def ending_together() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        mine = f"rank {state.process_index} failed first: {type(error).__name__}: {error}"
+        mine = f"rank {state.process_index} failed first: {_sentence(error)}"
         first = watch.tell(None if _is_of_another(error) else mine)
         if first == mine:
             raise
@@ -117,6 +117,14 @@ _UNKNOWN = (
     "another rank ended without a word, as a process does that was killed, or where memory ran out; its own output, or "
     "the system's log, says more"
 )
+
+
+def _sentence(error: Exception) -> str:
+    """What an error says; of one from a loader's process, in which its whole traceback stands, the last line."""
+    text = str(error).strip()
+    if "in DataLoader worker process" not in text.partition("\n")[0]:
+        return f"{type(error).__name__}: {text}"
+    return text.splitlines()[-1].removeprefix(f"{type(error).__module__}.")
 
 
 def _is_of_another(error: Exception) -> bool:
