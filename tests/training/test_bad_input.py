@@ -37,8 +37,8 @@ def wrong_record(file: Path) -> None:
     file.write_text("\n".join([*lines[:5], lines[5].replace("gpt", "bot"), *lines[6:]]))
 
 
-def cut_shard(file: Path) -> None:
-    """In the place of the file; the other rank has a file of records under that name, as here is a tar."""
+def zeros(file: Path) -> None:
+    """No records, but zeros, as of a copy that failed."""
     file.write_bytes(b"\0" * 100)
 
 
@@ -46,12 +46,12 @@ def cut_shard(file: Path) -> None:
 CASES = {
     "a missing file": (missing, False, "stages.stage2.data[0]: tasks.jsonl: cannot be read: No such file or directory"),
     "a wrong record": (wrong_record, False, "stages.stage2.data[0]: tasks.jsonl:6: conversations[1].from: is 'bot'"),
-    "no JSON": (cut_shard, False, "stages.stage2.data[0]: tasks.jsonl:1: is not valid JSON: "),
+    "no JSON": (zeros, False, "stages.stage2.data[0]: tasks.jsonl:1: is not valid JSON: "),
     "broken pictures": (broken_picture, False, "a.png: cannot be read as an image: cannot identify image file"),
     "a wrong record of a large file": (
         wrong_record,
         True,
-        "tasks.jsonl:6: tasks[0].points: is no field of head 'point'",
+        "tasks.jsonl:6 (id ?): conversations[1].from: is 'bot'",
     ),
 }
 
