@@ -51,7 +51,7 @@ CASES = {
     "a wrong record of a large file": (
         wrong_record,
         True,
-        "tasks.jsonl:6 (id ?): conversations[1].from: is 'bot'",
+        "conversations[1].from: is 'bot'",
     ),
 }
 

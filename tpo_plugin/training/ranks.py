@@ -54,8 +54,12 @@ def on_main(job: Callable[[], T]) -> T | None:
     if failed[0] is not None:
         raise failed[0]
     if said[0] is not None:
-        raise TPOError(said[0])
+        raise _OfMain(said[0])
     return value
+
+
+class _OfMain(TPOError):
+    """What the main rank raised, on another one."""
 
 
 @contextmanager
@@ -74,7 +78,7 @@ def ending_together() -> Iterator[None]:
     except Exception as error:
         mine = f"rank {state.process_index} failed first: {_sentence(error)}"
         first = watch.tell(None if _is_of_another(error) else mine)
-        if first == mine:
+        if first == mine or (first == _UNKNOWN and isinstance(error, _OfMain)):
             raise
         raise TPOError(first) from error
     finally:
@@ -128,5 +132,5 @@ def _sentence(error: Exception) -> str:
 
 
 def _is_of_another(error: Exception) -> bool:
-    """Whether an exchange between the ranks failed, which it does when one of them is gone."""
-    return isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error) or "NCCL" in str(error)
+    """Whether the main rank failed, or an exchange between the ranks, which it does when one of them is gone."""
+    return isinstance(error, (torch.distributed.DistError, _OfMain)) or "/gloo/" in str(error) or "NCCL" in str(error)
