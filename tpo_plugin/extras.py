@@ -15,6 +15,7 @@ EXTRAS = {
     **dict.fromkeys(("gradio", "fastapi"), "app"),
     **dict.fromkeys(("aiohttp", "zstandard"), "remote"),
     "pyarrow": "parquet",
+    "datasets": "datasets",
     "deepspeed": "deepspeed",
     "torchcodec": "torchcodec",
 }

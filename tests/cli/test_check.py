@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from shards import picture, write_shards
 from typer.testing import CliRunner
 
 import tpo_plugin.cli
@@ -214,12 +215,26 @@ def test_a_head_that_does_not_draw_says_so(tmp_path: Path) -> None:
     known = RecordFormat.of_heads(["region"])
     format = RecordFormat({"region": Silent(None)}, known.tokens)
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
-    files = [(RecordFile(write(tmp_path, record([0.1, 0.1, 0.5, 0.5], image="a.png"))), tmp_path)]
+    files = [("a", RecordFile(write(tmp_path, record([0.1, 0.1, 0.5, 0.5], image="a.png"))), tmp_path)]
     assert write_sheet(tmp_path / "s.jpg", files, format).silent == ["region"]
     with pytest.raises(TPOError, match="no record with a task was found to draw"):
-        write_sheet(tmp_path / "s.jpg", [(RecordFile(write(tmp_path, CHAT)), tmp_path)], format)
+        write_sheet(tmp_path / "s.jpg", [("c", RecordFile(write(tmp_path, CHAT)), tmp_path)], format)
 
 
 def test_a_contact_sheet_is_a_png_or_jpg(tmp_path: Path) -> None:
     result = CliRunner().invoke(tpo_plugin.cli.app, ["check", write(tmp_path, GOOD), "--pictures", "a.pdf"])
     assert "--pictures is a.pdf; expected a .png or .jpg" in str(result.exception)
+
+
+def test_shards_are_checked_and_drawn(tmp_path: Path) -> None:
+    """By the pattern that names them, with the pictures inside, and what is wrong by shard and sample."""
+    boxes = [[0.1, 0.1, 0.5, 0.5]] * 3 + [[0.5, 0.1, 0.1, 0.5]]
+    records = [json.loads(record(box, image="png")) for box in boxes]
+    pattern = write_shards(tmp_path, records, [picture(i) for i in range(4)], 3)
+    code, report = run(pattern, "--media", "--pictures", str(tmp_path / "sheet.png"))
+    assert code == 1
+    assert report["files"] == {pattern: {"records": 4, "wrong": 1, "without_media": 0, "missing": None}}
+    (error,) = report["errors"]
+    assert error["first"][0].startswith(f"{tmp_path}/001.tar: [0003].tasks[0].boxes[0]: x1 is 0.5")
+    assert report["pictures"]["drawn"] == 3
+    assert report["pictures"]["failed"] == []

@@ -51,7 +51,11 @@ def examples_of(sources: Sequence[DataSource], tpo: Any, config: TrainConfig) ->
                 continue
             kind, record, text, box = asked
             medium = (*record.images, *record.videos)[0]
-            if seen[kind] == NUM_OF_A_KIND or len(shown) == NUM_SHOWN or not medium.is_file():  # but in a tar
+            if (
+                seen[kind] == NUM_OF_A_KIND
+                or len(shown) == NUM_SHOWN
+                or (isinstance(medium, Path) and not medium.is_file())
+            ):
                 continue
             try:
                 sample = read_sample(record, reading.video, reading.image)
@@ -60,7 +64,8 @@ def examples_of(sources: Sequence[DataSource], tpo: Any, config: TrainConfig) ->
                 continue
             seen[kind] += 1
             thumbnail.thumbnail((_SIDE, _SIDE))
-            shown.append(Example(medium, text, box, thumbnail))
+            file = medium if isinstance(medium, Path) else medium.file()
+            shown.append(Example(file, text, box, thumbnail))
     return shown
 
 

@@ -104,14 +104,15 @@ def check(
 def _sheet(
     path: Path, files: list[tuple[str | Path, str | Path | None]], format: RecordFormat, video: Any, image: Any
 ) -> Sheet:
+    from tpo_plugin.data.opening import open_source
     from tpo_plugin.data.sheet import write_sheet
-    from tpo_plugin.data.sources import RecordFile
+    from tpo_plugin.data.storage import local_path, media_folder
 
     opened = []
     for file, root in files:
         with contextlib.suppress(RecordError):  # the report has it
-            data = RecordFile(file)
-            opened.append((data, Path(root) if root is not None else data.path.parent))
+            data = open_source(file)
+            opened.append((str(file), data, local_path(root) if root is not None else media_folder(file)))
     return write_sheet(path, opened, format, video=video, image=image)
 
 

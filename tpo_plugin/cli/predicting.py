@@ -184,5 +184,5 @@ def _media(numbered: tuple[int, Sample]) -> tuple[bool, bool]:
     return bool(sample.images), bool(sample.videos)
 
 
-def _one_or_all(paths: Sequence[Path]) -> str | list[str]:
+def _one_or_all(paths: Sequence[Any]) -> str | list[str]:
     return str(paths[0]) if len(paths) == 1 else [str(path) for path in paths]

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tpo_plugin.data.format import RecordFormat
+from tpo_plugin.data.opening import RecordSource, open_source
 from tpo_plugin.data.records import Record, check_sample, read_record
-from tpo_plugin.data.sources import RecordFile
 from tpo_plugin.data.storage import local_path, media_folder
 from tpo_plugin.errors import MediaError, RecordError
 
@@ -165,8 +165,8 @@ class _Work:
     """All that a process needs."""
 
     format: RecordFormat
-    files: list[tuple[RecordFile, Path]]
-    """Each with its media folder."""
+    files: list[tuple[str, RecordSource, Path]]
+    """Each with its name and its media folder."""
     limit: int
     video: VideoOptions | None
     """How videos are read, where media are opened."""
@@ -179,17 +179,18 @@ class _Work:
     def check(self, block: tuple[int, int, int]) -> CheckReport:
         """The records from `start` to `stop` of a file."""
         number, start, stop = block
-        data, media_root = self.files[number]
+        name, data, media_root = self.files[number]
         report = CheckReport(self.limit, records=stop - start)
-        count = report.files[data.name] = FileCount(records=stop - start)
+        count = report.files[name] = FileCount(records=stop - start)
         for index in range(start, stop):
             line, prefix = data.place(index)
-            place = f"{data.name}:{line}" if line is not None else f"{data.name}: {prefix}"
+            place = f"{data.file_of(index)}:{line}" if line is not None else f"{data.file_of(index)}: {prefix}"
             try:
                 record = read_record(
-                    data, index, self.format, media_root, data.name, open_ended=self.open_ended, confine=self.confine
+                    data, index, self.format, media_root, name, open_ended=self.open_ended, confine=self.confine
                 )
-                missing = next((path for path in (*record.images, *record.videos) if not path.exists()), None)
+                files = (medium for medium in (*record.images, *record.videos) if isinstance(medium, Path))
+                missing = next((path for path in files if not path.exists()), None)
                 if missing is not None:
                     count.without_media += 1
                     count.missing = count.missing or str(missing)
@@ -236,7 +237,7 @@ def check_files(
     work = _Work(format, [], limit, video, image, open_ended, confine)
     for path, media_root in files:
         try:
-            data = RecordFile(path)
+            data = open_source(path)
             if not len(data):
                 raise RecordError("holds no record", file=str(path))
         except RecordError as error:
@@ -244,14 +245,15 @@ def check_files(
             unopened.count += 1
             unopened.first.append(str(error))  # each, whatever the limit: nothing is trained without it
             continue
-        work.files.append((data, local_path(media_root) if media_root is not None else media_folder(path)))
+        folder = local_path(media_root) if media_root is not None else media_folder(path)
+        work.files.append((str(path), data, folder))
     size = _BLOCK if video is None else _MEDIA_BLOCK
     blocks = [
         (number, start, min(start + size, len(data)))
-        for number, (data, _) in enumerate(work.files)
+        for number, (_, data, _) in enumerate(work.files)
         for start in range(0, len(data), size)
     ]
-    total = sum(len(data) for data, _ in work.files)
+    total = sum(len(data) for _, data, _ in work.files)
     progress(0, total)
     for part in _run(work, blocks, min(workers, len(blocks))):
         report.merge(part)

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from tpo_plugin.checks import check_inside
-from tpo_plugin.data.media import listed_files
+from tpo_plugin.data.media import listed_files, video_file
 from tpo_plugin.data.records import Record
 from tpo_plugin.errors import MediaError
 from tpo_plugin.extras import needed
@@ -22,10 +22,14 @@ def check_media(record: Record) -> None:
     folder = record.confined_to
     if folder is None:
         return
-    for path in record.images:
-        _check(path, folder)
-    for path in record.videos:
-        check_video(path, folder)
+    for image in record.images:
+        if isinstance(image, Path):  # what stands in a shard leads nowhere
+            _check(image, folder)
+    for video in record.videos:
+        if isinstance(video, Path):
+            check_video(video, folder)
+        else:
+            _check_container(video_file(video))
 
 
 def check_video(path: Path, folder: Path) -> None:

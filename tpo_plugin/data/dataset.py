@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count, pairwise
 
@@ -13,7 +13,8 @@ from PIL.Image import Image
 from torch.utils.data import Dataset
 
 from tpo_plugin.data.confine import check_media
-from tpo_plugin.data.media import ImageOptions, VideoClip, VideoOptions, read_frame, read_image, read_video
+from tpo_plugin.data.media import ImageOptions, VideoClip, VideoOptions, read_frame, read_image, read_video, video_file
+from tpo_plugin.data.packed import Packed
 from tpo_plugin.data.records import Record, Records
 from tpo_plugin.errors import MediaError, RecordError, TPOError
 
@@ -55,6 +56,8 @@ def read_sample(record: Record, video: VideoOptions | None = None, image: ImageO
     Raises `MediaError`, also where a confined record leads out of its folder.
     """
     check_media(record)
+    if any(isinstance(medium, Packed) for medium in record.videos):
+        record = replace(record, videos=tuple(map(video_file, record.videos)))
     return Sample(
         record,
         tuple(read_image(path, image) for path in record.images),

@@ -22,7 +22,8 @@ from typing import Any
 from tpo_plugin.checks import check_inside, check_seconds
 from tpo_plugin.codec import Codec, check_files, check_task_fields
 from tpo_plugin.data.format import RecordFormat
-from tpo_plugin.data.sources import RecordFile
+from tpo_plugin.data.opening import RecordSource, as_source, open_source
+from tpo_plugin.data.packed import Medium, Packed
 from tpo_plugin.data.storage import is_url, local_path, media_folder
 from tpo_plugin.errors import RecordError, did_you_mean, shown
 
@@ -57,10 +58,10 @@ class Record:
     place: str
     """File and line (of a JSON list: file and index) that it comes from, for messages."""
     turns: tuple[Turn, ...]
-    images: tuple[Path, ...] = ()
-    """In the order of the `<image>` tags."""
-    videos: tuple[Path, ...] = ()
-    """In the order of the `<video>` tags."""
+    images: tuple[Medium, ...] = ()
+    """In the order of the `<image>` tags; `Packed` where they lie inside of a shard."""
+    videos: tuple[Medium, ...] = ()
+    """In the order of the `<video>` tags; those of a `Sample` are files."""
     confined_to: Path | None = None
     """Folder that its media may not lead out of; None, where they may lie anywhere."""
 
@@ -72,7 +73,7 @@ class Record:
 
 
 class Records(Sequence[Record]):
-    """The records of a JSON Lines file, of a JSON list, or of any sequence of dicts (an Arrow dataset too).
+    """The records of a file, a table or shards (`open_source`), of a `datasets.Dataset`, or of any sequence of dicts.
 
     `tpo` is `model.tpo`, or a `RecordFormat`: its codecs check the tasks. Relative media paths start at `media_root`,
     which may be a tar, by default the file's folder. `open_ended` allows conversations that end with a question:
@@ -97,9 +98,9 @@ class Records(Sequence[Record]):
             self.path: Path | None = Path(source)
             self.name = str(source)
             self.media_root = local_path(media_root) if media_root is not None else media_folder(source)
-            self._data: RecordFile | Sequence[dict[str, Any]] = RecordFile(source)
+            self._data: RecordSource | Sequence[dict[str, Any]] = open_source(source)
         else:
-            self.path, self.name, self._data = None, "records", source
+            self.path, self.name, self._data = None, "records", as_source(source)
             self.media_root = Path(media_root or ".")
         if not len(self):
             raise RecordError("holds no record", file=self.name)
@@ -123,7 +124,12 @@ class Records(Sequence[Record]):
 
     def place(self, index: int) -> str:
         """File and line (of a list: file and index) of a record, for messages."""
-        return _place(self.name, *_line(self._data, index))
+        return _place(*_line(self._data, index, self.name))
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that hold them, on this disk; none for a sequence."""
+        return getattr(self._data, "files", [])
 
     def checked(self, sample: Any) -> Any:
         """The sample, if its media can serve its tasks. Raises `MediaError`."""
@@ -132,7 +138,7 @@ class Records(Sequence[Record]):
 
 
 def read_record(
-    data: RecordFile | Sequence[Any],
+    data: RecordSource | Sequence[Any],
     index: int,
     format: RecordFormat,
     media_root: Path,
@@ -142,9 +148,9 @@ def read_record(
     confine: bool = False,
 ) -> Record:
     """The record at `index`, checked. `name` stands for the source in messages. Raises `RecordError`."""
-    line, prefix = _line(data, index)
+    file, line, prefix = _line(data, index, name)
     options: dict[str, Any] = {"media_root": media_root, "open_ended": open_ended, "confine": confine}
-    return parse_record(data[index], format, file=name, line=line, prefix=prefix, **options)
+    return parse_record(data[index], format, file=file, line=line, prefix=prefix, **options)
 
 
 def check_sample(format: RecordFormat, sample: Any) -> None:
@@ -185,15 +191,16 @@ def parse_record(
     format = RecordFormat.of(tpo)
     for kind, names in (("image", images), ("video", videos)) if confine else ():
         for name in names:
-            _confine(kind, root / name, root, wrong)
+            if isinstance(name, str):
+                _confine(kind, root / name, root, wrong)
     tasks = check_tasks(data, format, root, wrong, confine=confine)
     turns = expand_turns(texts, tasks, format, wrong)
     return Record(
         id=place if record_id is None else str(record_id),
         place=place,
         turns=tuple(turns),
-        images=tuple(root / name for name in images),
-        videos=tuple(root / name for name in videos),
+        images=tuple(name if isinstance(name, Packed) else root / name for name in images),
+        videos=tuple(name if isinstance(name, Packed) else root / name for name in videos),
         confined_to=root if confine else None,
     )
 
@@ -219,8 +226,9 @@ def prompt_record(
 _Wrong = Callable[[str, str], RecordError]
 
 
-def _line(data: RecordFile | Sequence[Any], index: int) -> tuple[int | None, str]:
-    return data.place(index) if isinstance(data, RecordFile) else (None, f"[{index}]")
+def _line(data: RecordSource | Sequence[Any], index: int, name: str) -> tuple[str, int | None, str]:
+    """File, line, and what stands before the fields of a record."""
+    return (name, None, f"[{index}]") if isinstance(data, Sequence) else (data.file_of(index), *data.place(index))
 
 
 def _place(name: str, line: int | None, prefix: str) -> str:
@@ -261,15 +269,15 @@ def _conversation(data: Mapping[str, Any], wrong: _Wrong, open_ended: bool) -> l
 
 def _media(
     data: Mapping[str, Any], texts: list[tuple[str, str]], wrong: _Wrong
-) -> tuple[list[tuple[str, str]], list[str], list[str]]:
+) -> tuple[list[tuple[str, str]], list[str | Packed], list[str | Packed]]:
     """The turns with each tag naming its kind of medium, and the paths. LLaVA writes `<image>` for a video too."""
-    paths: dict[str, list[str]] = {}
+    paths: dict[str, list[str | Packed]] = {}
     for kind in ("image", "video"):
         value = data.get(kind)
-        files = [value] if isinstance(value, str) else [] if value is None else value
-        if not isinstance(files, Sequence) or not all(isinstance(path, str) and path for path in files):
+        files = [value] if isinstance(value, (str, Packed)) else [] if value is None else value
+        if not isinstance(files, Sequence) or not all(isinstance(path, (str, Packed)) and path for path in files):
             raise wrong(kind, f"is {shown(value)}, expected a path or a list of paths")
-        for path in filter(is_url, files):
+        for path in (path for path in files if isinstance(path, str) and is_url(path)):
             raise wrong(
                 kind, f"is {path!r}, a URL; expected a file: fetch the media first (records may lie behind a URL)"
             )

@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from tpo_plugin.data.format import RecordFormat
 from tpo_plugin.data.media import ImageOptions, VideoOptions
+from tpo_plugin.data.opening import RecordSource
 from tpo_plugin.data.records import MEDIA_TAG, Record, read_record
-from tpo_plugin.data.sources import RecordFile
 from tpo_plugin.errors import MediaError, RecordError, TPOError
 
 MOST = 24
@@ -54,13 +54,13 @@ class _Card:
 
 def write_sheet(
     path: str | Path,
-    files: Sequence[tuple[RecordFile, Path]],
+    files: Sequence[tuple[str, RecordSource, Path]],
     format: RecordFormat,
     *,
     video: VideoOptions | None = None,
     image: ImageOptions | None = None,
 ) -> Sheet:
-    """Draws a sample of the records with tasks of files, each with its media folder; the same sample every time.
+    """Draws a sample of the records with tasks of files, each with its name and media folder; the same every time.
 
     A record that breaks the format is left to `check_files`; one whose media fail is on the sheet with the reason.
     Raises `TPOError` where no record has a task, or `path` is not to be written.
@@ -75,8 +75,8 @@ def write_sheet(
     if not cards:
         raise TPOError(f"{path}: no record with a task was found to draw")
     sheet.silent = list(silent)
-    names = ", ".join(data.path.name for data, _ in files)
-    total = sum(len(data) for data, _ in files)
+    names = ", ".join(Path(name).name for name, *_ in files)
+    total = sum(len(data) for _, data, _ in files)
     page = _Page(names, f"{sheet.drawn} of {total:,} records")
     page.add(cards)
     try:
@@ -86,14 +86,14 @@ def write_sheet(
     return sheet
 
 
-def _sample(files: Sequence[tuple[RecordFile, Path]], format: RecordFormat) -> list[Record]:
-    starts = np.cumsum([0, *(len(data) for data, _ in files)])
+def _sample(files: Sequence[tuple[str, RecordSource, Path]], format: RecordFormat) -> list[Record]:
+    starts = np.cumsum([0, *(len(data) for _, data, _ in files)])
     found: dict[int, Record] = {}
     for place in np.random.default_rng(0).permutation(int(starts[-1]))[:_TRIED].tolist():
         number = int(np.searchsorted(starts, place, side="right")) - 1
-        data, media_root = files[number]
+        name, data, media_root = files[number]
         try:
-            record = read_record(data, place - int(starts[number]), format, media_root, data.name)
+            record = read_record(data, place - int(starts[number]), format, media_root, name)
         except RecordError:
             continue
         if any(turn.tasks for turn in record.turns):

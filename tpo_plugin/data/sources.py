@@ -27,6 +27,7 @@ class RecordFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path, self.name = local_path(path), str(path)
+        self.files = [self.path]
         if self.path.is_dir():
             found = next((file.relative_to(self.path).as_posix() for file in sorted(self.path.rglob("*.jsonl"))), None)
             example = f", as in {self.name}/{found}" if found else ""
@@ -46,6 +47,10 @@ class RecordFile:
 
     def __len__(self) -> int:
         return len(self._offsets)
+
+    def file_of(self, index: int) -> str:
+        """The file of a record, as it was named."""
+        return self.name
 
     def place(self, index: int) -> tuple[int | None, str]:
         """Line of a record, from 1, and what stands before its fields in a message: "[index]" in a list."""

@@ -36,13 +36,14 @@ def is_url(path: str | Path) -> bool:
     return bool(_URL.match(str(path)))
 
 
-def local_path(path: str | Path) -> Path:
+def local_path(path: str | Path, *, into_tars: bool = True) -> Path:
     """The plain file on this disk with what `path` names, or the folder for a tar or a folder.
 
-    A local path that is not there is given back as it is. Raises `RecordError` that names the path: a URL that cannot
-    be fetched, a package that is missing, a file that is cut off or damaged, a path that leaves its tar.
+    Without `into_tars` a tar stays a file. A local path that is not there is given back as it is. Raises `RecordError`
+    that names the path: a URL that cannot be fetched, a package that is missing, a file that is cut off or damaged, a
+    path that leaves its tar.
     """
-    return _unpacked(_located(str(path)), str(path))
+    return _unpacked(_located(str(path)), str(path), into_tars)
 
 
 def media_folder(path: str | Path) -> Path:
@@ -94,7 +95,7 @@ def _fetched(url: str) -> Path:
                 raise ValueError(f"{target.stat().st_size} bytes came, expected {size}")
 
         file = re.split("[?#]", url)[0].rpartition("/")[2]
-        return _cached([url, json.dumps(about, sort_keys=True, default=str)], file, fetch)
+        return cached([url, json.dumps(about, sort_keys=True, default=str)], file, fetch)
     except ImportError as error:  # its message says which package
         raise RecordError(f"cannot be fetched: {error} (or fetch it yourself, and name the file)", file=url) from error
     except Exception as error:  # whatever a file system raises
@@ -102,19 +103,19 @@ def _fetched(url: str) -> Path:
         raise RecordError(f"cannot be fetched: {reason or type(error).__name__}", file=url) from error
 
 
-def _unpacked(path: Path, name: str) -> Path:
+def _unpacked(path: Path, name: str, into_tars: bool) -> Path:
     """`path` without the compressions and the tar that its name ends with; `name` stands for it in messages."""
     while True:
         suffix = path.suffix.lower()
         step = _STEPS.get(suffix)
-        if step is None or not path.is_file():
+        if step is None or not path.is_file() or (step is _untar and not into_tars):
             return path
         state, source = path.stat(), path
         if not state.st_size:
             raise RecordError("cannot be unpacked: it is empty; it is cut off or damaged", file=name)
         stem = f"{path.stem}.tar" if suffix == ".tgz" else path.stem
         try:
-            path = _cached(
+            path = cached(
                 [str(source.resolve()), str(state.st_size), str(state.st_mtime_ns)],
                 stem,
                 lambda target, step=step, source=source: step(source, target),  # type: ignore[misc]
@@ -125,7 +126,7 @@ def _unpacked(path: Path, name: str) -> Path:
             raise RecordError(f"cannot be unpacked: {error}; it is cut off or damaged", file=name) from error
 
 
-def _cached(key: list[str], name: str, make: Callable[[Path], Any]) -> Path:
+def cached(key: list[str], name: str, make: Callable[[Path], Any]) -> Path:
     """The file or folder of that key in the cache; made under another name first, so that nobody finds half of it."""
     folder = cache_folder() / hashlib.sha256("\n".join(key).encode()).hexdigest()[:24]
     final = folder / (re.sub(r"[^\w.-]+", "_", name) or "file")
@@ -182,11 +183,16 @@ def _untar(source: Path, target: Path) -> None:
         for member in archive:
             if not (member.isreg() or member.isdir()):
                 raise ValueError(f"{member.name!r} is a link or a device; expected files and folders alone")
-        file.seek(archive.offset)  # behind the last member; tarfile itself takes a cut there for the end
-        if file.read(_TAR_BLOCK) != bytes(_TAR_BLOCK):
-            raise ValueError("its end mark is missing")
+        check_end_mark(file, archive)
         target.mkdir()
         archive.extractall(target, filter="data")
+
+
+def check_end_mark(file: BinaryIO, archive: tarfile.TarFile) -> None:
+    """Raises `ValueError` where a tar, all members of which are read, is cut off behind the last of them."""
+    file.seek(archive.offset)  # tarfile itself takes a cut there for the end
+    if file.read(_TAR_BLOCK) != bytes(_TAR_BLOCK):
+        raise ValueError("its end mark is missing")
 
 
 _STEPS: dict[str, Callable[[Path, Path], None]] = {

@@ -57,8 +57,9 @@ class DataSource(Config):
     """One file of records and its share in a stage."""
 
     file: Text
-    """JSON Lines of records, or a LLaVA JSON file; relative to the working directory. It may be packed (.gz, .zst),
-    stand in a tar (`a.tar/records.jsonl`), or be a URL (`https://`, `s3://`, `hf://`)."""
+    """JSON Lines of records, or a LLaVA JSON file; relative to the working directory. Or tables of Hugging Face
+    datasets (`train-*.parquet`, `*.arrow`, a folder saved to disk), or WebDataset's shards (`{000..099}.tar`).
+    It may be packed (.gz, .zst), stand in a tar (`a.tar/records.jsonl`), or be a URL (`https://`, `s3://`, `hf://`)."""
     media: str | None = None
     """Folder, or a tar, that the records' media paths are relative to; None takes the file's own folder."""
     weight: Positive = 1.0

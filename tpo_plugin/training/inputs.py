@@ -138,7 +138,7 @@ def of_host(config: TrainConfig, known: Iterable[str] = ()) -> dict[str, Marks]:
     found |= {setting: {"file": None} for setting in known if setting.startswith("tpo.heads.")}
     for path, value in _texts(config.to_dict()["tpo"]["heads"], ("tpo", "heads")):
         if os.path.isfile(value):
-            found[path_text(path)] = {"file": _mark(Path(value), named=True)}
+            found[path_text(path)] = {"file": _mark(Path(value), value)}
     return found
 
 
@@ -156,22 +156,27 @@ def of_data(config: TrainConfig, stages: Iterable[str], sources: Mapping[Source,
 
 
 def _of_source(records: Records) -> Marks:
-    assert records.path is not None
-    marks: Marks = {"file": _mark(records.path, named=True)}
+    files = records.files
+    if len(files) == 1:
+        marks: Marks = {"file": _mark(files[0], str(records.path))}
+    else:
+        marks = {f"{number} {file.name}": _mark(file, str(file)) for number, file in enumerate(files)}
     for index in np.unique(np.linspace(0, len(records) - 1, NUM_MEDIA).astype(int)).tolist():
         try:
             record = records[index]
         except RecordError:  # of a large source, whose records are checked when they are used
             continue
         for file in (*record.images, *record.videos):
+            if not isinstance(file, Path):  # in one of the files above
+                continue
             inside = file.is_relative_to(records.media_root)
             marks[(file.relative_to(records.media_root) if inside else file).as_posix()] = _mark(file)
     return marks
 
 
-def _mark(path: Path, named: bool = False) -> list[Any] | None:
+def _mark(path: Path, name: str | None = None) -> list[Any] | None:
     try:
-        return [*fingerprint(path), *([str(path)] if named else [])]
+        return [*fingerprint(path), *([] if name is None else [name])]
     except OSError:
         return None
 

@@ -54,8 +54,12 @@ def on_main(job: Callable[[], T]) -> T | None:
     if failed[0] is not None:
         raise failed[0]
     if said[0] is not None:
-        raise TPOError(said[0])
+        raise _OfMain(said[0])
     return value
+
+
+class _OfMain(TPOError):
+    """What the main rank raised, on another one."""
 
 
 @contextmanager
@@ -72,9 +76,9 @@ def ending_together() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        mine = f"rank {state.process_index} failed first: {type(error).__name__}: {error}"
+        mine = f"rank {state.process_index} failed first: {_sentence(error)}"
         first = watch.tell(None if _is_of_another(error) else mine)
-        if first == mine:
+        if first == mine or (first == _UNKNOWN and isinstance(error, _OfMain)):
             raise
         raise TPOError(first) from error
     finally:
@@ -119,6 +123,14 @@ _UNKNOWN = (
 )
 
 
+def _sentence(error: Exception) -> str:
+    """What an error says; of one from a loader's process, in which its whole traceback stands, the last line."""
+    text = str(error).strip()
+    if "in DataLoader worker process" not in text.partition("\n")[0]:
+        return f"{type(error).__name__}: {text}"
+    return text.splitlines()[-1].removeprefix(f"{type(error).__module__}.")
+
+
 def _is_of_another(error: Exception) -> bool:
-    """Whether an exchange between the ranks failed, which it does when one of them is gone."""
-    return isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error) or "NCCL" in str(error)
+    """Whether the main rank failed, or an exchange between the ranks, which it does when one of them is gone."""
+    return isinstance(error, (torch.distributed.DistError, _OfMain)) or "/gloo/" in str(error) or "NCCL" in str(error)

@@ -12,6 +12,7 @@ from tpo_plugin.data.media.videos import (
     read_frames,
     read_video,
     stream_video,
+    video_file,
 )
 from tpo_plugin.data.media.writing import write_video
 
@@ -26,5 +27,6 @@ __all__ = [
     "read_image",
     "read_video",
     "stream_video",
+    "video_file",
     "write_video",
 ]

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from tpo_plugin.data.packed import Packed
 from tpo_plugin.errors import MediaError
 from tpo_plugin.extras import MissingPackage, needed
 
@@ -16,12 +17,13 @@ MAX_PIXELS = 2**26
 
 
 @contextlib.contextmanager
-def reading(path: str | Path, what: str) -> Iterator[None]:
+def reading(path: str | Path | Packed, what: str) -> Iterator[None]:
     """Turns whatever a library raises into a `MediaError` with the file and the reason."""
-    if not os.path.isfile(path):
-        raise MediaError(f"{path}: no such file")
-    if not os.path.getsize(path):
-        raise MediaError(f"{path}: cannot be read as {what}: the file is empty")
+    if not isinstance(path, Packed):
+        if not os.path.isfile(path):
+            raise MediaError(f"{path}: no such file")
+        if not os.path.getsize(path):
+            raise MediaError(f"{path}: cannot be read as {what}: the file is empty")
     try:
         with needed():
             yield
@@ -31,8 +33,8 @@ def reading(path: str | Path, what: str) -> Iterator[None]:
         known = str(error)
         raise (error if known.startswith(str(path)) else MediaError(f"{path}: {known}")) from error.__cause__
     except Exception as error:
-        # decord puts its source position before a reason, and a stack trace behind it
-        reason = re.sub(r"^\[[\d:]+\] \S+: ", "", str(error).strip()).split("\n")[0] or type(error).__name__
+        # decord puts its source position before a reason, and a stack trace behind it; Pillow names an object of bytes
+        reason = re.sub(r"^\[[\d:]+\] \S+: | <_io.*>$", "", str(error).strip().split("\n")[0]) or type(error).__name__
         raise MediaError(f"{path}: cannot be read as {what}: {reason}") from error
 
 

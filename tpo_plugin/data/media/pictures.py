@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from PIL import Image, ImageColor, ImageOps
 
 from tpo_plugin.config import Config
 from tpo_plugin.data.media.files import MAX_PIXELS, check_pixels, reading
+from tpo_plugin.data.packed import Packed
 from tpo_plugin.errors import MediaError
 
 logger = logging.getLogger(__name__)
@@ -42,7 +44,7 @@ class ImageOptions(Config):
     """Most pixels of a picture, width x height; a larger one is not opened."""
 
 
-def read_image(path: str | Path, options: ImageOptions | None = None) -> Image.Image:
+def read_image(path: str | Path | Packed, options: ImageOptions | None = None) -> Image.Image:
     """A picture, upright (its EXIF orientation applied), RGB with 8 bits a channel. Raises `MediaError`.
 
     What is transparent shows `options.background`. Of 16 bits the upper eight are taken: a value is divided by 256,
@@ -54,7 +56,7 @@ def read_image(path: str | Path, options: ImageOptions | None = None) -> Image.I
     with reading(path, "an image"), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # Pillow's remarks on odd metadata
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels is the limit
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(path.read()) if isinstance(path, Packed) else path) as image:
             check_pixels(
                 "a picture",
                 *image.size,

@@ -22,6 +22,7 @@ from tpo_plugin.config import Config, Count, Positive
 from tpo_plugin.data.media.backends import ROUNDING_S, Backend, FrameList, PyAV, Reader, use_reader
 from tpo_plugin.data.media.files import check_pixels, reading
 from tpo_plugin.data.media.index import Misread, index_by_decoding, index_of
+from tpo_plugin.data.packed import Packed
 from tpo_plugin.data.sampling import Sampling, sample_indices
 from tpo_plugin.errors import MediaError
 
@@ -64,7 +65,7 @@ class VideoClip:
         return self.frames.shape[2]
 
 
-def read_video(path: str | Path, options: VideoOptions | None = None) -> VideoClip:
+def read_video(path: str | Path | Packed, options: VideoOptions | None = None) -> VideoClip:
     """Samples a clip of a video file, or of a list of image files with their durations (.ffconcat).
 
     Raises `MediaError` for a file that cannot be read, `TPOError` for a backend that is missing.
@@ -75,15 +76,15 @@ def read_video(path: str | Path, options: VideoOptions | None = None) -> VideoCl
         indices = sample_indices(reader.times_s, reader.duration_s, options.sampling, options.num_frames, options.fps)
         return VideoClip(_clip(reader, indices, options.max_pixels), reader.times_s[indices], reader.duration_s)
 
-    return use_reader(path, options.backend, sample)
+    return use_reader(video_file(path), options.backend, sample)
 
 
-def read_frame(path: str | Path, time_s: float, backend: Backend = "auto") -> Image.Image:
+def read_frame(path: str | Path | Packed, time_s: float, backend: Backend = "auto") -> Image.Image:
     """The frame that is shown at a time. Raises `MediaError`, also where the video is shorter."""
     return Image.fromarray(read_frames(path, [time_s], backend)[0])
 
 
-def read_frames(path: str | Path, times_s: Sequence[float], backend: Backend = "auto") -> np.ndarray:
+def read_frames(path: str | Path | Packed, times_s: Sequence[float], backend: Backend = "auto") -> np.ndarray:
     """The frames that are shown at ascending times, uint8 RGB [T, H, W, 3].
 
     A time may be rounded to milliseconds. Raises `MediaError`, also where the video is shorter.
@@ -92,7 +93,7 @@ def read_frames(path: str | Path, times_s: Sequence[float], backend: Backend = "
     def pick(reader: Reader) -> np.ndarray:
         return _clip(reader, [shown_at(reader, time_s) for time_s in times_s], VideoOptions().max_pixels)
 
-    return use_reader(path, backend, pick)
+    return use_reader(video_file(path), backend, pick)
 
 
 def stream_video(path: str | Path, start_s: float = 0.0) -> Iterator[tuple[float, np.ndarray]]:
@@ -120,6 +121,14 @@ def stream_video(path: str | Path, start_s: float = 0.0) -> Iterator[tuple[float
                     if not index.keys:
                         raise
                     index = index_by_decoding(str(path))
+
+
+def video_file(path: str | Path | Packed) -> Path:
+    """The path of a video; one that lies in a shard is written into the cache. Raises `MediaError`."""
+    if not isinstance(path, Packed):
+        return Path(path)
+    with reading(path, "a video"):
+        return path.file()
 
 
 def listed_files(path: str | Path) -> list[Path]:

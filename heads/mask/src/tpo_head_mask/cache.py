@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -50,10 +51,12 @@ def rounded(features: Features) -> Features:
     return Features(*(m.half().float() for m in features.maps))
 
 
-def frame_key(path: str, time_s: float) -> str:
-    """Names a frame by its file, the file's date and size, and its time."""
-    stat = os.stat(path)
-    text = f"{os.path.abspath(path)}|{stat.st_mtime_ns}|{stat.st_size}|{time_s:.6f}"
+def frame_key(medium: Any, time_s: float) -> str:
+    """Names a frame by its file, the file's date and size, and its time; by its bytes where it lies in a shard."""
+    if not isinstance(medium, (str, os.PathLike)):
+        return hashlib.sha256(medium.read()).hexdigest()
+    stat = os.stat(medium)
+    text = f"{os.path.abspath(medium)}|{stat.st_mtime_ns}|{stat.st_size}|{time_s:.6f}"
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -150,7 +150,7 @@ class FrameLoader:
 
     def _name(self, sample: Any, time_s: float) -> str:
         paths = sample.record.videos or sample.record.images
-        return frame_key(str(paths[0]), time_s)
+        return frame_key(paths[0], time_s)
 
     def _kept(self, name: str) -> Features | None:
         return None if self.cache is None else self.cache.load(name)

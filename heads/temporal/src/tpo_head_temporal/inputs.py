@@ -159,7 +159,7 @@ def _files_row(config: TemporalConfig, sample: tpo.Sample) -> tuple[dict[str, Te
     """Features of a sample, and the times of its clips."""
     from tpo_head_temporal.features import find_features, load_features, load_times
 
-    stem, duration_s = Path(sample.record.videos[0]).stem, sample.videos[0].duration_s
+    stem, duration_s = sample.record.videos[0].stem, sample.videos[0].duration_s
     paths = [find_features(folder, stem) for folder in config.video_features]
     video = load_features(
         paths,
