@@ -7,6 +7,7 @@ import tiny_run
 import torch
 import yaml
 
+from tpo_plugin.data import records
 from tpo_plugin.training.config import TrainConfig
 from tpo_plugin.training.outlook import outlook
 from tpo_plugin.training.run import build_model, train
@@ -92,6 +93,14 @@ def test_of_a_large_file_a_part_is_looked_at(world, model):
     data = [write(world[0], "large", 800 * WORDINGS, num_plain=2400)]
     (sentence,) = said(world, model, data=data, steps=10, learning_rates={"lora": 1e-3, "heads": 1e-3, "tokens": 1e-3})
     assert sentence.startswith("point: its loss trains for 10 steps")
+
+
+def test_a_wrong_record_of_a_large_file_is_left_to_training(world, model, monkeypatch):
+    data = write(world[0], "wrong", 40 * WORDINGS, num_plain=120)
+    with open(data["file"], "a") as file:
+        file.write('{"conversations": []}\n')
+    monkeypatch.setattr(records, "CHECK_LIMIT", 100)
+    assert said(world, model, data=[data]) == said(world, model, data=[write(world[0], "right", 40 * WORDINGS, 120)])
 
 
 def test_a_run_says_it_once_before_it_trains(world, caplog):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from tpo_plugin.data import Records
 from tpo_plugin.data.records import MEDIA_TAG
+from tpo_plugin.errors import RecordError
 from tpo_plugin.training.config import StageConfig, TrainConfig
 
 SourceKey = tuple[str, str | None]
@@ -70,9 +71,13 @@ def outlook(config: TrainConfig, names: Sequence[str], sources: Mapping[SourceKe
 def _look(records: Records) -> Found:
     chosen = range(0, len(records), -(-len(records) // LOOKED_AT))
     found = Found()
-    for record in (records[index] for index in chosen):
+    for index in chosen:
+        try:
+            turns = records[index].turns
+        except RecordError:  # of a large file: training skips and counts it
+            continue
         question = ""
-        for turn in record.turns:
+        for turn in turns:
             if turn.role != "assistant":
                 question = MEDIA_TAG.sub("", turn.text)
                 continue
