@@ -2,7 +2,7 @@
 
 A part stands between `<!-- made: NAME -->` and `<!-- made: end -->`; the rest of a page is written by hand. Commands
 come from the argument parsers, keys from the dataclasses that check them, the heads from their metadata and what they
-register, the hosts from the survey's results.
+register, the hosts from the survey's results, the demo's tables from what its seeds measured.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 import tomllib
 import typer
+from tpo_shapes import seeds
 
 import tpo_plugin.cli
 from tests.survey.table import table as hosts_table
@@ -26,12 +27,13 @@ from tpo_plugin.plugins import registry
 from tpo_plugin.training.config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
-PAGES = ROOT / "docs"
+PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "examples" / "shapes" / "README.md"]
+"""Those that may have such parts."""
 PART = re.compile(r"(<!-- made: (\w+) -->\n)(.*?)(<!-- made: end -->\n)", re.DOTALL)
 
 
 def main() -> None:
-    for page in sorted(PAGES.rglob("*.md")):
+    for page in PAGES:
         text = page.read_text(encoding="utf-8")
         if PART.search(text):
             page.write_text(made(text), encoding="utf-8")
@@ -223,6 +225,43 @@ def heads_table() -> str:
     return _table(("head", "trigger, task token", "given in the prompt", "what it is", "licence"), rows)
 
 
+# -- the demo ----------------------------------------------------------------------------------------------------------
+
+
+def demo_scores() -> str:
+    """All that the demo's seeds measured of boxes and moments."""
+    return _of_seeds(seeds.scores_table)
+
+
+def demo_masks() -> str:
+    """What its masks are worth."""
+    return _of_seeds(seeds.masks_table)
+
+
+def demo_chat() -> str:
+    """Its conversation, by kind of question."""
+    return _of_seeds(seeds.chat_table)
+
+
+def demo_summary() -> str:
+    """A line for each of those that answer, with the worst seed of TPO."""
+    return _of_seeds(seeds.summary_table)
+
+
+def _of_seeds(table: Callable[[list[seeds.Results]], list[tuple[str, ...]]]) -> str:
+    """The table, below the seeds that it is of."""
+    results = seeds.load_results()
+    numbers = ", ".join(str(result["seed"]) for result in results)
+    minutes = ", ".join(f"{result['seconds']['wall'] / 60:.1f}" for result in results)
+    title = (
+        f"Means of {len(results)} seeds ({numbers}; {minutes} minutes)"
+        if len(results) > 1
+        else f"One seed ({numbers}; {minutes} minutes)"
+    )
+    header, *rows = table(results)
+    return f"{title}, in percent:\n\n{_table(header, rows)}"
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "training_keys": training_keys,
     "head_keys": head_keys,
@@ -230,6 +269,10 @@ PARTS: dict[str, Callable[[], str]] = {
     "formats": formats,
     "heads": heads_table,
     "hosts": hosts_table,
+    "demo_summary": demo_summary,
+    "demo_scores": demo_scores,
+    "demo_masks": demo_masks,
+    "demo_chat": demo_chat,
 }
 
 if __name__ == "__main__":

@@ -52,17 +52,15 @@ def blocks(page: Path, *languages: str) -> list[str]:
 # -- what is made ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)
+@pytest.mark.parametrize("page", pages.PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_parts_are_what_is_declared(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert text == pages.made(text), "run python -m tests.pages"
 
 
 def test_every_part_stands_on_a_page() -> None:
-    used = [
-        name for page in (ROOT / "docs").glob("*.md") for name in re.findall(r"<!-- made: (\w+) -->", page.read_text())
-    ]
-    assert sorted(name for name in used if name != "end") == sorted(pages.PARTS)
+    used = {name for page in pages.PAGES for name in re.findall(r"<!-- made: (\w+) -->", page.read_text())}
+    assert used == {*pages.PARTS, "end"}
 
 
 def configurations(config: type) -> Iterator[type]:

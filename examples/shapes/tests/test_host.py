@@ -84,8 +84,7 @@ def test_labels_say_what_a_frame_shows():
                 inside = any(start <= time_s < end for start, end in thing.spans_s)
                 if {"appear": not inside, "leave": inside}.get(thing.event, False):
                     continue
-                colour = thing.other if thing.event == "recolour" and inside else thing.colour
-                thing_id = COLOURS.index(colour) * 3 + SHAPES.index(thing.shape)
+                thing_id = COLOURS.index(thing.colour) * 3 + SHAPES.index(thing.shape)
                 named.add(thing_id + 12 * (thing.event == "turn" and inside))
             assert set(pool.present[index, frame].nonzero()[:, 0].tolist()) == named
             assert set(pool.classes[index, frame].tolist()) <= named | {24}

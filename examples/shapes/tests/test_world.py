@@ -3,11 +3,12 @@
 import itertools
 import json
 import random
+import re
 
 import numpy as np
 import pytest
 from tpo_shapes.dataset import make_dataset, saliency
-from tpo_shapes.questions import CHAT, CLIP_CHAT, CLIP_TASKS, HAPPENS, TASKS, ask, objects_of
+from tpo_shapes.questions import CHAT, CLIP_CHAT, CLIP_TASKS, HAPPENS, NUMBERS, TASKS, ask, objects_of
 from tpo_shapes.world import (
     CLIP_SECONDS,
     CLIP_TIMES,
@@ -65,9 +66,8 @@ def test_clips_show_what_their_moments_say():
                 pixel = frames[index, frame, min(y, 95), min(x, 95)] / 255
                 colour = COLOURS[np.abs(RGB - pixel).max(-1).argmin()] if np.abs(pixel - 0.5).max() > 0.05 else None
                 away = {"appear": not inside, "leave": inside}.get(thing.event, False)
-                changed = thing.event == "recolour" and inside
-                assert colour == (None if away else thing.other if changed else thing.colour)
-                assert thing.plain[frame] == (colour == thing.colour)
+                assert colour == (None if away else thing.colour)
+                assert thing.shown[frame] == (not away)
                 if thing.event == "turn" and thing.shape == "triangle":
                     left, _, right, bottom = thing.boxes_xyxy[frame]
                     corner = frames[index, frame, int(96 * bottom) - 3, int(96 * left + 96 * (right - left) / 8)] / 255
@@ -82,20 +82,20 @@ def test_moments_are_apart_and_inside_the_clip():
         counts.append(len(thing.spans_s))
         times = [0.0, *(value for span in thing.spans_s for value in span), CLIP_SECONDS]
         assert times == sorted(times)
-        assert all(later - end >= 0.75 for (_, end), (later, _) in itertools.pairwise(thing.spans_s))
-        assert all(0.5 <= end - start <= 2 for start, end in thing.spans_s)
+        assert all(later - end >= 1 for (_, end), (later, _) in itertools.pairwise(thing.spans_s))
+        assert all(0.5 <= end - start <= 1.5 for start, end in thing.spans_s)
+        assert 1 <= sum(end - start for start, end in thing.spans_s) <= 1.5
+        assert (sum(thing.shown) <= 3) == (thing.event == "appear")
     assert set(counts) == {1, 2}
 
 
-def test_no_two_shapes_of_a_clip_have_the_same_event_or_ever_one_name():
+def test_no_two_shapes_of_a_clip_have_the_same_event_or_name():
     scenes = sample_scenes(np.random.default_rng(8), 300, CLIP_TIMES, max_objects=3)
     for objects in (objects_of(scenes, index) for index in range(300)):
         events = [thing.event for thing in objects if thing.event]
         assert len(set(events)) == len(events)
         assert ("circle", "turn") not in [(thing.shape, thing.event) for thing in objects]
-        names = [thing.name for thing in objects]
-        names += [f"{thing.other} {thing.shape}" for thing in objects if thing.event == "recolour"]
-        assert len(set(names)) == len(names)
+        assert len({thing.name for thing in objects}) == len(objects)
 
 
 def test_pictures_have_no_events():
@@ -105,13 +105,19 @@ def test_pictures_have_no_events():
 
 
 def test_saliency_marks_the_frames_of_the_moments():
-    marks = saliency([[0.25, 1.0], [3.0, 4.0]])
-    assert marks == {"saliency": [0, 12, 12, 12, 0, 0, 0, 0, 0, 0, 0, 0, 12, 12, 12, 12], "clip_s": 0.25}
+    marks = saliency([[0.5, 1.5], [3.0, 4.0]])
+    assert marks == {"saliency": [0, 12, 12, 0, 0, 0, 12, 12], "clip_s": 0.5}
 
 
 def test_splits_share_no_photograph():
     assert not set(PHOTOS["train"]) & set(PHOTOS["heldout"])
     assert sample_backgrounds(np.random.default_rng(0), 3, "heldout").std() > 0.005
+
+
+def at(turn):
+    """The frame that a question names."""
+    named = re.match(r"at ([\d.]+) seconds", turn.question)
+    return CLIP_TIMES.index(float(named[1])) if named else 0
 
 
 @pytest.mark.parametrize("clip", [False, True])
@@ -125,15 +131,22 @@ def test_answers_are_true(clip):
             named = [o for o in objects if o.name in turn.question]
             frame = CLIP_TIMES.index(turn.time) if turn.time is not None else 0
             if turn.kind == "exists":
-                assert turn.answer == ("yes" if named else "no")
+                assert turn.answer == ("yes it is here" if named else "no it is not here")
             elif turn.kind == "region":
                 assert turn.boxes == [named[0].boxes_xyxy[frame]]
-                assert named[0].plain[frame]
+                assert named[0].shown[frame]
             elif turn.kind == "moment":
                 assert turn.spans_s == named[0].spans_s != []
                 assert turn.answer == "at <temporal>"
             elif turn.kind == "event":
                 assert turn.answer == HAPPENS[named[0].event]
+            elif turn.kind == "count":
+                assert turn.answer == NUMBERS[len(objects)]
+            elif turn.kind == "there":
+                x, y = next(o for o in objects if o.name == turn.answer).centre(at(turn))
+                row, column = turn.question.removesuffix("?").split()[-2:]
+                assert (row == "top", row == "bottom") == (y < 0.38, y > 0.62)
+                assert (column == "left", column == "right") == (x < 0.38, x > 0.62)
             elif turn.kind == "given_colour":
                 assert [o.colour for o in objects if o.boxes_xyxy[frame] == turn.boxes[0]] == [turn.answer]
             elif turn.kind == "relation" and " left of " in turn.question and not clip:

@@ -64,6 +64,7 @@ class PyAV(Reader):
         self.times_s, self.duration_s = index.times_s, index.duration_s
         self._places = {start: place for place, start in enumerate(index.starts)}
         self._file = contextlib.ExitStack()
+        self._at_start = False
         self._open()
         self._upright = Upright(self._stream)
         codec = self._stream.codec_context

@@ -56,7 +56,7 @@ def _write_part(root: Path, split: str, number: int, seed: int, turns: int, clip
             else:
                 Image.fromarray(frames[index, 0]).save(root / name, compress_level=1)
             objects = objects_of(scenes, index, covered)
-            chat = dict.fromkeys(CLIP_CHAT if clip else CHAT, 1.0) | {"relation": 2.0}
+            chat = dict.fromkeys(CLIP_CHAT if clip else CHAT, 1.0)
             for key, kinds in zip(records, (chat, CLIP_TASK_KINDS if clip else TASK_KINDS), strict=True):
                 asked = ask(words, objects, kinds, turns, clip)
                 if key.endswith("tasks"):

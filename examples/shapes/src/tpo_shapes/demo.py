@@ -16,6 +16,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -43,7 +44,7 @@ from tpo_shapes.evaluate import (
     save_answers,
     score,
 )
-from tpo_shapes.micro_sam import train_micro_sam
+from tpo_shapes.micro_sam import WEIGHTS
 from tpo_shapes.outlines import compare_masks, load_compared, score_masks
 from tpo_shapes.recipe import (
     FILES,
@@ -114,18 +115,17 @@ def _run(directory: Path, size: Size, seed: int, host: Path) -> dict[str, Any]:
 
 
 def _run_jobs(directory: Path, size: Size, seed: int, host: Path, console: Console) -> dict[str, dict[str, float]]:
-    """Data and the micro SAM 2, training, answers, in two processes of one thread each: CPU seconds of each job."""
+    """Data, training, answers, in two processes of one thread each: CPU seconds of each job."""
+    shutil.copyfile(WEIGHTS, sam_file(directory))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(2, mp_context=context, initializer=_start_worker) as pool, _progress(console) as progress:
 
         def start(log: str, job: Callable[..., Any], *arguments: Any) -> Future:
             return pool.submit(_work, _log(directory, log), job, *arguments)
 
-        sam = start("micro_sam", _train_sam, directory, size, seed)
         data = [start(name, _make_part, directory / "data" / name, size, seed) for name in (*SHARDS, "heldout")]
         _wait(progress, {"data": (data, lambda: sum(job.done() for job in data), len(data))})
         answers = {HOST: start(HOST, _answer, directory, HOST, host)}
-        _wait(progress, {"micro SAM 2": ([sam], lambda: 0, 1), HOST: ([answers[HOST]], lambda: 0, 1)})
         runs = {name: start(name, _train, host, directory, size, seed, name) for name in HEADS}
         steps = {name: partial(_steps, _log(directory, name)) for name in HEADS}
         _wait(
@@ -139,7 +139,7 @@ def _run_jobs(directory: Path, size: Size, seed: int, host: Path, console: Conso
     seconds = {name: {"answers": job.result()} for name, job in answers.items()}
     for name, run in runs.items():
         seconds[name]["training"] = run.result()
-    seconds[TPO] |= {"sam": sam.result(), "tracks": tracks.result()}
+    seconds[TPO]["tracks"] = tracks.result()
     return seconds
 
 
@@ -215,13 +215,6 @@ def _make_part(root: Path, size: Size, seed: int) -> None:
             for name, change in ((BASELINE, baseline_record), (FROZEN, bare_record)):
                 write_records(root / records_file(key, name), map(change, records))
     (root / "done").touch()
-
-
-def _train_sam(directory: Path, size: Size, seed: int) -> float:
-    with Stopwatch(directory / "micro_sam.seconds", time.process_time) as clock:
-        if not sam_file(directory).is_file():
-            train_micro_sam(sam_file(directory), size.sam_steps, seed)
-    return clock.seconds
 
 
 def _train(host: Path, directory: Path, size: Size, seed: int, name: str) -> float:

@@ -189,7 +189,8 @@ def train_stage(model: Any, batches: Batches, stage: StageConfig, config: TrainC
         out = model(**batch)
         optimizer.zero_grad()
         out.loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, stage.max_grad_norm)
+        if stage.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(trained, stage.max_grad_norm)
         optimizer.step()
         schedule.step()
         if number >= len(batches) * 4 // 5:

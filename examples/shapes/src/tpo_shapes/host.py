@@ -22,7 +22,7 @@ from tpo_shapes.questions import PLACEHOLDER, all_texts
 from tpo_shapes.world import CLIP_TIMES
 
 IMAGE_SIZE = 48
-PATCH_SIZE = 12
+PATCH_SIZE = 8
 SPARE_ROWS = 16
 
 PAD, UNKNOWN, USER, ASSISTANT, END = "<|pad|>", "<|unk|>", "<|user|>", "<|assistant|>", "<|end|>"
@@ -76,7 +76,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_processor() -> LlavaOnevisionProcessor:
-    """The real processor for pictures of one tile: 36 tokens a picture, 4 tokens a frame and one a clip."""
+    """The real processor for pictures of one tile: 78 tokens a picture, 9 tokens a frame and one a clip."""
     pixels = {
         "size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
         "image_mean": [0.5, 0.5, 0.5],
@@ -94,7 +94,7 @@ def build_processor() -> LlavaOnevisionProcessor:
 
 
 def build_model(
-    tokenizer: PreTrainedTokenizerFast, seed: int = 0, width: int = 64, num_layers: int = 3
+    tokenizer: PreTrainedTokenizerFast, seed: int = 0, width: int = 64, num_layers: int = 4, vision_layers: int = 3
 ) -> LlavaOnevisionForConditionalGeneration:
     """A fresh model for the tokenizer, with spare vocabulary rows."""
     torch.manual_seed(seed)
@@ -102,12 +102,14 @@ def build_model(
     shape = {
         "hidden_size": width,
         "intermediate_size": 4 * width,
-        "num_hidden_layers": num_layers,
         "num_attention_heads": 4,
     }
-    vision = SiglipVisionConfig(image_size=IMAGE_SIZE, patch_size=PATCH_SIZE, vision_use_head=False, **shape)
+    vision = SiglipVisionConfig(
+        image_size=IMAGE_SIZE, patch_size=PATCH_SIZE, vision_use_head=False, num_hidden_layers=vision_layers, **shape
+    )
     text = Qwen2Config(
         vocab_size=vocab_size,
+        num_hidden_layers=num_layers,
         num_key_value_heads=4,
         max_position_embeddings=1024,
         initializer_range=0.08,

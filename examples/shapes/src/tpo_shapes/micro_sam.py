@@ -1,11 +1,14 @@
 """A SAM 2 of micro size, trained from scratch to outline shapes and to follow them from a rough box.
 
-To the demo's mask head it is what a released checkpoint is to a user's: a file that it loads and keeps frozen.
-N objects of a batch, F frames, P pixels of a side, S side of SAM 2's input.
+    python -m tpo_shapes.micro_sam FILE.safetensors
+
+To the demo's mask head it is what a released checkpoint is to a user's: a file that it loads and keeps frozen. It lies
+beside this module. N objects of a batch, F frames, P pixels of a side, S side of SAM 2's input.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +30,9 @@ ARCHITECTURE: dict[str, Any] = {"backend": "sam2", "size": "micro", "image_size"
 """Fields of the mask head's config. The package sam2 can follow objects of different clips at once."""
 FRAMES = (1, 2, 4)
 """Of the clips that it trains on, one after the other."""
-SAM_STEPS = (200, 240, 60)
+SAM_STEPS = (600, 720, 180)
 RATE = 1e-3
+WEIGHTS = Path(__file__).with_suffix(".safetensors")
 BOX_NOISE = 0.3
 """How far a corner of the box in the prompt may be off, up to this standard deviation, in sides of the box: the boxes
 that a region head finds are no better at first."""
@@ -50,7 +54,7 @@ class Batch:
 
 def train_micro_sam(path: Path, steps: Sequence[int], seed: int) -> Path:
     """Trains a SAM 2 for so many steps on clips of 1, 2 and 4 frames (and pictures between them), and writes its
-    weights to `path`, .safetensors under the sam2 package's names. Prints the loss."""
+    weights to `path`, .safetensors in bfloat16 under the sam2 package's names. Prints the loss."""
     from safetensors.torch import save_file
 
     torch.manual_seed(seed)
@@ -73,15 +77,17 @@ def train_micro_sam(path: Path, steps: Sequence[int], seed: int) -> Path:
         if step % 25 == 24:
             print(f"step {step + 1}/{len(plan)}, frames {num_frames}: loss {loss.item():.3f}", flush=True)
     temporary = path.with_name(f"{path.name}.new")
-    save_file({name: value.contiguous() for name, value in sam.model.state_dict().items()}, temporary)
+    state = {name: value.to(torch.bfloat16).contiguous() for name, value in sam.model.state_dict().items()}
+    save_file(state, temporary)
     return temporary.replace(path)
 
 
 def make_batch(rng: np.random.Generator, num_scenes: int, num_frames: int, backgrounds: np.ndarray) -> Batch:
-    """All objects of the scenes that are there in the first frame; frames of a clip are one to three apart."""
+    """All objects of the scenes that are there in the first frame; frames of a clip are one to three apart, where it
+    has as many."""
     times = None
     if num_frames > 1:
-        apart = int(rng.integers(1, 4))
+        apart = int(rng.integers(1, min(3, (len(CLIP_TIMES) - 1) // (num_frames - 1)) + 1))
         start = int(rng.integers(0, len(CLIP_TIMES) - apart * (num_frames - 1)))
         times = tuple(CLIP_TIMES[start + apart * number] for number in range(num_frames))
     scenes = sample_scenes(rng, num_scenes, times, max_objects=MAX_OBJECTS if times is None else 3, turned=0.3)
@@ -131,3 +137,15 @@ def loss_of(decoded: Sequence[Decoded], masks: Tensor) -> Tensor:
         score = frame.object_score_logits.repeat_interleave(num)
         total = total + (wrong * present).mean() + 0.5 * F.binary_cross_entropy_with_logits(score, present)
     return total / len(decoded)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("file", type=Path)
+    torch.set_num_threads(1)
+    train_micro_sam(parser.parse_args().file, SAM_STEPS, seed=0)
+
+
+if __name__ == "__main__":
+    main()

@@ -59,6 +59,8 @@ class Batch:
     """[all frames, G, 4]."""
     present: torch.Tensor
     """[all frames, things]."""
+    number: torch.Tensor
+    """[all frames]."""
     positions: torch.Tensor
     """[A] places in the flat ids whose hidden state says the next answer token."""
     targets: torch.Tensor
@@ -139,6 +141,7 @@ class Packer:
             classes=labels("classes"),
             boxes_xyxy=labels("boxes_xyxy"),
             present=labels("present"),
+            number=labels("number"),
             positions=positions,
             targets=ids.flatten()[positions + 1],
             target_rows=target_rows,

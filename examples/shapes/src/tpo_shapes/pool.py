@@ -32,6 +32,8 @@ class Pool:
     """[N, F, G, 4] that object's box, 0 to 1."""
     present: torch.Tensor
     """[N, F, NUM_THINGS] bool: whether a thing is in the frame."""
+    number: torch.Tensor
+    """[N, F] which frame of a clip it is, -100 for a picture."""
     objects: list[list[Object]]
     """The objects of each scene."""
     clip: bool
@@ -54,7 +56,8 @@ def make_pool(
         parts.append((resize(torch.from_numpy(frames)), *vision_targets(scenes)))
         objects += [objects_of(scenes, index) for index in range(size)]
     pixels, classes, boxes, present = (torch.cat(field) for field in zip(*parts, strict=True))
-    return Pool(pixels, classes, boxes, present, objects, clip)
+    number = torch.arange(len(CLIP_TIMES)) if clip else torch.tensor([-100])
+    return Pool(pixels, classes, boxes, present, number.expand(num_scenes, -1), objects, clip)
 
 
 def resize(frames: torch.Tensor) -> torch.Tensor:
@@ -84,7 +87,7 @@ def vision_targets(scenes: Scenes) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     shown = torch.from_numpy(scenes.shown())
     cover = (high - low).clamp(min=0).prod(-1) * grid**2 * shown[:, :, None]
     share, slot = cover.max(-1)  # [N, F, G]
-    thing = torch.from_numpy(scenes.colour_shown() * len(SHAPES) + scenes.shape[:, None])
+    thing = torch.from_numpy(scenes.colour * len(SHAPES) + scenes.shape)[:, None]
     thing = thing + torch.from_numpy(scenes.in_moment("turn")) * (len(COLOURS) * len(SHAPES))
     thing = torch.where(shown, thing, NUM_THINGS)  # [N, F, K]
     classes = torch.where(share >= 0.3, thing.gather(2, slot), NUM_THINGS)

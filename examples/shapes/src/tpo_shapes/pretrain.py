@@ -24,6 +24,7 @@ from tpo_shapes.host import build_model, build_processor, save_host
 from tpo_shapes.packing import Batch, Packer, image_prefix, video_prefix, vision_features
 from tpo_shapes.pool import NUM_THINGS, Pool, make_pool, normalise
 from tpo_shapes.questions import CHAT, CLIP_CHAT, ask
+from tpo_shapes.world import CLIP_FRAMES
 
 
 @dataclass(kw_only=True)
@@ -32,18 +33,18 @@ class PretrainConfig:
 
     seed: int = 0
     num_pictures: int = 16000
-    num_clips: int = 3000
-    vision_steps: int = 6000
+    num_clips: int = 5000
+    vision_steps: int = 4000
     """Steps of the vision tower alone, on 32 pictures (in which shapes stand turned) and 32 frames of clips each."""
-    steps: int = 3500
+    steps: int = 6000
     """Steps of conversations."""
     word_steps: int = 400
     """Steps of the language model alone, in which it learns to keep what was asked."""
-    pictures: int = 40
+    pictures: int = 24
     """Pictures a step."""
-    clips: int = 6
+    clips: int = 12
     """Clips a step."""
-    turns: int = 6
+    turns: int = 10
     """Questions about one picture or clip, at most."""
     rate: float = 2e-3
     vision_weight: float = 0.7
@@ -55,19 +56,20 @@ NUM_BINS = 12
 """Each side of a patch's box is also told as one of so many bins: that makes places as loud as classes."""
 
 
-HARD = ("relation", "side", "place", "motion", "event")
-"""Kinds of question asked twice as often: they are learnt last."""
+HARD = ("relation", "place", "there", "motion", "event")
+"""Kinds of question asked three times as often: they are learnt last."""
 
 
 class VisionHead(nn.Module):
-    """What a patch shows, and what a whole frame shows, both read linearly; only pretraining has it.
+    """What a patch shows, and in which frame of a clip, and what a whole frame shows, all read linearly; only
+    pretraining has it.
 
-    The latter stands in for what towers like SigLIP's learn from texts of whole pictures.
+    The last stands in for what towers like SigLIP's learn from texts of whole pictures.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.patch = nn.Linear(width, NUM_THINGS + 1 + 4 + 4 * NUM_BINS)
+        self.patch = nn.Linear(width, NUM_THINGS + 1 + 4 + 4 * NUM_BINS + CLIP_FRAMES)
         self.frame = nn.Linear(width, NUM_THINGS)
 
     def loss(
@@ -76,16 +78,19 @@ class VisionHead(nn.Module):
         classes: torch.Tensor,
         boxes_xyxy: torch.Tensor,
         present: torch.Tensor,
+        number: torch.Tensor,
     ) -> torch.Tensor:
         """From what `vision_features` gives of some frames, and their labels of `Pool`."""
         patches, frames = seen
-        scores, boxes, bins = self.patch(patches).split([NUM_THINGS + 1, 4, 4 * NUM_BINS], -1)
+        scores, boxes, bins, when = self.patch(patches).split([NUM_THINGS + 1, 4, 4 * NUM_BINS, CLIP_FRAMES], -1)
         covered = (classes < NUM_THINGS)[..., None].float()
         distance = ((boxes - boxes_xyxy).abs() * covered).sum() / (4 * covered.sum()).clamp(min=1)
         wanted = (boxes_xyxy * NUM_BINS).long().clamp(0, NUM_BINS - 1).masked_fill(covered == 0, -100)
         coarse = F.cross_entropy(bins.reshape(-1, NUM_BINS), wanted.flatten())
+        frame = F.cross_entropy(when.flatten(0, -2), number[:, None].expand(when.shape[:-1]).flatten())
         presence = F.binary_cross_entropy_with_logits(self.frame(frames), present.float())
-        return F.cross_entropy(scores.flatten(0, -2), classes.flatten()) + 5 * distance + 0.5 * coarse + 10 * presence
+        thing = F.cross_entropy(scores.flatten(0, -2), classes.flatten())
+        return thing + 5 * distance + 0.5 * coarse + 10 * presence + 0.5 * frame
 
     @torch.no_grad()
     def accuracy(self, model: LlavaOnevisionForConditionalGeneration, pool: Pool) -> dict[str, float]:
@@ -119,7 +124,7 @@ def pretrain_vision(
         chosen = [(pool, torch.randint(len(pool), (32,)), torch.randint(pool.pixels.shape[1], (32,))) for pool in pools]
         pixels, *labels = (
             torch.cat([getattr(pool, name)[rows, frames] for pool, rows, frames in chosen])
-            for name in ("pixels", "classes", "boxes_xyxy", "present")
+            for name in ("pixels", "classes", "boxes_xyxy", "present", "number")
         )
         loss = head.loss(vision_features(model, normalise(pixels)), *labels)
         _step(optimizer, schedule, parameters, loss)
@@ -148,7 +153,7 @@ def pretrain_chat(
         batch = sample_batch(rng, packer, pools, config)
         hidden, *vision = batch.forward(model)
         loss = F.cross_entropy(model.lm_head(hidden), batch.targets)
-        vision_loss = head.loss((vision[0], vision[1]), batch.classes, batch.boxes_xyxy, batch.present)
+        vision_loss = head.loss((vision[0], vision[1]), batch.classes, batch.boxes_xyxy, batch.present, batch.number)
         _step(optimizer, schedule, parameters, loss + config.vision_weight * vision_loss)
         if step % 50 == 49:
             log(stage="chat", step=step + 1, loss=loss, vision_loss=vision_loss)
@@ -213,7 +218,7 @@ def sample_batch(
     rows = [[rng.randrange(len(pool)) for _ in range(size)] for pool, size in zip(pools, sizes, strict=True)]
     talks = []
     for pool, chosen in zip(pools, rows, strict=True):
-        kinds = {kind: 2.0 if kind in HARD else 1.0 for kind in (CLIP_CHAT if pool.clip else CHAT)}
+        kinds = {kind: 3.0 if kind in HARD else 1.0 for kind in (CLIP_CHAT if pool.clip else CHAT)}
         talks.append([ask(rng, pool.objects[row], kinds, config.turns, pool.clip) for row in chosen])
         if tasks:
             wanted = {"region": 1.0, **({"moment": 3.0} if pool.clip else {})}

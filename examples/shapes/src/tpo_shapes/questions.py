@@ -20,9 +20,8 @@ Span = list[float]
 Mask = dict[str, Any]
 """COCO RLE."""
 PLACEHOLDER, MOMENTS, MASK = "<region>", "<temporal>", "<mask>"
-ASKED_FRAMES = range(2, len(CLIP_TIMES), 4)
+ASKED_FRAMES = range(1, len(CLIP_TIMES), 2)
 """The frames of a clip that questions name: those of its half, one and a half, ... seconds."""
-COMES_AND_GOES = ("appear", "leave")
 NUMBERS = ("zero", "one", "two", "three", "four")
 
 REGION_WORDINGS = (
@@ -33,6 +32,7 @@ REGION_WORDINGS = (
     "show me the {}.",
     "where can i see the {}?",
 )
+# The host says all words of these in its conversations.
 REGION_ANSWER = f"it is here {PLACEHOLDER}"
 MOMENT_ANSWER = f"at {MOMENTS}"
 MASK_ANSWER = f"it is here {MASK}"
@@ -43,13 +43,11 @@ MOMENT_WORDINGS = {
     "appear": ("when does the {} appear?", "when can you see the {}?", "when is the {} there?"),
     "leave": ("when does the {} leave?", "when is the {} away?", "when is the {} gone?"),
     "turn": ("when does the {} turn?", "when is the {} turned?"),
-    "recolour": ("when does the {} change its colour?", "when does the {} change colour?"),
 }
 HAPPENS = {
     "appear": "it appears",
     "leave": "it leaves",
     "turn": "it turns",
-    "recolour": "it changes its colour",
     None: "nothing",
 }
 TASK_WORDS = "outline segment mask follow track path object gone leave leaves away turned appear appears"
@@ -68,10 +66,8 @@ class Object:
     """What happens to it, of EVENTS."""
     spans_s: list[Span] = field(default_factory=list)
     """When: start and end of each moment, in seconds."""
-    plain: list[bool] = field(default_factory=list)
-    """For each frame, whether it is to be seen in its own colour."""
-    other: str = ""
-    """The colour in the moments of a "recolour"."""
+    shown: list[bool] = field(default_factory=list)
+    """For each frame, whether it is to be seen."""
     masks: list[Mask | None] = field(default_factory=list)
     """For each frame its pixels, None while it is not to be seen; empty where nobody asked for masks."""
 
@@ -107,7 +103,7 @@ def objects_of(scenes: Scenes, index: int, covered: np.ndarray | None = None) ->
     """The objects of one scene; with masks where `world.masks` is given."""
     present = [slot for slot, colour in enumerate(scenes.colour[index]) if colour >= 0]
     boxes = scenes.boxes_xyxy[index].astype(float).round(4)
-    plain = (scenes.shown() & ~scenes.in_moment("recolour"))[index]
+    shown = scenes.shown()[index]
     return [
         Object(
             COLOURS[scenes.colour[index, s]],
@@ -115,8 +111,7 @@ def objects_of(scenes: Scenes, index: int, covered: np.ndarray | None = None) ->
             boxes[:, s].tolist(),
             EVENTS[scenes.event[index, s]] if scenes.event[index, s] >= 0 else None,
             [span for span in scenes.spans_s[index, s].tolist() if span[1] > span[0]],
-            plain[:, s].tolist(),
-            COLOURS[scenes.other[index, s]],
+            shown[:, s].tolist(),
             [] if covered is None else _encoded(covered[index, :, s]),
         )
         for s in present
@@ -139,14 +134,14 @@ def _only(objects: list[Object], attribute: str) -> list[Object]:
     return [o for o, value in zip(objects, values, strict=True) if values.count(value) == 1]
 
 
-def _plain(objects: list[Object], frame: int | None) -> list[Object]:
-    """Those to be seen in their own colours, in the named frame."""
-    return [o for o in objects if o.plain[frame or 0]]
+def _shown(objects: list[Object], frame: int | None) -> list[Object]:
+    """Those to be seen in the named frame."""
+    return [o for o in objects if o.shown[frame or 0]]
 
 
 def colour(rng: random.Random, objects: list[Object], frame: int | None) -> Turn | None:
-    """Which colour the only object of a shape has, from a clip's start to its end."""
-    unique = [o for o in _only(objects, "shape") if o.event != "recolour"]
+    """Which colour the only object of a shape has."""
+    unique = _only(objects, "shape")
     if not unique:
         return None
     chosen = rng.choice(unique)
@@ -165,17 +160,13 @@ def shape(rng: random.Random, objects: list[Object], frame: int | None) -> Turn 
 
 
 def count(rng: random.Random, objects: list[Object], frame: int | None) -> Turn | None:
-    """How many objects there are, where each is there from a clip's start to its end."""
-    if any(o.event in COMES_AND_GOES for o in objects):
-        return None
+    """How many objects a picture has."""
     wording = rng.choice(("how many objects are there?", "how many objects can you see?"))
     return Turn("count", wording, NUMBERS[len(objects)])
 
 
 def exists(rng: random.Random, objects: list[Object], frame: int | None) -> Turn | None:
     """Whether an object is there; the wrong name shares a colour or a shape with one that is."""
-    if any(o.event == "recolour" for o in objects):
-        return None
     names = {o.name for o in objects}
     yes = rng.random() < 0.5
     if yes:
@@ -185,7 +176,7 @@ def exists(rng: random.Random, objects: list[Object], frame: int | None) -> Turn
         pool = [f"{c} {near.shape}" for c in COLOURS] + [f"{near.colour} {s}" for s in SHAPES]
         name = rng.choice([n for n in pool if n not in names])
     wording = rng.choice(("is there a {}?", "can you see a {}?"))
-    return Turn("exists", wording.format(name), "yes" if yes else "no")
+    return Turn("exists", wording.format(name), "yes it is here" if yes else "no it is not here")
 
 
 _RELATIONS: dict[str, Callable[[float, float], float]] = {
@@ -198,7 +189,7 @@ _RELATIONS: dict[str, Callable[[float, float], float]] = {
 
 def relation(rng: random.Random, objects: list[Object], frame: int | None) -> Turn | None:
     """How two objects lie to each other, where that is plain."""
-    shown = _plain(objects, frame)
+    shown = _shown(objects, frame)
     if len(shown) < 2:
         return None
     first, second = rng.sample(shown, 2)
@@ -213,7 +204,7 @@ def relation(rng: random.Random, objects: list[Object], frame: int | None) -> Tu
 
 def side(rng: random.Random, objects: list[Object], frame: int | None) -> Turn | None:
     """On which half of the picture an object is."""
-    if not (shown := _plain(objects, frame)):
+    if not (shown := _shown(objects, frame)):
         return None
     chosen = rng.choice(shown)
     axis = rng.randrange(2)
@@ -227,18 +218,42 @@ def side(rng: random.Random, objects: list[Object], frame: int | None) -> Turn |
 
 _ROWS = ("top", "middle", "bottom")
 _COLUMNS = ("left", "centre", "right")
+_BORDERS = (0.38, 0.62)
+"""Between rows, and between columns."""
+
+
+def _between(x: float, y: float) -> bool:
+    return any(abs(v - border) < 0.03 for v in (x, y) for border in _BORDERS)
+
+
+def _ninth(x: float, y: float) -> str:
+    row, column = (sum(v > border for border in _BORDERS) for v in (y, x))
+    return f"{_ROWS[row]} {_COLUMNS[column]}"
 
 
 def place(rng: random.Random, objects: list[Object], frame: int | None) -> Turn | None:
     """In which ninth of the picture an object is, away from the borders between them."""
-    if not (shown := _plain(objects, frame)):
+    if not (shown := _shown(objects, frame)):
         return None
     chosen = rng.choice(shown)
     x, y = chosen.centre(frame or 0)
-    if any(abs(v - border) < 0.025 for v in (x, y) for border in (0.38, 0.62)):
+    if _between(x, y):
         return None
-    row, column = (_ROWS[(y > 0.38) + (y > 0.62)], _COLUMNS[(x > 0.38) + (x > 0.62)])
-    return Turn("place", f"{when(frame)}which part of the picture is the {chosen.name} in?", f"{row} {column}")
+    return Turn("place", f"{when(frame)}which part of the picture is the {chosen.name} in?", f"at the {_ninth(x, y)}")
+
+
+def there(rng: random.Random, objects: list[Object], frame: int | None) -> Turn | None:
+    """What is in a ninth of the picture, away from its borders, where nothing else is near."""
+    centres = [(o, o.centre(frame or 0)) for o in _shown(objects, frame)]
+    alone = [
+        (o, (x, y))
+        for o, (x, y) in centres
+        if all(o is other or max(abs(x - u), abs(y - v)) > 0.3 for other, (u, v) in centres) and not _between(x, y)
+    ]
+    if not alone:
+        return None
+    chosen, (x, y) = rng.choice(alone)
+    return Turn("there", f"{when(frame)}what is in the {_ninth(x, y)}?", chosen.name)
 
 
 def size(rng: random.Random, objects: list[Object], frame: int | None) -> Turn | None:
@@ -253,11 +268,11 @@ def size(rng: random.Random, objects: list[Object], frame: int | None) -> Turn |
 
 
 def motion(rng: random.Random, objects: list[Object], frame: int | None) -> Turn | None:
-    """Which way an object of a clip moves that is there in all of it."""
+    """Which way an object of a clip moves that is there in most of it."""
     chosen = rng.choice(objects)
     axis = rng.randrange(2)
     moved = chosen.centre(-1)[axis] - chosen.centre(0)[axis]
-    if chosen.event in COMES_AND_GOES or abs(moved) < 0.1:
+    if chosen.event == "appear" or abs(moved) < 0.15:
         return None
     words = (("left", "right"), ("up", "down"))[axis]
     question = f"does the {chosen.name} move {words[0]} or {words[1]}?"
@@ -273,7 +288,7 @@ def event(rng: random.Random, objects: list[Object], frame: int | None) -> Turn:
 
 def region(rng: random.Random, objects: list[Object], frame: int | None) -> Turn | None:
     """Where an object is: the answer ends in a box."""
-    if not (shown := _plain(objects, frame)):
+    if not (shown := _shown(objects, frame)):
         return None
     chosen = rng.choice(shown)
     question = when(frame) + rng.choice(REGION_WORDINGS).format(chosen.name)
@@ -282,7 +297,7 @@ def region(rng: random.Random, objects: list[Object], frame: int | None) -> Turn
 
 def given_colour(rng: random.Random, objects: list[Object], frame: int | None) -> Turn | None:
     """Which colour the object in a box that the user gives has."""
-    if not (shown := _plain(objects, frame)):
+    if not (shown := _shown(objects, frame)):
         return None
     chosen = rng.choice(shown)
     question = f"{when(frame)}what colour is the object in {PLACEHOLDER}?"
@@ -291,7 +306,7 @@ def given_colour(rng: random.Random, objects: list[Object], frame: int | None) -
 
 def given_shape(rng: random.Random, objects: list[Object], frame: int | None) -> Turn | None:
     """Which shape the object in a box that the user gives has."""
-    if not (shown := _plain(objects, frame)):
+    if not (shown := _shown(objects, frame)):
         return None
     chosen = rng.choice(shown)
     question = f"{when(frame)}what shape is the object in {PLACEHOLDER}?"
@@ -316,7 +331,7 @@ def outline(rng: random.Random, objects: list[Object], frame: int | None) -> Tur
 
 def follow(rng: random.Random, objects: list[Object], frame: int | None) -> Turn | None:
     """Where an object of a clip is in each frame; in the first it is to be seen in its own colour."""
-    if not (shown := _plain(objects, 0)):
+    if not (shown := _shown(objects, 0)):
         return None
     chosen = rng.choice(shown)
     return Turn("follow", rng.choice(FOLLOW_WORDINGS).format(chosen.name), MASK_ANSWER, masks=chosen.masks)
@@ -324,7 +339,7 @@ def follow(rng: random.Random, objects: list[Object], frame: int | None) -> Turn
 
 def follow_given(rng: random.Random, objects: list[Object], frame: int | None) -> Turn | None:
     """The same of an object whose box in the first frame the user gives."""
-    if not (shown := _plain(objects, 0)):
+    if not (shown := _shown(objects, 0)):
         return None
     chosen = rng.choice(shown)
     question = rng.choice(FOLLOW_GIVEN_WORDINGS)
@@ -335,8 +350,8 @@ def _time(frame: int | None) -> float | None:
     return None if frame is None else CLIP_TIMES[frame]
 
 
-CHAT = {f.__name__: f for f in (colour, shape, count, exists, relation, side, place, size)}
-CLIP_CHAT = {f.__name__: f for f in (colour, count, exists, relation, side, place, motion, event)}
+CHAT = {f.__name__: f for f in (colour, shape, count, exists, relation, side, place, there, size)}
+CLIP_CHAT = {f.__name__: f for f in (colour, exists, relation, side, place, there, motion, event)}
 TASKS = {f.__name__: f for f in (region, given_colour, given_shape)}
 CLIP_TASKS = {**TASKS, "moment": moment}
 MASKS = {f.__name__: f for f in (outline, follow, follow_given)}
@@ -370,7 +385,7 @@ def all_texts() -> list[str]:
     moved = [[0.6, 0.6, 0.8, 0.8]] * (len(CLIP_TIMES) - 1)
     seen = [True] * len(CLIP_TIMES)
     turning = Object("blue", "square", still[:1] + moved, "turn", [[1.0, 2.0]], seen)
-    objects = [Object("red", "circle", still, plain=seen), turning]
+    objects = [Object("red", "circle", still, shown=seen), turning]
     for make in {**CHAT, **CLIP_CHAT, **CLIP_TASKS}.values():  # the words of MASKS are all among TASK_WORDS and these
         for frame in [None, *ASKED_FRAMES]:
             turns = (make(rng, objects, frame) for _ in range(40))

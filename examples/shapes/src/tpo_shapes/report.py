@@ -68,7 +68,7 @@ SMALL_NOTE = (
     "overlap of the masks and that of their outlines."
 )
 _INEXACT = ("mean_iou", "moment_iou")
-_OF_CONSTANT = ("acc50", "mean_iou", "r1_30", "r1_50", "r1_70", "moment_iou")
+OF_CONSTANT = ("acc50", "mean_iou", "r1_30", "r1_50", "r1_70", "moment_iou")
 """What a constant answer is measured by."""
 
 
@@ -81,7 +81,7 @@ MASK_SCORES = ("called", "J&F", "J", "F")
 MASK_NOTE = (
     "In percent. Called: how many answers have a mask. J: overlap of the masks, F: of their outlines, over all frames, "
     "without a mask 0; the mean over questions. What is to be followed is to be seen in the first frame; it may leave, "
-    "come back, turn, and change its colour. A given box reaches the mask head through the language model alone. "
+    "come back, and turn. A given box reaches the mask head through the language model alone. "
     "Filled box: that of the region head, in clips of its answers to questions about four moments, with straight lines "
     "between them; the given box where one is given. True box: the same SAM 2, prompted by the true first box."
 )
@@ -127,7 +127,7 @@ def cells(results: dict[str, Any]) -> dict[str, list[str]]:
     lines = {}
     for title, media, key in MEASURES:
         values = [
-            None if name == CONSTANT and key not in _OF_CONSTANT else scores[media][key]
+            None if name == CONSTANT and key not in OF_CONSTANT else scores[media][key]
             for name, scores in results["rows"].items()
         ]
         lines[title] = [_cell(value, key) for value in values]
@@ -222,7 +222,7 @@ def _small_table(results: dict[str, Any]) -> str:
     shown = []
     for name, scores in results["rows"].items():
         values = [
-            None if name == CONSTANT and key not in _OF_CONSTANT else scores[media][key] for _, media, key in SMALL
+            None if name == CONSTANT and key not in OF_CONSTANT else scores[media][key] for _, media, key in SMALL
         ]
         outlined = [results["masks"].get(name, {}).get(kind, {}).get("J&F") for kind, _ in SMALL_MASKS]
         shown.append([name, *(_cell(value, key) for value, (_, _, key) in zip(values, SMALL, strict=True))])

@@ -19,18 +19,15 @@ RGB = np.array([[0.86, 0.16, 0.16], [0.13, 0.60, 0.20], [0.15, 0.30, 0.85], [0.9
 # All in the public domain or CC0, inside scikit-image's wheel. Held-out scenes stand on photographs never trained on.
 PHOTOS = {"train": ("astronaut", "coffee", "rocket", "grass", "gravel"), "heldout": ("chelsea", "camera", "brick")}
 
-EVENTS = ("appear", "leave", "turn", "recolour")
-"""What may happen to a shape of a clip: it is there, is away, is turned, or has another colour, in its moments only."""
-
-EVENT_SHARE = 0.85
-"""Share of a clip's shapes that something happens to; no event comes twice in a clip, and circles do not turn."""
+EVENTS = ("appear", "leave", "turn")
+"""What may happen to a shape of a clip: it is there, is away, or is turned, in its moments only."""
 
 RADIUS = (0.105, 0.21)
 MAX_OBJECTS = 4
 PICTURE_SIZE = 96
 """Side of the files in pixels."""
-CLIP_FPS = 4
-CLIP_FRAMES = 16
+CLIP_FPS = 2
+CLIP_FRAMES = 8
 CLIP_SECONDS = CLIP_FRAMES / CLIP_FPS
 CLIP_TIMES = tuple(frame / CLIP_FPS for frame in range(CLIP_FRAMES))
 """When each frame is first shown, in seconds. A model sees all of them."""
@@ -50,8 +47,6 @@ class Scenes:
     """[F] seconds; a picture's only frame is at 0."""
     event: np.ndarray
     """[S, K] int, index into EVENTS, -1 for none."""
-    other: np.ndarray
-    """[S, K] int, index into COLOURS: the colour in the moments of a "recolour"."""
     spans_s: np.ndarray
     """[S, K, 2, 2] start and end of up to two moments, the second later; zeros where there is none."""
 
@@ -69,10 +64,6 @@ class Scenes:
         appears = (self.event == EVENTS.index("appear"))[:, None]
         there = ~self.in_moment("leave") & (~appears | self.in_moment("appear"))
         return (self.colour >= 0)[:, None] & there
-
-    def colour_shown(self) -> np.ndarray:
-        """[S, F, K] int, index into COLOURS: the colour that a shape has in a frame."""
-        return np.where(self.in_moment("recolour"), self.other[:, None], self.colour[:, None])
 
 
 def sample_scenes(
@@ -134,50 +125,47 @@ def _try_scenes(
         boxes[:, :, slot] = tried[rows, :, choice] * present[:, None, slot, None]
     colour = np.where(present, pairs % len(COLOURS), -1)
     shape = np.where(present, pairs // len(COLOURS), -1)
-    event, other, spans_s = _sample_events(rng, colour, shape) if moving else _stand_turned(rng, colour, shape, turned)
-    return Scenes(colour, shape, boxes, times_s, event, other, spans_s), valid
+    event, spans_s = _sample_events(rng, colour, shape) if moving else _stand_turned(rng, colour, shape, turned)
+    return Scenes(colour, shape, boxes, times_s, event, spans_s), valid
 
 
-def _sample_events(
-    rng: np.random.Generator, colour: np.ndarray, shape: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Event, other colour and moments of each slot of clips. Circles never turn: nobody would see it."""
-    event = rng.random((len(colour), len(EVENTS))).argsort(1)[:, : colour.shape[1]]
-    event = np.where((rng.random(colour.shape) < EVENT_SHARE) & (colour >= 0), event, -1)
+def _sample_events(rng: np.random.Generator, colour: np.ndarray, shape: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Event and moments of each slot of clips: each event, and none, for one slot of four. Circles never turn: nobody
+    would see it."""
+    event = rng.random(colour.shape).argsort(1)
+    event[(event >= len(EVENTS)) | (colour < 0)] = -1
     event[(event == EVENTS.index("turn")) & (shape == SHAPES.index("circle"))] = -1
-    other = (colour + rng.integers(1, len(COLOURS), colour.shape)) % len(COLOURS)
-    names = colour * len(SHAPES) + shape
-    taken = ((other * len(SHAPES) + shape)[..., None] == names[:, None]).any(-1)
-    event[taken & (event == EVENTS.index("recolour"))] = -1  # two shapes would have one name
     spans_s = np.zeros((*colour.shape, 2, 2))
     for scene, slot in zip(*np.nonzero(event >= 0), strict=True):
         moments = _sample_moments(rng)
         spans_s[scene, slot, : len(moments)] = np.array(moments) / CLIP_FPS
-    return event, other, spans_s
+    return event, spans_s
 
 
 def _stand_turned(
     rng: np.random.Generator, colour: np.ndarray, shape: np.ndarray, share: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray]:
     """The same of pictures: nothing happens, but that a share of the squares and triangles stands turned."""
     turns = (rng.random(colour.shape) < share) & (colour >= 0) & (shape != SHAPES.index("circle"))
     spans_s = np.zeros((*colour.shape, 2, 2))
     spans_s[turns, 0] = 0.0, CLIP_SECONDS
-    return np.where(turns, EVENTS.index("turn"), -1), colour, spans_s
+    return np.where(turns, EVENTS.index("turn"), -1), spans_s
 
 
 def _sample_moments(rng: np.random.Generator) -> list[tuple[int, int]]:
-    """First frame, and the frame after the last, of one moment of 2 to 8 frames, or two of 2 to 4, 3 or more apart."""
+    """First frame, and the frame after the last, of one moment of 2 or 3 frames, or of two with 3 together.
+
+    A shape that appears is so to be seen in fewer frames than one that leaves: the two cannot be taken for each other.
+    """
     if rng.random() < 0.7:
-        length = int(rng.integers(2, 9))
+        length = int(rng.integers(2, 4))
         start = int(rng.integers(0, CLIP_FRAMES - length + 1))
         return [(start, start + length)]
-    lengths, gap = rng.integers(2, 5, 2).tolist(), 3
-    slack = CLIP_FRAMES - sum(lengths) - gap
+    first, gap = int(rng.integers(1, 3)), 2
+    slack = CLIP_FRAMES - 3 - gap
     before = int(rng.integers(0, slack + 1))
-    between = gap + int(rng.integers(0, slack - before + 1))
-    end = before + lengths[0]
-    return [(before, end), (end + between, end + between + lengths[1])]
+    start = before + first + gap + int(rng.integers(0, slack - before + 1))
+    return [(before, before + first), (start, start + 3 - first)]
 
 
 @cache
@@ -204,15 +192,17 @@ def sample_backgrounds(
 
 
 def render(rng: np.random.Generator, scenes: Scenes, backgrounds: np.ndarray) -> np.ndarray:
-    """Draws the shapes with smooth edges: [S, F, P, P, 3] uint8. Backgrounds [S, P, P, 3] stay the same over frames."""
+    """Draws the shapes with smooth edges: [S, F, P, P, 3] uint8. Backgrounds [S, P, P, 3] stay the same over frames,
+    but for the bar along the lower edge of a clip, which is as wide as the clip has been shown."""
     num_scenes, num_frames = scenes.boxes_xyxy.shape[:2]
     size = backgrounds.shape[1]
     frames = np.repeat(backgrounds[:, None], num_frames, 1)
+    for number, time_s in enumerate(scenes.times_s if num_frames > 1 else []):
+        frames[:, number, -size // 24 :, : round(size * (time_s * CLIP_FPS + 1) / CLIP_FRAMES)] = 1
     tint = rng.uniform(-0.06, 0.06, (num_scenes, MAX_OBJECTS, 3)).astype(np.float32)
-    colours = scenes.colour_shown()
     for slot, which, depth in _depths(scenes, size):
         cover = np.clip(depth + 0.5, 0, 1)[..., None]
-        colour = np.clip(RGB[colours[which, :, slot]] + tint[which, slot][:, None], 0, 1)[:, :, None, None]
+        colour = np.clip(RGB[scenes.colour[which, slot]] + tint[which, slot], 0, 1)[:, None, None, None]
         frames[which] += (colour - frames[which]) * cover
     return (np.clip(frames, 0, 1) * 255 + 0.5).astype(np.uint8)
 
