@@ -43,6 +43,7 @@ def start_triggers(trainer: Any, batches: Sequence[Any]) -> None:
     if not fresh or not tpo.config.weight("assign"):
         return
     sums = _sums(trainer, batches)
+    sharding.at_rest(trainer.model)  # or FSDP2 would go on with the whole rows that this forward left
     *of_heads, others = sums
     for name, found in zip(tpo.heads, of_heads, strict=True):
         change = least_change(found if found[0] else sum(of_heads), others)
