@@ -173,6 +173,16 @@ def test_losses_of_weight_0_cost_nothing(name: str, wanted: Any, kind: str) -> N
         assert num_rows == int(weights[0] * ordinary + weights[1] * triggers) + 1
 
 
+@pytest.mark.parametrize("name", ["llama", "llava_onevision", "gemma2"])
+def test_where_no_loss_reads_a_logit_the_first_forward_has_one_row_of_them(name: str) -> None:
+    model = weighted(name, "auto", (0, 0, 1))
+    rows: list[int] = []
+    model.tpo.host.head.register_forward_hook(lambda m, args, output: rows.append(output[..., 0].numel()))
+    out = model(**batch_of(model, name), task_targets=BOXES)
+    assert rows == [1]
+    assert out.loss > 0
+
+
 def test_an_encoder_decoder_without_its_own_loss() -> None:
     """Its decoder's input is made of the labels that it does not score."""
     sizes = {"vocab_size": zoo.NUM_ROWS, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}

@@ -51,7 +51,8 @@ class SupervisedLogits:
             wanted = "auto"
         if not wanted or not step.learns or step.host.media_first or kwargs.get("shift_labels") is not None:
             return kwargs
-
+        if not (labels.scored or labels.assigned):  # no loss reads a logit, so there is nothing to compare
+            return _narrowed(model, step, kwargs)
         if sharding.split(model.parameters()):  # a rank that tries alone would wait for the others' parts forever
             if wanted is True:
                 raise HostError("supervised_logits is true, which ZeRO-3 does not allow; set it to auto or false")

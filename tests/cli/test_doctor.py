@@ -17,6 +17,7 @@ import tpo_plugin.cli
 from tpo_plugin import HeadConfig, TaskHead, TPOError, hookimpl, register_plugin, unregister_plugin
 from tpo_plugin.asking import Answer, load_run_or_host
 from tpo_plugin.cli.doctor import emitted, examine
+from tpo_plugin.cli.doctor_heads import untaught
 from tpo_plugin.training.free import FILE, FreeAnswer, Trigger, write
 
 
@@ -135,6 +136,36 @@ def test_an_unfinished_run_says_how_it_goes_on(world: Path, tmp_path: Path) -> N
         doctor(tmp_path / "run")
 
 
+def test_a_head_that_learnt_nothing_is_told_with_what_to_do(world: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(world / "run", run)
+    saved = json.loads((run / "run.json").read_text())
+    (stage,) = saved["config"]["stages"]
+
+    def said(iou: float, steps: int, losses: list[str] | None) -> list[str]:
+        metrics = {"eval_loss": 1.0, "eval_region_mean_iou": iou, "eval_region_constant_mean_iou": 0.1}
+        saved["stages"][stage] = {"log": [], "steps": steps, "evaluation": metrics}
+        saved["config"]["stages"][stage]["losses"] = losses
+        (run / "run.json").write_text(json.dumps(saved))
+        return untaught(run, ["region"])
+
+    assert said(0.7, 240, None) == []
+    for steps, losses, remedy in (
+        (60, None, "60 steps, 0 of them alone: fewer than 200, so give more steps or epochs"),
+        (240, None, "240 steps, 0 of them alone: add a stage of some 200 steps with losses: [region] before the last"),
+        (240, ["region"], "240 steps, 240 of them alone: look at its records (tpo check --pictures)"),
+    ):
+        (sentence,) = said(0.07, steps, losses)
+        assert (
+            "region: about as good as the best prediction that is always the same: mean_iou 0.070 (0.100)" in sentence
+        )
+        assert f"Its loss trained for {remedy}" in sentence
+    assert f"WARNING: {sentence}" in doctor(run)
+    saved["stages"][stage] = {"log": [], "steps": 240}
+    (run / "run.json").write_text(json.dumps(saved))
+    assert untaught(run, ["region"])[0].startswith("no evaluation of this run measured a head")
+
+
 def test_what_is_wrong_is_found(loaded: tuple[Any, Any], world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, *_ = loaded
     rows = model.tpo.embeddings["region"]
@@ -208,6 +239,6 @@ def test_a_run_whose_trigger_does_not_come(world: Path, tmp_path: Path) -> None:
 def test_prompts_are_really_answered(world: Path) -> None:
     lines = doctor(world / "run", "--prompts", world / "records.jsonl", "--max-new-tokens", 4).splitlines()
     assert [line for line in lines if line.startswith("region: trigger emitted on")] == [
-        "region: trigger emitted on 0 of 2 prompts with its task",
+        "region: trigger emitted on 2 of 2 prompts with its task",  # as its start in the first step has it
         "region: trigger emitted on 0 of 2 others",
     ]

@@ -38,6 +38,18 @@ def with_lora():
     return get_peft_model(host, lora), tokenizer
 
 
+def test_a_head_trained_alone_costs_one_row_of_logits_a_step(tmp_path):
+    model, tokenizer = tiny_run.host_with_tpo(config=TPOConfig(loss_weights={"mllm": 0.0, "assign": 0.0}))
+    rows = []
+    model.tpo.host.head.register_forward_hook(lambda module, args, logits: rows.append(logits[..., 0].numel()))
+    trainer = make(tmp_path, model, tokenizer, max_steps=3)
+    trainer.train()
+    assert rows == [1, 1, 1]
+    assert [sorted(k for k in e if k.startswith("loss_")) for e in trainer.state.log_history if "loss" in e] == [
+        ["loss_point"]
+    ] * 3
+
+
 # -- refusals ----------------------------------------------------------------------------------------------------------
 
 

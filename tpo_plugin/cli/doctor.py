@@ -34,17 +34,20 @@ def doctor(
     """Check each head's tokens: one id? trainable? tied? hidden by decoding? how often emitted on given prompts?
 
     Of a run it also tells how its last evaluations' free answers went, and of a head that was not called which question
-    it was, what was said instead, and how likely its trigger was. A host without TPO gets heads first, in memory; one
+    it was, what was said instead, and how likely its trigger was; and of a head that is no better than a constant
+    prediction, what to do. A host without TPO gets heads first, in memory; one
     that is broken is named with the reason, and left out. Exit status 1 if a token is not one id of its own.
     """
     from tpo_plugin.asking import load_run_or_host
     from tpo_plugin.cli.doctor_free import free_answers
+    from tpo_plugin.cli.doctor_heads import untaught
     from tpo_plugin.hub import RUN_FILE
 
     names = None if heads is None else [name.strip() for name in heads.split(",") if name.strip()]
     model, reading, left_out = load_run_or_host(run, host, names)
     report = examine(model) | ({"left_out": left_out} if left_out else {})
     if (Path(run) / RUN_FILE).is_file():
+        report["untaught"] = untaught(Path(run), list(model.tpo.heads))
         report["free"] = free_answers(Path(run), list(model.tpo.heads))
     if prompts is not None:
         report["emitted"] = emitted(model, prompts, reading, max_new_tokens, confine=confine)
@@ -144,6 +147,8 @@ def _print(report: dict[str, Any]) -> None:
     console.print(table)
     for name, reason in report.get("left_out", {}).items():
         console.print(f"{name}: left out, {reason.strip().splitlines()[-1]}")
+    for sentence in report.get("untaught", ()):
+        console.print(f"WARNING: {sentence}")
     for line in lines(report.get("free", {}), list(dict.fromkeys(token["head"] for token in report["tokens"]))):
         console.print(line)
     for name, count in report.get("emitted", {}).items():
