@@ -219,10 +219,22 @@ def clip_sample(model: Any, folder: Path) -> Sample:
     return Sample(parsed, (), (VideoClip(frames, np.array(times), 2.0),))
 
 
+def begin_with(model: Any, head: str, batch: dict[str, Any]) -> None:
+    """Has the answer to this prompt begin with the trigger of a head: its output row is what it is multiplied by."""
+    states: list[torch.Tensor] = []
+    embedding = model.get_output_embeddings()
+    handle = embedding.register_forward_pre_hook(lambda _, args: states.append(args[0][0, -1].detach()))
+    model.tpo.generate(**batch, max_new_tokens=1, do_sample=False)
+    handle.remove()
+    with torch.no_grad():
+        model.tpo.embeddings[head].output.copy_(states[0])
+
+
 @pytest.mark.skipif("mask" not in tpo.registry().heads, reason="tpo-head-mask is not installed")
 @pytest.mark.skipif(OF_4_57, reason="its random host calls other heads there")
+@pytest.mark.parametrize("head", ["region", "temporal", "mask"])
 @pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
-def test_boxes_spans_and_masks_of_a_clip(tmp_path, lora):
+def test_boxes_spans_and_masks_of_a_clip(tmp_path, lora, head):
     processor = build_processor()
     model: Any = build_model(processor.tokenizer, width=32, num_layers=2)
     if lora:
@@ -231,6 +243,7 @@ def test_boxes_spans_and_masks_of_a_clip(tmp_path, lora):
     model = lively(tpo.apply_tpo(model, processor, heads=names, config=tpo.TPOConfig(heads=SMALL)))
     sample = clip_sample(model, tmp_path)
     batch = TPOCollator(model.tpo, for_generation=True)([sample])
+    begin_with(model, head, batch)
     expected = model.tpo.generate(**batch, max_new_tokens=40, do_sample=False)
     export(model, tmp_path / "out")
     heads = tpo.load_heads(tmp_path / "out")
@@ -249,20 +262,22 @@ def test_boxes_spans_and_masks_of_a_clip(tmp_path, lora):
         **{name: value for name, value in again.items() if name.startswith("task_")},
     )[0]
     called = [p for p in expected.predictions[0] if not p.cut_off and p.position < columns]
-    limits = {"rtol": 1e-4, "atol": 1e-5} if lora else {"rtol": 0, "atol": 0}
+    limits = {"rtol": 1e-4, "atol": 1e-5} if lora else {"rtol": 1e-6, "atol": 1e-6}
     compared = set()
     for mine, theirs in zip(made, called, strict=False):
         assert (mine.head, mine.position, mine.text) == (theirs.head, theirs.position, theirs.text)
         assert mine.head_score == pytest.approx(theirs.head_score, rel=1e-3 if lora else 0)
         if mine.head == "mask" and not lora:
-            assert mine.to_json()["value"] == theirs.to_json()["value"]
+            own, other = (dict(p.to_json()["value"]) for p in (mine, theirs))
+            assert own.pop("scores") == pytest.approx(other.pop("scores"), rel=1e-5)  # of other shapes of batches
+            assert own == other
         elif mine.head == "temporal":
             for name, value in theirs.value.items():
                 torch.testing.assert_close(mine.value[name], value, **limits)
         elif mine.head == "region":
             torch.testing.assert_close(mine.value, theirs.value, **limits)
         compared.add(mine.head)
-    assert compared == set(names)
+    assert head in compared
 
 
 def test_what_a_user_gives_is_put_into_the_prompt(tmp_path):

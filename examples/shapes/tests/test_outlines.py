@@ -108,7 +108,7 @@ def test_a_track_is_drawn_on_a_picture_and_on_every_frame_of_a_clip(questions, t
     frames = [np.stack([frame for _, frame in stream_video(path)]).astype(int) for path in paths]
     assert frames[0].shape == (len(CLIP_TIMES), 192, 192, 3)
     there = np.array([mask is not None for mask in clip.masks])
-    differ = (np.abs(frames[0] - frames[1]).max(-1) > 60).any((1, 2))
+    differ = (np.abs(frames[0] - frames[1]).max(-1) > 40).sum((1, 2)) > 100  # the codec leaves traces of less
     assert (differ == there).all()
 
 
