@@ -101,7 +101,7 @@ def test_training_reaches_both_networks(model):
     given = {"region": {"boxes_xyxy": torch.tensor([BOX])}}
     optimizer = torch.optim.Adam(model.tpo.parameters(), lr=1e-2)
     losses = []
-    for _ in range(60):
+    for _ in range(100):
         optimizer.zero_grad()
         out = model(**batch, task_inputs=given, task_targets=boxes)
         out.tpo.losses["region"].backward()
