@@ -92,8 +92,9 @@ def _sums(trainer: Any, batches: Sequence[Any]) -> Tensor:
 
     model = trainer.model_wrapped if trainer.is_deepspeed_enabled else trainer.model
     with evaluating(trainer.model), trainer.compute_loss_context_manager(), tpo.hooks.now.telling(add):
-        for batch in batches:
-            model(**trainer._prepare_inputs(batch))
+        for batch in batches:  # on the trainer's own road, with its checks; without counts, as an evaluation's
+            inputs = {name: value for name, value in batch.items() if name != "task_counts"}
+            trainer.compute_loss(model, trainer._prepare_inputs(inputs))
     if trainer.accelerator.num_processes == 1:
         return sums
     return trainer.accelerator.reduce(sums.to(trainer.accelerator.device), "sum").cpu()
