@@ -210,7 +210,8 @@ def _build_head(
 def _initial_rows(host: Host, tokens: dict[str, HeadTokens], growth: Growth | None) -> dict[str, TokenRows]:
     """Input rows near the mean of the host's embeddings, with their spread; output rows that change nothing.
 
-    A trigger in a freshly grown row starts at the mean of the old output rows: an unremarkable logit.
+    A trigger in a freshly grown row has the mean of the old output rows, an unremarkable logit, until a trainer gives
+    it a start (`training.start`).
     """
     device = host.embed.weight.device
     num_rows = sharding.shape(host.embed.weight)[0] if growth is None else growth.old_size

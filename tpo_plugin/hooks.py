@@ -52,6 +52,8 @@ class InProgress(threading.local):
     """Whether the host runs as if it had no TPO, for a dry run or to embed pieces of rows."""
     last_output: TPOOutput | None = None
     last_generated: Any = None
+    told: Callable[[Step, Tensor, Tensor], None] | None = None
+    """What is told of each run of the output embedding: its step, input and logits."""
     offered: TaskArguments | None = None
     """What a trainer gave for its next forward, where a hook of its codebase may drop it on the way."""
 
@@ -83,6 +85,15 @@ class InProgress(threading.local):
             yield
         finally:
             self.session = self.inner = None
+
+    @contextmanager
+    def telling(self, told: Callable[[Step, Tensor, Tensor], None]) -> Iterator[None]:
+        """Inside, this is told of each run of the output embedding in this thread."""
+        self.told = told
+        try:
+            yield
+        finally:
+            self.told = None
 
     @contextmanager
     def standing_aside(self) -> Iterator[None]:
@@ -162,6 +173,8 @@ class Hooks:
     def _logits(self, module: nn.Module, args: Arguments, logits: Tensor) -> None:
         step = self._step
         step.logits(args[0], logits)
+        if self.now.told is not None:
+            self.now.told(step, args[0], logits)
         if step is self.now.inner:  # nothing else says when it ends
             step.finish(None)
             self.now.inner = None

@@ -53,6 +53,15 @@ def write(values: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
             tensors[name].copy_(part(value, tensors[name]))
 
 
+def write_trained(value: Tensor, parameter: nn.Parameter) -> None:
+    """`write`, of a parameter that an engine trains already: DeepSpeed's optimizer has a float32 copy. Collective."""
+    write({"": value}, {"": parameter})
+    if hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping"):
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        safe_set_full_fp32_param(parameter, value.to(parameter.device))
+
+
 def local(tensor: Tensor) -> Tensor:
     """This rank's part of what FSDP2 split; a whole tensor as it is."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor

@@ -153,14 +153,14 @@ class Step:
 
     def hidden(self, states: Tensor) -> None:
         """The module that makes the last hidden state gave `states`, which may run in a checkpoint: only remembered."""
-        self._states = _of_ids(states, self.host, self.positions)
+        self._states = of_ids(states, self.host, self.positions)
 
     def entering_head(self, states: Tensor) -> Tensor | None:
         """The output embedding gets `states`: the last hidden state, or what the host kept of it.
 
         Returns what it is to get in their place, if anything.
         """
-        own = _of_ids(states, self.host, self.positions)
+        own = of_ids(states, self.host, self.positions)
         if self._states is None or self._fits(own):
             self._states = own
             self._take_rows()
@@ -293,7 +293,7 @@ def seen_of(tasks: Tasks, input_ids: Tensor | None, labels: Tensor | None, given
     return Seen(groups, given.task_frames)
 
 
-def _of_ids(states: Tensor, host: Host, positions: Positions | None) -> Tensor:
+def of_ids(states: Tensor, host: Host, positions: Positions | None) -> Tensor:
     """The hidden states of the ids [B, T, D], without those of media before them."""
     if states.dim() == 4:  # several streams, of which the first predicts the next token
         states = states[:, 0]

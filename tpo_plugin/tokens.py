@@ -15,6 +15,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer
 from torch import Tensor, nn
 
+from tpo_plugin import sharding
 from tpo_plugin.errors import TPOError
 from tpo_plugin.names import TokenNames, resolve_tokens
 
@@ -55,10 +56,17 @@ class TokenRows(nn.Module):
         """The task token v_i, [E]."""
         self.output = nn.Parameter(output_D.clone())
         """What is added to the trigger's row of the output embedding, [D]: zero changes no logit of the host."""
+        self.untrained: Tensor
+        self.register_buffer("untrained", output_D.clone(), persistent=False)
 
     def forward(self, kind: str) -> Tensor:
         """A copy of the row of `kind` "trigger", "task" or "output", float32: ZeRO-3 takes the parameter away again."""
         return getattr(self, kind).to(torch.float32, copy=True)
+
+    def is_untrained(self) -> bool:
+        """Whether nothing has trained or loaded the output row since it was made. Collective."""
+        output = sharding.whole({"output": self.output})["output"]
+        return torch.equal(output, self.untrained.cpu().to(output.dtype))
 
 
 def add_tokens(tokenizer: Any, names: Mapping[str, Mapping[str, str | None]]) -> tuple[dict[str, HeadTokens], Undo]:

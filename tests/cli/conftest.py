@@ -36,7 +36,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     chat = {"conversations": [{"from": "human", "value": "how many?"}, {"from": "gpt", "value": "two"}]}
     (folder / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in (RECORD, RECORD, chat, chat)))
     stage = {
-        "learning_rates": {"lora": 1e-4, "heads": 1e-4, "tokens": 1e-4},
+        # not the triggers, which would start where this random host calls them all the time
+        "learning_rates": {"lora": 1e-4, "heads": 1e-4, "task_tokens": 1e-4},
         "data": [{"file": str(folder / "records.jsonl")}],
         "steps": 1,
         "batch_size": 1,

@@ -122,7 +122,7 @@ def _answers(trainer: Any, dataset: Any, prefix: str) -> tuple[list[tuple[int, F
     chosen = range(accelerator.process_index, number, accelerator.num_processes)
     if split:  # the ranks generate in step, the same media at a time: each of them asks everything
         chosen = range(number)
-    with _evaluating(trainer.model):
+    with evaluating(trainer.model):
         try:
             found = [(index, *_asked(trainer, s, prefix, split)) for index, s in _questions(dataset, number, chosen)]
             return found if accelerator.is_main_process or not split else [], ""
@@ -287,7 +287,7 @@ def _in_record(trainer: Any, sample: Sample) -> float:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """The model evaluates, without gradients; afterwards each module is as it was."""
     before = [(module, module.training) for module in model.modules()]
     model.eval()

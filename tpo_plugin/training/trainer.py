@@ -36,6 +36,7 @@ from tpo_plugin.training.own_loss import SEES_WHOLE_STEP, OwnLossMixin
 from tpo_plugin.training.parts import can_learn_triggers
 from tpo_plugin.training.refusals import CheckColumns, check_arguments, check_kept, not_dispatched, trl_class
 from tpo_plugin.training.saving import SaveAfterEpoch, SavingMixin
+from tpo_plugin.training.start import start_triggers
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Trainer
@@ -170,6 +171,8 @@ class TPOTrainerMixin(OwnLossMixin, GroupingMixin, MeasuringMixin, SavingMixin, 
             measure=(self.state.global_step + 1) % max(int(self.state.logging_steps or 1), 1) == 0,
             logits=self._computes_loss,
         )
+        if self.state.global_step == 0:
+            start_triggers(self, batches)
         self._watch_step(batches)
         return counts
 

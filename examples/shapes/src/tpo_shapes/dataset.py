@@ -15,8 +15,10 @@ from PIL import Image
 from tpo_shapes.questions import CHAT, CLIP_CHAT, MASK, MOMENTS, PLACEHOLDER, Span, Turn, ask, objects_of
 from tpo_shapes.world import CLIP_FPS, CLIP_TIMES, masks, render, sample_backgrounds, sample_scenes
 
-TASK_KINDS = {"region": 0.7, "given_colour": 0.15, "given_shape": 0.15}
-CLIP_TASK_KINDS = {"region": 0.35, "given_colour": 0.075, "given_shape": 0.075, "moment": 0.5}
+CHAT_KINDS = dict.fromkeys(CHAT, 1.0)
+CLIP_CHAT_KINDS = {**dict.fromkeys(CLIP_CHAT, 1.0), "motion": 2.0, "event": 2.0}
+TASK_KINDS = {"region": 0.65, "given_colour": 0.1, "given_shape": 0.25}
+CLIP_TASK_KINDS = {"region": 0.33, "given_colour": 0.05, "given_shape": 0.12, "moment": 0.5}
 MASK_KINDS = {"outline": 1.0}
 CLIP_MASK_KINDS = {"follow": 0.6, "follow_given": 0.4}
 MASK_TURNS = {"train": 2, "heldout": 1}
@@ -56,8 +58,8 @@ def _write_part(root: Path, split: str, number: int, seed: int, turns: int, clip
             else:
                 Image.fromarray(frames[index, 0]).save(root / name, compress_level=1)
             objects = objects_of(scenes, index, covered)
-            chat = dict.fromkeys(CLIP_CHAT if clip else CHAT, 1.0)
-            for key, kinds in zip(records, (chat, CLIP_TASK_KINDS if clip else TASK_KINDS), strict=True):
+            kinds_of = (CLIP_CHAT_KINDS, CLIP_TASK_KINDS) if clip else (CHAT_KINDS, TASK_KINDS)
+            for key, kinds in zip(records, kinds_of, strict=True):
                 asked = ask(words, objects, kinds, turns, clip)
                 if key.endswith("tasks"):
                     asked += ask(words, objects, CLIP_MASK_KINDS if clip else MASK_KINDS, MASK_TURNS[split], clip)

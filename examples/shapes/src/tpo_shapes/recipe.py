@@ -19,7 +19,7 @@ HEADS = {TPO: ("region", "temporal", "mask"), BASELINE: ("moment",), FROZEN: ("r
 FILES = {TPO: "tpo", BASELINE: "baseline", FROZEN: "frozen", HOST: "host"}
 """What the files of a model are called in the demo's directory."""
 LOSS_WEIGHTS: dict[str, dict[str, float]] = {
-    TPO: {"region": 5.0, "temporal": 0.1, "retain": 16.0},
+    TPO: {"mllm": 4.0, "region": 5.0, "temporal": 0.1, "retain": 32.0},
     FROZEN: {"region": 5.0, "temporal": 0.1},
     BASELINE: {"moment": 0.5},
 }
@@ -43,6 +43,8 @@ CG_DETR: dict[str, Any] = {
 }
 """The temporal head for clips of eight frames."""
 
+REGION_HEAD: dict[str, Any] = {"given_box": "fourier"}
+"""A box that the user gives as waves."""
 MASK_HEAD: dict[str, Any] = {**ARCHITECTURE, "losses": ["pixel", "prompt"], "given_box": "adapter"}
 """The mask head on the demo's own SAM 2; a box that the user gives reaches it through the language model alone."""
 
@@ -65,9 +67,9 @@ class Size:
 FULL = Size(
     num_scenes=5000,
     num_clips=2400,
-    heldout_scenes=300,
-    heldout_clips=200,
-    steps=(50, 550, 300),
+    heldout_scenes=250,
+    heldout_clips=250,
+    steps=(30, 570, 300),
     batch_size=24,
 )
 QUICK = Size(
@@ -144,7 +146,7 @@ def train_config(host: Path, directory: Path, size: Size, seed: int, name: str) 
 
 
 def _head_configs(directory: Path, name: str) -> dict[str, dict[str, Any]]:
-    configs = {"temporal": dict(CG_DETR), "mask": {**MASK_HEAD, "checkpoint": str(sam_file(directory))}}
+    configs = {"region": REGION_HEAD, "temporal": dict(CG_DETR), "mask": {**MASK_HEAD, "checkpoint": str(sam_file(directory))}}
     return {head: config for head, config in configs.items() if head in HEADS[name]}
 
 
