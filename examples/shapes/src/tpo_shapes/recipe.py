@@ -146,7 +146,8 @@ def train_config(host: Path, directory: Path, size: Size, seed: int, name: str) 
 
 
 def _head_configs(directory: Path, name: str) -> dict[str, dict[str, Any]]:
-    configs = {"region": REGION_HEAD, "temporal": dict(CG_DETR), "mask": {**MASK_HEAD, "checkpoint": str(sam_file(directory))}}
+    mask = {**MASK_HEAD, "checkpoint": str(sam_file(directory))}
+    configs = {"region": REGION_HEAD, "temporal": dict(CG_DETR), "mask": mask}
     return {head: config for head, config in configs.items() if head in HEADS[name]}
 
 
