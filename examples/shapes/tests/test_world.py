@@ -147,6 +147,8 @@ def test_answers_are_true(clip):
                 row, column = turn.question.removesuffix("?").split()[-2:]
                 assert (row == "top", row == "bottom") == (y < 0.38, y > 0.62)
                 assert (column == "left", column == "right") == (x < 0.38, x > 0.62)
+            elif turn.kind == "given":
+                assert [o.name for o in objects if o.boxes_xyxy[frame] == turn.boxes[0]] == [turn.answer]
             elif turn.kind == "given_colour":
                 assert [o.colour for o in objects if o.boxes_xyxy[frame] == turn.boxes[0]] == [turn.answer]
             elif turn.kind == "relation" and " left of " in turn.question and not clip:

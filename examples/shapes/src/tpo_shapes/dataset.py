@@ -17,8 +17,8 @@ from tpo_shapes.world import CLIP_FPS, CLIP_TIMES, masks, render, sample_backgro
 
 CHAT_KINDS = dict.fromkeys(CHAT, 1.0)
 CLIP_CHAT_KINDS = {**dict.fromkeys(CLIP_CHAT, 1.0), "motion": 2.0, "event": 2.0}
-TASK_KINDS = {"region": 0.65, "given_colour": 0.1, "given_shape": 0.25}
-CLIP_TASK_KINDS = {"region": 0.33, "given_colour": 0.05, "given_shape": 0.12, "moment": 0.5}
+TASK_KINDS = {"region": 0.65, "given": 0.15, "given_colour": 0.1, "given_shape": 0.1}
+CLIP_TASK_KINDS = {"region": 0.33, "given": 0.07, "given_colour": 0.05, "given_shape": 0.05, "moment": 0.5}
 MASK_KINDS = {"outline": 1.0}
 CLIP_MASK_KINDS = {"follow": 0.6, "follow_given": 0.4}
 MASK_TURNS = {"train": 2, "heldout": 1}

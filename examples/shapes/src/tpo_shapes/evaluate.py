@@ -18,7 +18,7 @@ from tpo_shapes.baselines import box_as_text, iou, span_iou, text_as_box
 from tpo_shapes.questions import CHAT, CLIP_CHAT, MASK, MOMENTS, PLACEHOLDER, Box, Mask, Span
 from tpo_shapes.world import CLIP_FRAMES
 
-GIVEN = ("given_colour", "given_shape")
+GIVEN = ("given", "given_colour", "given_shape")
 CALLS = {"region": "box", "mask": "mask"}
 """What a head's trigger calls for; that of any other for a moment."""
 VIDEO: dict[str, Any] = {"num_frames": CLIP_FRAMES, "sampling": "middle"}

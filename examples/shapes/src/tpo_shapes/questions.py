@@ -313,6 +313,15 @@ def given_shape(rng: random.Random, objects: list[Object], frame: int | None) ->
     return Turn("given_shape", question, chosen.shape, [chosen.boxes_xyxy[frame or 0]], _time(frame))
 
 
+def given(rng: random.Random, objects: list[Object], frame: int | None) -> Turn | None:
+    """Which object is in a box that the user gives, in the words of `there`."""
+    if not (shown := _shown(objects, frame)):
+        return None
+    chosen = rng.choice(shown)
+    question = f"{when(frame)}what is in {PLACEHOLDER}?"
+    return Turn("given", question, chosen.name, [chosen.boxes_xyxy[frame or 0]], _time(frame))
+
+
 def moment(rng: random.Random, objects: list[Object], frame: int | None) -> Turn | None:
     """When something happens to an object of a clip: the answer ends in its moments."""
     if not (active := [o for o in objects if o.event]):
@@ -352,7 +361,7 @@ def _time(frame: int | None) -> float | None:
 
 CHAT = {f.__name__: f for f in (colour, shape, count, exists, relation, side, place, there, size)}
 CLIP_CHAT = {f.__name__: f for f in (colour, exists, relation, side, place, there, motion, event)}
-TASKS = {f.__name__: f for f in (region, given_colour, given_shape)}
+TASKS = {f.__name__: f for f in (region, given, given_colour, given_shape)}
 CLIP_TASKS = {**TASKS, "moment": moment}
 MASKS = {f.__name__: f for f in (outline, follow, follow_given)}
 KINDS: dict[str, Callable[..., Turn | None]] = {**CHAT, **CLIP_CHAT, **CLIP_TASKS, **MASKS}
