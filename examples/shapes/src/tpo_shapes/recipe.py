@@ -68,7 +68,7 @@ FULL = Size(
     num_scenes=5000,
     num_clips=2400,
     heldout_scenes=250,
-    heldout_clips=250,
+    heldout_clips=220,
     steps=(30, 570, 300),
     batch_size=24,
 )
@@ -122,6 +122,7 @@ def train_config(host: Path, directory: Path, size: Size, seed: int, name: str) 
             batch_size=size.batch_size,
             micro_batch_size=size.batch_size,
             warmup=0.1,
+            scheduler="constant_with_warmup" if number == 2 else "cosine",  # stage 3 goes on, and comes to rest
             max_grad_norm=0.0,  # clipped together, the noise of one head slows the others
             save_steps=200,
             logging_steps=LOGGING_STEPS,
