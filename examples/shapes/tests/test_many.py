@@ -8,7 +8,7 @@ from tpo_shapes import many
 from tpo_shapes.baselines import iou
 from tpo_shapes.crowds import MOST, RADIUS, sample_crowds
 from tpo_shapes.host import build_tokenizer
-from tpo_shapes.many import HEADS, NAMES, NOTHING, NUMBERS, WORDINGS, Size, boxes_of, make_questions
+from tpo_shapes.many import HEADS, NAMES, NOTHING, NUMBERS, WORDINGS, Size, boxes_named, make_questions
 from tpo_shapes.questions import objects_of
 from tpo_shapes.world import COLOURS, SHAPES, render
 
@@ -22,7 +22,7 @@ def test_a_crowd_has_as_many_of_a_name_as_are_wanted():
     for index, (name, number) in enumerate(wanted):
         objects = objects_of(scenes, index)
         totals.append(len(objects))
-        assert len(boxes_of(objects, name)) == number
+        assert len(boxes_named(objects, name)) == number
         assert max(1, number) <= len(objects) <= MOST
         boxes = np.array([thing.boxes_xyxy[0] for thing in objects])
         assert (boxes >= 0).all()
