@@ -14,20 +14,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class RegionCodec(tpo.TaskCodec):
-    """`boxes`: [[x1, y1, x2, y2], ...] in 0 to 1 of the image, one for each task token (or input token)."""
+class _BoxesCodec(tpo.TaskCodec):
+    """What is common to both: tasks that are a list of boxes, and may be at a second of a video."""
 
     fields = ("boxes",)
 
     def check_task(self, task: dict[str, Any]) -> None:
-        boxes = task.get("boxes")
-        if not is_list(boxes) or not boxes:
-            raise ValueError(f"boxes is {boxes!r}; expected a list of at least one box [x1, y1, x2, y2]")
-        _check_boxes(task)
-
-    def num_tokens(self, task: dict[str, Any]) -> int:
-        """One token for each box."""
-        return len(task["boxes"])
+        for index, box in enumerate(task["boxes"]):
+            check_box(f"boxes[{index}]", box)
+        if task.get("time") is not None:
+            check_seconds("time", task["time"])
 
     def boxes_of(self, task: dict[str, Any]) -> list[Any]:
         return list(task["boxes"])
@@ -43,6 +39,20 @@ class RegionCodec(tpo.TaskCodec):
             pictures.append(draw_boxes(sample.picture(time), boxes, bold=True))
         return pictures
 
+
+class RegionCodec(_BoxesCodec):
+    """`boxes`: [[x1, y1, x2, y2], ...] in 0 to 1 of the image, one for each task token (or input token)."""
+
+    def check_task(self, task: dict[str, Any]) -> None:
+        boxes = task.get("boxes")
+        if not is_list(boxes) or not boxes:
+            raise ValueError(f"boxes is {boxes!r}; expected a list of at least one box [x1, y1, x2, y2]")
+        super().check_task(task)
+
+    def num_tokens(self, task: dict[str, Any]) -> int:
+        """One token for each box."""
+        return len(task["boxes"])
+
     def collate_targets(self, tasks: list[dict[str, Any]]) -> dict[str, Any]:
         """`boxes_xyxy` [N, 4], float32."""
         return {"boxes_xyxy": _boxes(tasks)}
@@ -52,8 +62,8 @@ class RegionCodec(tpo.TaskCodec):
         return {"boxes_xyxy": _boxes(given)}
 
 
-class RegionSetCodec(RegionCodec):
-    """`boxes`: those of one task token, [[x1, y1, x2, y2], ...] in 0 to 1 of the image; an empty list where there are
+class RegionSetCodec(_BoxesCodec):
+    """`boxes`: [[x1, y1, x2, y2], ...] in 0 to 1 of the image, all for one task token; an empty list where there are
     none."""
 
     config: RegionSetConfig
@@ -64,25 +74,11 @@ class RegionSetCodec(RegionCodec):
             raise ValueError(f"boxes is {boxes!r}; expected a list of boxes [x1, y1, x2, y2], or an empty list")
         if len(boxes) > self.config.max_boxes:
             raise ValueError(f"boxes has {len(boxes)} boxes; expected at most max_boxes={self.config.max_boxes}")
-        _check_boxes(task)
-
-    def num_tokens(self, task: dict[str, Any]) -> int:
-        """One token for all boxes."""
-        return 1
+        super().check_task(task)
 
     def collate_targets(self, tasks: list[dict[str, Any]]) -> dict[str, Any]:
         """`boxes_xyxy`, N tensors [M_n, 4], float32."""
         return {"boxes_xyxy": [_boxes([task]) for task in tasks]}
-
-    def collate_inputs(self, tasks: list[dict[str, Any]], given: list[dict[str, Any]]) -> None:
-        """Nothing: no box is given in the prompt."""
-
-
-def _check_boxes(task: dict[str, Any]) -> None:
-    for index, box in enumerate(task["boxes"]):
-        check_box(f"boxes[{index}]", box)
-    if task.get("time") is not None:
-        check_seconds("time", task["time"])
 
 
 def _boxes(tasks: list[dict[str, Any]]) -> Tensor:
