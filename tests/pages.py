@@ -17,7 +17,7 @@ from typing import Any
 
 import tomllib
 import typer
-from tpo_shapes import seeds
+from tpo_shapes import many, seeds
 
 import tpo_plugin.cli
 from tests.survey.table import table as hosts_table
@@ -200,7 +200,7 @@ def _default(parameter: Any) -> str:
 
 
 def _projects() -> dict[str, tuple[Path, dict[str, Any]]]:
-    """Folder and metadata of each head in this repository, by its name."""
+    """Folder and metadata of each plugin with heads in this repository, by its name."""
     found = {}
     for file in sorted(ROOT.glob("heads/*/pyproject.toml")):
         project = tomllib.loads(file.read_text())["project"]
@@ -210,17 +210,20 @@ def _projects() -> dict[str, tuple[Path, dict[str, Any]]]:
 
 
 def _heads() -> dict[str, Any]:
-    return {name: registry().head(name) for name in _projects()}
+    return {name: spec for name, spec in registry().heads.items() if spec.plugin.name in _projects()}
 
 
 def heads_table() -> str:
     """The heads in this repository, from their metadata and what they register."""
-    rows = []
-    for name, (folder, project) in _projects().items():
-        spec = registry().head(name)
+    rows, projects = [], _projects()
+    for name, spec in _heads().items():
+        folder, project = projects[spec.plugin.name]
         link = f"[{project['name']}](../heads/{folder.name}/README.md)"
         given = _code(spec.input_token or "") or "nothing"
-        about = project["description"].partition(": ")[2]
+        # What a package brings beside the head of its own name says itself what it is.
+        about = project["description"].partition(": ")[2] if name in projects else _about(spec.config_class())
+        if not spec.default:
+            link, about = f"{link}: `{name}`", f"{about} Applied where it is named."
         rows.append((link, f"`{spec.trigger}` `{spec.task_token}`", given, about, project["license"]))
     return _table(("head", "trigger, task token", "given in the prompt", "what it is", "licence"), rows)
 
@@ -248,6 +251,17 @@ def demo_summary() -> str:
     return _of_seeds(seeds.summary_table)
 
 
+def demo_many() -> str:
+    """Questions for none to twenty objects."""
+    results = many.load_results()
+    if not results:
+        return "Not measured yet.\n"
+    numbers = ", ".join(str(result["seed"]) for result in results)
+    title = f"Means of {len(results)} seeds ({numbers})" if len(results) > 1 else f"One seed ({numbers})"
+    header, *rows = many.table(results)
+    return f"{title}, in percent, and milliseconds:\n\n{_table(header, rows)}"
+
+
 def _of_seeds(table: Callable[[list[seeds.Results]], list[tuple[str, ...]]]) -> str:
     """The table, below the seeds that it is of."""
     results = seeds.load_results()
@@ -273,6 +287,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "demo_scores": demo_scores,
     "demo_masks": demo_masks,
     "demo_chat": demo_chat,
+    "demo_many": demo_many,
 }
 
 if __name__ == "__main__":

@@ -240,6 +240,22 @@ def test_a_plugin_of_this_process_comes_and_goes() -> None:
     unregister_plugin("here")
 
 
+def test_a_head_that_must_be_named_is_not_applied_by_default() -> None:
+    def register_heads(register: Callable[..., None]) -> None:
+        register("spare", head=object, trigger="<spare_begin>", task_token="<spare>", default=False)
+
+    register_plugin(plugin_for("here"), "here")
+    register_plugin(module_with(register_heads=register_heads), "spare")
+    try:
+        chosen = [spec.name for spec in registry().choose(None)]
+        assert "here" in chosen
+        assert "spare" not in chosen
+        assert registry().choose(["spare"]) == [registry().heads["spare"]], "listed, and applied by its name"
+    finally:
+        unregister_plugin("here")
+        unregister_plugin("spare")
+
+
 def test_a_plugin_that_fails_to_register_leaves_nothing() -> None:
     before = list(registry().plugins)
     with pytest.raises(TPOError, match="plugin 'bad' failed to register: head 'bad': its tokens are"):

@@ -42,7 +42,7 @@ def apply_tpo(
     Args:
         model: A Hugging Face model with a language-modelling head, or a `PeftModel` around one.
         tokenizer: Its tokenizer or processor; None loads it from where the model was loaded. Gets the tokens.
-        heads: Names of heads; None takes all that are installed.
+        heads: Names of heads; None takes all that are installed, but those that must be named.
         config: Loss weights and head configs.
         example_inputs: Inputs of the host's forward, for the dry run of a host that needs more than text `input_ids`.
 

@@ -63,8 +63,8 @@ def load_run_or_host(
 ) -> tuple[Any, DataConfig, dict[str, str]]:
     """As `load`; a host (folder or hub name) gets heads in memory. Also what it goes without: the reason by head.
 
-    These are `heads`, or all that are installed and can be applied. Raises `TPOError` where none can, for `heads` that
-    cannot, and for `heads` of a run, which has its own.
+    These are `heads`, or all that need not be named and can be applied. Raises `TPOError` where none can, for `heads`
+    that cannot, and for `heads` of a run, which has its own.
     """
     if host is not None or (local_folder(source) / CONFIG_FILE).is_file():
         if heads is not None:
@@ -80,7 +80,7 @@ def load_run_or_host(
         raise
     except Exception as error:
         chosen: list[str] = []
-        for name in registry().heads:
+        for name in registry().default_heads:
             try:
                 remove_tpo(apply_tpo(model, heads=[*chosen, name]))
                 chosen.append(name)

@@ -21,10 +21,11 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 def register_heads(register: Callable[..., None]) -> None:
     """Called once when plugins are loaded.
 
-    `register(name, head=, config=, trigger=, task_token=, input_token=None, codec=None)`: `name` is the head's
-    checkpoint key, config key and log prefix. `head` is a `TaskHead` class, `config` a `HeadConfig` dataclass, and
-    `codec`, for a head that reads its records without its network, a `TaskCodec` class that the head inherits. Each is
-    given as the class or, to keep listing fast, as a `"module:Class"` string.
+    `register(name, head=, config=, trigger=, task_token=, input_token=None, codec=None, default=True)`: `name` is the
+    head's checkpoint key, config key and log prefix. `head` is a `TaskHead` class, `config` a `HeadConfig` dataclass,
+    and `codec`, for a head that reads its records without its network, a `TaskCodec` class that the head inherits. Each
+    is given as the class or, to keep listing fast, as a `"module:Class"` string. A head with `default=False`, as one
+    that does the same as another, is applied only where it is named.
     """
 
 

@@ -94,6 +94,8 @@ class HeadSpec:
     plugin: Plugin
     codec: type | str | None = None
     """What reads its records, where that is apart from the head."""
+    default: bool = True
+    """Whether it is applied where no heads are named."""
 
     def head_class(self) -> Any:
         """The head's class, imported now; raises `TPOError` with the plugin if that fails."""
@@ -148,6 +150,11 @@ class Registry:
         """The installed heads by name; of a name that two plugins claim the first claim, which `head` refuses."""
         return {name: specs[0] for name, specs in self.claims.items()}
 
+    @property
+    def default_heads(self) -> list[str]:
+        """Names of those that are applied where none are named."""
+        return [name for name, spec in self.heads.items() if spec.default]
+
     def head(self, name: str) -> HeadSpec:
         """The head of that name.
 
@@ -173,10 +180,10 @@ class Registry:
         )
 
     def choose(self, names: Sequence[str] | None) -> list[HeadSpec]:
-        """The heads of those names, or all that are installed; raises `TPOError` where none is left or one is twice."""
+        """The heads of those names, or the default ones; raises `TPOError` where none is left or one is twice."""
         if isinstance(names, str):
             raise TPOError(f"heads={names!r} is a string; expected a list of names: heads=[{names!r}]")
-        names = list(self.heads) if names is None else list(names)
+        names = self.default_heads if names is None else list(names)
         if not names:
             raise TPOError(
                 "no head to apply: none is installed, or heads=[] was given; for example: pip install tpo-head-region"
@@ -250,6 +257,7 @@ class Registry:
         task_token: str,
         input_token: str | None = None,
         codec: type | str | None = None,
+        default: bool = True,
     ) -> None:
         check_head_name(name)
         if name in self.claims:
@@ -257,7 +265,7 @@ class Registry:
         tokens = [token for token in (trigger, task_token, input_token) if token is not None]
         if not all(tokens) or len(set(tokens)) < len(tokens):
             raise TPOError(f"head {name!r}: its tokens are {tokens}; expected different ones, none of them empty")
-        self.claims[name] = [HeadSpec(name, head, config, trigger, task_token, input_token, plugin, codec)]
+        self.claims[name] = [HeadSpec(name, head, config, trigger, task_token, input_token, plugin, codec, default)]
 
     def _register_patch(self, plugin: Plugin, name: str, *, host: type | str, matches: Callable[[Any], bool]) -> None:
         if name in self.patches:

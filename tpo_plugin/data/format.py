@@ -29,7 +29,8 @@ class RecordFormat:
 
         Raises `TPOError` as `apply_tpo` does.
         """
-        specs, given = registry().choose(heads), (config or TPOConfig()).heads
+        specs = registry().choose(list(registry().heads) if heads is None else heads)
+        given = (config or TPOConfig()).heads
         configs = {spec.name: spec.make_config(given.get(spec.name, {})) for spec in specs}
         names = resolve_tokens(specs, configs)
         return cls(

@@ -184,7 +184,7 @@ class TrainConfig(Config):
     output_dir: Text
     """Folder of the run: one folder for each stage, and the result."""
     heads: list[str] = field(default_factory=list)
-    """Heads to apply; none applies all that are installed."""
+    """Heads to apply; none applies all that are installed, but those that must be named."""
     tpo: TPOConfig = field(default_factory=TPOConfig)
     """Loss weights and the heads' own configurations."""
     lora: LoraSettings | None = field(default_factory=LoraSettings)
@@ -250,7 +250,7 @@ class TrainConfig(Config):
     def check_heads(self, *, where: str) -> None:
         """Raises `TPOError` for a head that is not installed, or whose configuration is wrong."""
         try:
-            heads = {name: registry().head(name) for name in self.heads or registry().heads}
+            heads = {name: registry().head(name) for name in self.heads or registry().default_heads}
         except TPOError as error:
             raise TPOError(f"{where}: heads: {error}") from error
         for name, given in self.tpo.heads.items():

@@ -293,7 +293,7 @@ def _check_run(config: TrainConfig, directory: Path, resume: bool) -> tuple[list
 
 def _open_run(config: TrainConfig, directory: Path, inputs: Inputs) -> None:
     """Writes down the configuration, and what the run is given."""
-    inputs.compare_versions(config.heads or registry().heads)
+    inputs.compare_versions(config.heads or registry().default_heads)
     inputs.save()
     text = yaml.safe_dump(config.to_dict(), sort_keys=False)
     replace_file(directory / CONFIG_FILE, lambda name: Path(name).write_text(text, encoding="utf-8"))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tpo_head_region.benchmarks import benchmarks, grec, refcoco
+from tpo_head_region.benchmarks import benchmarks, grec, refcoco, sets
 from tpo_head_region.coco_ap import coco_ap
 
 import tpo_plugin as tpo
@@ -41,6 +41,19 @@ def test_grec_wants_all_boxes_and_no_other() -> None:
     nothing = grec([[], [WHOLE]], [[], []])
     assert nothing == {"F1_score": 0.5, "samples": 2, "N-acc": 0.5}
     assert grec([[]], [[WHOLE]]) == {"F1_score": 0.0, "samples": 1, "T-acc": 0.0}
+
+
+def test_sets_by_hand() -> None:
+    other, far = [200.0, 0.0, 300.0, 100.0], [500.0, 500.0, 600.0, 600.0]
+    predicted: Any = [[other, WHOLE], [WHOLE, far, WHOLE], [], [far]]
+    truth: Any = [[WHOLE, other], [WHOLE], [], []]
+    found = sets(predicted, truth, [[0.9, 0.8], [0.7, 0.6, 0.5], [], [0.1]])
+    assert found == pytest.approx(
+        {"recall": 1.0, "precision": 3 / 6, "F1": 6 / 9, "ap@0.5": 1.0, "ap": 1.0}
+        | {"F1_score": 0.5, "samples": 4, "T-acc": 1.0, "N-acc": 0.5}
+    )
+    assert sets([[]], [[]]) == {"F1_score": 1.0, "samples": 1, "N-acc": 1.0}, "nothing to take the others of"
+    assert sets([[]], [[WHOLE]]) == {"recall": 0.0, "F1": 0.0, "F1_score": 0.0, "samples": 1, "T-acc": 0.0}
 
 
 # -- COCO --------------------------------------------------------------------------------------------------------------
@@ -162,3 +175,21 @@ def test_answers_are_scored() -> None:
     assert all(
         "lmms" in s.convention or "pycocotools" in s.convention or "GIoU" in s.convention for s in scorers.values()
     )
+
+
+def test_an_answer_is_a_set_of_boxes_whichever_head_gave_them() -> None:
+    """`region` gives a value for each box, `region_set` one for all."""
+    left, right = [0.0, 0.0, 0.5, 1.0], [0.5, 0.0, 1.0, 1.0]
+    each = answer([right, left], [left, right])
+    both = tpo.HeadAnswer(
+        **{**vars(each), "values": [{"boxes_xyxy": torch.tensor([right, left]), "scores": torch.tensor([0.9, 0.9])}]}
+        | {"scores": [0.5]}
+    )
+    none = tpo.HeadAnswer(
+        **{**vars(answer([], [left])), "values": [{"boxes_xyxy": torch.zeros(0, 4), "scores": torch.zeros(0)}]}
+        | {"scores": [0.5]}
+    )
+    for name in ("sets", "grefcoco", "coco"):
+        score = benchmarks()[name].score
+        assert score([each, answer([], [left])]) == score([both, none]) != score([each])
+    assert benchmarks()["sets"].score([each])["F1"] == 1.0

@@ -194,12 +194,11 @@ def sample_backgrounds(
 def render(rng: np.random.Generator, scenes: Scenes, backgrounds: np.ndarray) -> np.ndarray:
     """Draws the shapes with smooth edges: [S, F, P, P, 3] uint8. Backgrounds [S, P, P, 3] stay the same over frames,
     but for the bar along the lower edge of a clip, which is as wide as the clip has been shown."""
-    num_scenes, num_frames = scenes.boxes_xyxy.shape[:2]
-    size = backgrounds.shape[1]
+    num_frames, size = scenes.boxes_xyxy.shape[1], backgrounds.shape[1]
     frames = np.repeat(backgrounds[:, None], num_frames, 1)
     for number, time_s in enumerate(scenes.times_s if num_frames > 1 else []):
         frames[:, number, -size // 24 :, : round(size * (time_s * CLIP_FPS + 1) / CLIP_FRAMES)] = 1
-    tint = rng.uniform(-0.06, 0.06, (num_scenes, MAX_OBJECTS, 3)).astype(np.float32)
+    tint = rng.uniform(-0.06, 0.06, (*scenes.colour.shape, 3)).astype(np.float32)
     for slot, which, depth in _depths(scenes, size):
         cover = np.clip(depth + 0.5, 0, 1)[..., None]
         colour = np.clip(RGB[scenes.colour[which, slot]] + tint[which, slot], 0, 1)[:, None, None, None]
@@ -220,7 +219,7 @@ def _depths(scenes: Scenes, size: int) -> Iterator[tuple[int, np.ndarray, np.nda
     negative outside, and everywhere while it is not to be seen."""
     grid = np.arange(size, dtype=np.float32) + 0.5
     shown, turned = scenes.shown(), scenes.in_moment("turn")
-    for slot in range(MAX_OBJECTS):
+    for slot in range(scenes.colour.shape[1]):
         which = np.flatnonzero(scenes.colour[:, slot] >= 0)
         if not len(which):
             continue

@@ -1,4 +1,5 @@
-"""The region head: one box for each `<boxes>` token, and `<region_box>` for a box that the user gives."""
+"""The region heads: `region`, one box for each `<boxes>` token, and `<region_box>` for a box that the user gives; and
+`region_set`, any number of boxes for one `<box_set>` token, which is applied where it is named."""
 
 from collections.abc import Callable
 
@@ -15,6 +16,15 @@ def register_heads(register: Callable[..., None]) -> None:
         trigger="<box_begin>",
         task_token="<boxes>",
         input_token="<region_box>",
+    )
+    register(
+        "region_set",
+        head="tpo_head_region.set_head:RegionSetHead",
+        config="tpo_head_region.config:RegionSetConfig",
+        codec="tpo_head_region.codec:RegionSetCodec",
+        trigger="<set_begin>",
+        task_token="<box_set>",
+        default=False,
     )
 
 

@@ -1,4 +1,4 @@
-"""Published scorers of boxes: RefCOCO's accuracy, gRefCOCO's F1, COCO's average precision.
+"""Scorers of boxes: RefCOCO's accuracy, gRefCOCO's F1, COCO's average precision, recall and precision of sets.
 
 Boxes are [x1, y1, x2, y2] in one unit, pixels or shares of the picture: no overlap depends on it.
 """
@@ -33,6 +33,11 @@ COCO = (
     "COCO's average precision of boxes, as pycocotools has it (12 numbers; -1 where there is nothing to find). Each"
     " question is a category, each box of its answer a detection, scored by the head; areas are those of boxes, and"
     " no truth is a crowd"
+)
+SETS = (
+    "Recall, precision and F1 of all boxes of all answers, at an IoU of at least 0.5, each box in one pair at the most,"
+    " matched greedily from the highest pair of an answer, whatever the order of its boxes; AP as pycocotools has it,"
+    " of one category, by the head's scores; and gRefCOCO's numbers of the same boxes (see grefcoco)"
 )
 
 
@@ -79,6 +84,43 @@ def grec(
     return found | ({"N-acc": float(np.mean(untargeted))} if untargeted else {})
 
 
+def sets(
+    predicted: Sequence[Sequence[Box]], truth: Sequence[Sequence[Box]], scores: Sequence[Sequence[float]] | None = None
+) -> dict[str, float]:
+    """`recall`, `precision` and `F1`, with `scores` `ap@0.5` and `ap`, and what `grec` gives, 0 to 1; see `SETS`.
+
+    Boxes as in `grec`; all are kept, whatever their score. A number that there is nothing to take of is left out.
+    """
+    _same_number(predicted, truth)
+    hits = sum(_matched(_overlaps(a, b)) for a, b in zip(predicted, truth, strict=True) if len(a) and len(b))
+    given, wanted = sum(map(len, predicted)), sum(map(len, truth))
+    found = {"recall": hits / wanted} if wanted else {}
+    found |= {"precision": hits / given} if given else {}
+    found |= {"F1": 2 * hits / (given + wanted)} if given or wanted else {}
+    if scores is not None and wanted:
+        found |= set_ap(predicted, truth, scores)
+    return found | grec(predicted, truth)
+
+
+def set_ap(
+    predicted: Sequence[Sequence[Box]], truth: Sequence[Sequence[Box]], scores: Sequence[Sequence[float]]
+) -> dict[str, float]:
+    """`ap@0.5` and `ap` (IoU 0.5 to 0.95) as COCO takes them, of sets that are one category; at least one true box."""
+    wanted: list[dict[str, Any]] = []
+    given: list[dict[str, Any]] = []
+    for number, (boxes, true, of_boxes) in enumerate(zip(predicted, truth, scores, strict=True)):
+        where = {"image_id": number, "category_id": 0}
+        wanted += [where | {"id": 1, "bbox": _corner_and_size(box), "area": 0.0, "iscrowd": 0} for box in true]
+        given += [where | {"bbox": _corner_and_size(b), "score": s} for b, s in zip(boxes, of_boxes, strict=True)]
+    numbers = coco_ap(wanted, given, images=range(len(truth)))
+    return {"ap@0.5": numbers["AP50"], "ap": numbers["AP"]}
+
+
+def _corner_and_size(box: Box) -> list[float]:
+    x1, y1, x2, y2 = box
+    return [x1, y1, x2 - x1, y2 - y1]
+
+
 def _matched(overlaps: np.ndarray) -> int:
     """How many pairs of at least 0.5 there are, from the highest on, each box in one."""
     left, hits = overlaps.copy(), 0
@@ -110,6 +152,7 @@ def benchmarks() -> dict[str, tpo.Benchmark]:
         "refcoco": tpo.Benchmark(REFCOCO, _refcoco),
         "grefcoco": tpo.Benchmark(GREC, _grec),
         "coco": tpo.Benchmark(COCO, _coco),
+        "sets": tpo.Benchmark(SETS, _sets),
     }
 
 
@@ -128,6 +171,10 @@ def _grec(answers: Sequence[tpo.HeadAnswer]) -> dict[str, Any]:
     return grec([_given(answer) for answer in answers], [_true(answer) for answer in answers])
 
 
+def _sets(answers: Sequence[tpo.HeadAnswer]) -> dict[str, Any]:
+    return sets(*([part(answer) for answer in answers] for part in (_given, _true, _scores)))
+
+
 def _coco(answers: Sequence[tpo.HeadAnswer]) -> dict[str, Any]:
     truth: list[dict[str, Any]] = []
     found: list[dict[str, Any]] = []
@@ -135,17 +182,27 @@ def _coco(answers: Sequence[tpo.HeadAnswer]) -> dict[str, Any]:
         where = {"image_id": answer.medium, "category_id": answer.question}
         scale = np.array([answer.width or 1, answer.height or 1] * 2, dtype=float)
         for box in _true(answer):
-            x1, y1, x2, y2 = (np.array(box) * scale).tolist()
-            bbox = [x1, y1, x2 - x1, y2 - y1]
+            bbox = _corner_and_size((np.array(box) * scale).tolist())
             truth.append(where | {"id": len(truth) + 1, "bbox": bbox, "area": bbox[2] * bbox[3], "iscrowd": 0})
-        for box, score in zip(_given(answer), answer.scores, strict=True):
-            x1, y1, x2, y2 = (np.array(box) * scale).tolist()
-            found.append(where | {"bbox": [x1, y1, x2 - x1, y2 - y1], "score": 0.0 if score is None else score})
+        for box, score in zip(_given(answer), _scores(answer), strict=True):
+            found.append(where | {"bbox": _corner_and_size((np.array(box) * scale).tolist()), "score": score})
     return coco_ap(truth, found, images=[answer.medium for answer in answers])
 
 
 def _given(answer: tpo.HeadAnswer) -> list[list[float]]:
-    return [value.tolist() for value in answer.values]
+    return [box for value in answer.values for box in boxes_of(value)]
+
+
+def boxes_of(value: Any) -> list[list[float]]:
+    """The boxes of a prediction: the one of `region`, or all of `region_set`."""
+    return value["boxes_xyxy"].tolist() if isinstance(value, dict) else [value.tolist()]
+
+
+def _scores(answer: tpo.HeadAnswer) -> list[float]:
+    """Of each box."""
+    pairs = zip(answer.values, answer.scores, strict=True)
+    found = [value["scores"].tolist() if isinstance(value, dict) else [score or 0.0] for value, score in pairs]
+    return [score for scores in found for score in scores]
 
 
 def _true(answer: tpo.HeadAnswer) -> list[Any]:

@@ -1,9 +1,11 @@
-"""The region head's configuration. No torch in here."""
+"""The region heads' configurations. No torch in here."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, MultipleOf
 
 import tpo_plugin as tpo
 
@@ -15,3 +17,15 @@ class RegionConfig(tpo.HeadConfig):
     given_box: Literal["mlp", "fourier"] = "mlp"
     """How a box that the user gives becomes an embedding: by an MLP from its four numbers ("mlp", as the paper), or
     from sines and cosines of its corners and centre ("fourier", as SAM's prompt encoder has them)."""
+
+
+@dataclass(kw_only=True)
+class RegionSetConfig(tpo.HeadConfig):
+    """A set of boxes, or none, from one task token."""
+
+    max_boxes: Annotated[int, Ge(1)] = 20
+    """The most boxes of one answer, in training too: the number of queries."""
+    width: Annotated[int, Ge(4), MultipleOf(4)] = 128
+    """Of a query; it has four heads of attention."""
+    layers: Annotated[int, Ge(0)] = 2
+    """In which the queries attend to each other."""

@@ -100,10 +100,7 @@ class RegionHead(RegionCodec, tpo.TaskHead):
 
     def to_units(self, value: Any, *, width: int | None, height: int | None, duration: float | None) -> Tensor:
         """The box [4] in pixels of a `width` x `height` image."""
-        if width is None or height is None:
-            raise tpo.TPOError(f"region: a box in pixels needs width and height; got width={width}, height={height}")
-        box = torch.as_tensor(value, dtype=torch.float32)
-        return box * box.new_tensor([width, height, width, height])
+        return in_pixels(value, width, height)
 
     def metrics(self) -> tpo.HeadMetrics:
         return RegionMetrics(self)
@@ -119,6 +116,14 @@ class RegionHead(RegionCodec, tpo.TaskHead):
 
         boxes = [(box, colour) for box, colour in ((target, TRUE), (value, PREDICTED)) if box is not None]
         return draw_boxes(image, boxes)
+
+
+def in_pixels(boxes_xyxy: Any, width: int | None, height: int | None) -> Tensor:
+    """Boxes [..., 4] in pixels of a `width` x `height` image. Raises `TPOError` where its size is not known."""
+    if width is None or height is None:
+        raise tpo.TPOError(f"region: a box in pixels needs width and height; got width={width}, height={height}")
+    boxes = torch.as_tensor(boxes_xyxy, dtype=torch.float32)
+    return boxes * boxes.new_tensor([width, height, width, height])
 
 
 class RegionMetrics(tpo.HeadMetrics):
