@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from tpo_shapes.dataset import write_records
-from tpo_shapes.questions import CHAT, Object, ask, objects_of
+from tpo_shapes.questions import CHAT, Object, ask, objects_of, place
 from tpo_shapes.world import render, sample_backgrounds, sample_scenes
 
 FORMS = ("tpo", "text", "bare")
@@ -62,7 +62,7 @@ def _conversations(seed: str, objects: list[Object]) -> dict[str, list[Said]]:
     rng = random.Random(seed)
     talk = [chat_turn(turn.question, turn.answer) for turn in ask(rng, objects, dict.fromkeys(CHAT, 1.0), 8, False)]
     shown = rng.sample(objects, len(objects))
-    described: list[Said] = [(rng.choice(DESCRIBE), sentence(", ".join(f"a {o.name}" for o in shown)), [])]
+    described: list[Said] = [(rng.choice(DESCRIBE), sentence(", ".join(_described(rng, o) for o in shown)), [])]
     wordings = [rng.choice(WHERE) for _ in shown]
     listing = rng.choice(LIST)
     order = rng.sample(range(2 * MIXED_TURNS), 2 * MIXED_TURNS)
@@ -70,10 +70,16 @@ def _conversations(seed: str, objects: list[Object]) -> dict[str, list[Said]]:
     for form in FORMS:
         asked = [where_turn(wording, o, form) for wording, o in zip(wordings, shown, strict=True)][:MIXED_TURNS]
         both = asked + talk[: 2 * MIXED_TURNS - len(asked)]
-        found[f"mixed_{form}"] = [both[place] for place in order if place < len(both)]
+        found[f"mixed_{form}"] = [both[at] for at in order if at < len(both)]
         if form != "bare":
             found[f"lists_{form}"] = [list_turn(listing, shown, form)]
     return found
+
+
+def _described(rng: random.Random, thing: Object) -> str:
+    """An object with its place, where that is plain."""
+    said = place(rng, [thing], None)
+    return f"a {thing.name}" + (f" {said.answer}" if said else "")
 
 
 def chat_turn(question: str, answer: str) -> Said:
