@@ -163,7 +163,9 @@ def test_a_head_that_learnt_nothing_is_told_with_what_to_do(world: Path, tmp_pat
     assert f"WARNING: {sentence}" in doctor(run)
     saved["stages"][stage] = {"log": [], "steps": 240}
     (run / "run.json").write_text(json.dumps(saved))
-    assert untaught(run, ["region"])[0].startswith("no evaluation of this run measured a head")
+    (sentence,) = untaught(run, ["region"])
+    assert sentence.startswith("no evaluation of this run measured a head")
+    assert f"tpo eval {run} --data RECORDS" in sentence
 
 
 def test_what_is_wrong_is_found(loaded: tuple[Any, Any], world: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ def untaught(run: Path, heads: Sequence[str]) -> list[str]:
     if not any(name.startswith(f"{head}_") for name in metrics for head in heads):
         return [
             f"no evaluation of this run measured a head, so nothing is known of what they learnt: tpo eval {run} "
-            "RECORDS measures them on held-out records, and eval_data in a stage while it trains"
+            "--data RECORDS measures them on held-out records, and eval_data in a stage while it trains"
         ]
     sentences = []
     for sentence in on_a_constant(metrics, heads):
