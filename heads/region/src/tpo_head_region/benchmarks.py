@@ -172,7 +172,7 @@ def _grec(answers: Sequence[tpo.HeadAnswer]) -> dict[str, Any]:
 
 
 def _sets(answers: Sequence[tpo.HeadAnswer]) -> dict[str, Any]:
-    return sets(*([part(answer) for answer in answers] for part in (_given, _true, _scores)))
+    return sets(list(map(_given, answers)), list(map(_true, answers)), list(map(_scores, answers)))
 
 
 def _coco(answers: Sequence[tpo.HeadAnswer]) -> dict[str, Any]:
