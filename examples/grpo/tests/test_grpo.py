@@ -13,7 +13,7 @@ from tpo_shapes.evaluate import read_questions
 from transformers import AutoProcessor
 
 from tpo_plugin import apply_tpo
-from tpo_plugin.data import Records
+from tpo_plugin.data import Records, TPOCollator, prompt_record, read_sample
 from tpo_plugin.training.hosts import load_host
 
 pytest.importorskip("trl")
@@ -35,6 +35,20 @@ def files(example: Any, tmp_path_factory: Any) -> dict[str, Path]:
     return example.make_records(tmp_path_factory.mktemp("records"), "train", 12, seed=0)
 
 
+@torch.no_grad()
+def call_as_likely_as_not(model: Any, trigger: int, record: Any) -> None:
+    """Gives the trigger the likeliest word's logit where the answer to a record's first question for a box begins."""
+    states: list[torch.Tensor] = []
+    handle = model.lm_head.register_forward_pre_hook(lambda module, args: states.append(args[0][0, -1]))
+    asked = zip(record.turns[::2], record.turns[1::2], strict=True)
+    question = next(turn.text for turn, answer in asked if answer.tasks).removeprefix("<image>\n")
+    sample = read_sample(prompt_record(model.tpo, question, images=record.images))
+    logits = model.eval()(**TPOCollator(model.tpo, for_generation=True)([sample])).logits[0, -1]
+    handle.remove()
+    rows = model.tpo.embeddings["region"]
+    rows.output.add_((logits.max() - logits[trigger]) * states[0] / states[0].norm() ** 2)
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("beside", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_reward_is_the_iou_and_trains_what_it_should(example, files, tmp_path, monkeypatch, beside):
@@ -42,11 +56,7 @@ def test_the_reward_is_the_iou_and_trains_what_it_should(example, files, tmp_pat
     model = apply_tpo(load_host(str(HOST_DIRECTORY)), AutoProcessor.from_pretrained(HOST_DIRECTORY), heads=["region"])
     assert len(Records(files["tasks"], model.tpo)) == 12
     trigger, _ = model.tpo.token_ids["region"]
-    with torch.no_grad():  # calls it in about every other answer
-        weight = model.lm_head.weight
-        model.tpo.embeddings["region"].output.copy_(
-            weight[: len(model.tpo.tokenizer) - 2].max(0).values - weight[trigger]
-        )
+    call_as_likely_as_not(model, trigger, next(iter(Records(files["tasks"], model.tpo))))
     found: list[tuple[list[float], list[int]]] = []
     reward_class = example.HeadReward
 

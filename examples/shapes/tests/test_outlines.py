@@ -11,7 +11,7 @@ from tpo_head_mask.checkpoints import build_backend
 from tpo_head_mask.config import MaskConfig
 from tpo_head_mask.masks import box_of
 from tpo_shapes import outlines
-from tpo_shapes.baselines import without_masks
+from tpo_shapes.baselines import of_heads
 from tpo_shapes.dataset import make_dataset
 from tpo_shapes.evaluate import Answer, Question, read_questions
 from tpo_shapes.micro_sam import ARCHITECTURE, follow, loss_of, make_batch, roughly, train_micro_sam
@@ -116,7 +116,7 @@ def test_a_baselines_records_have_no_masks(tmp_path):
     files = make_dataset(tmp_path, "train", 6, seed=3, num_clips=4)
     for key in ("tasks", "clip_tasks"):
         for record in map(json.loads, files[key].read_text().splitlines()):
-            plain = without_masks(record)
+            plain = of_heads(record, heads=("region", "temporal"))
             values = [line["value"] for line in plain["conversations"]]
             assert values[0].startswith("<image>\n")
             assert sum(value.count("<image>") for value in values) == 1

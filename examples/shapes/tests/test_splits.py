@@ -10,10 +10,10 @@ from tpo_shapes.splits import CHECKSUMS, FIRST_HALF, FIRST_SEEDS, KINDS, TEST, V
 
 SMALL = Size(num_scenes=8, num_clips=4, heldout_scenes=3, heldout_clips=2, steps=(1, 1, 1), batch_size=1)
 SMALL_CHECKSUMS = {
-    "train-0": "",
-    "train-1": "",
-    "validation": "",
-    "test": "",
+    "train-0": "95f4d99e9b99b6d9371344fb2fce77f5679ecf4cede4f13542f340a8a2d85d6b",
+    "train-1": "30b5ee9018b4477f2fc7d098f14bc636f2c40ba634ff4125c48e7a951b411776",
+    "validation": "276885dc25c2872ac04399a0a63ac3e8c7a4884a846763a5a679c88c38cf9242",
+    "test": "4f727788443051f3a5a652966b57906a428ef244193207349105e867d2c99c55",
 }
 
 

@@ -295,31 +295,29 @@ def region(rng: random.Random, objects: list[Object], frame: int | None) -> Turn
     return Turn("region", question, REGION_ANSWER, [chosen.boxes_xyxy[frame or 0]], _time(frame))
 
 
+def given(rng: random.Random, objects: list[Object], frame: int | None) -> Turn | None:
+    """Which object is in a box that the user gives, in the words of `there`."""
+    return _given(rng, objects, frame, "given", "what is in {}?", "name")
+
+
 def given_colour(rng: random.Random, objects: list[Object], frame: int | None) -> Turn | None:
-    """Which colour the object in a box that the user gives has."""
-    if not (shown := _shown(objects, frame)):
-        return None
-    chosen = rng.choice(shown)
-    question = f"{when(frame)}what colour is the object in {PLACEHOLDER}?"
-    return Turn("given_colour", question, chosen.colour, [chosen.boxes_xyxy[frame or 0]], _time(frame))
+    """Which colour it has."""
+    return _given(rng, objects, frame, "given_colour", "what colour is the object in {}?", "colour")
 
 
 def given_shape(rng: random.Random, objects: list[Object], frame: int | None) -> Turn | None:
-    """Which shape the object in a box that the user gives has."""
+    """Which shape it has."""
+    return _given(rng, objects, frame, "given_shape", "what shape is the object in {}?", "shape")
+
+
+def _given(
+    rng: random.Random, objects: list[Object], frame: int | None, kind: str, wording: str, attribute: str
+) -> Turn | None:
     if not (shown := _shown(objects, frame)):
         return None
     chosen = rng.choice(shown)
-    question = f"{when(frame)}what shape is the object in {PLACEHOLDER}?"
-    return Turn("given_shape", question, chosen.shape, [chosen.boxes_xyxy[frame or 0]], _time(frame))
-
-
-def given(rng: random.Random, objects: list[Object], frame: int | None) -> Turn | None:
-    """Which object is in a box that the user gives, in the words of `there`."""
-    if not (shown := _shown(objects, frame)):
-        return None
-    chosen = rng.choice(shown)
-    question = f"{when(frame)}what is in {PLACEHOLDER}?"
-    return Turn("given", question, chosen.name, [chosen.boxes_xyxy[frame or 0]], _time(frame))
+    question = when(frame) + wording.format(PLACEHOLDER)
+    return Turn(kind, question, getattr(chosen, attribute), [chosen.boxes_xyxy[frame or 0]], _time(frame))
 
 
 def moment(rng: random.Random, objects: list[Object], frame: int | None) -> Turn | None:
