@@ -50,7 +50,8 @@ def test_the_host_knows_all_words():
 
 def test_both_heads_are_asked_the_same(tmp_path):
     make_questions(tmp_path, "train", [0, 1, 3, 8, 20] * 4, seed=0)
-    first, second = ([json.loads(line) for line in (tmp_path / f"{head}.jsonl").open()] for head in HEADS)
+    texts = [(tmp_path / f"{head}.jsonl").read_text(encoding="utf-8") for head in HEADS]
+    first, second = ([json.loads(line) for line in text.splitlines()] for text in texts)
     assert len(first) == len(second) == 20
     for a, b in zip(first, second, strict=True):
         assert (tmp_path / a["image"]).is_file()
