@@ -208,7 +208,7 @@ def load_results(path: Path = RESULTS) -> list[dict[str, Any]]:
 def table(results: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     """The rows, the header first: for each number of objects and head the means over the seeds, in percent, and the
     milliseconds of an answer."""
-    rows = [("objects", "head", *MEASURES, "ms")]
+    rows: list[tuple[str, ...]] = [("objects", "head", *MEASURES, "ms")]
     for number in map(str, NUMBERS):
         for head in HEADS:
             of_seeds = [result["heads"][head]["numbers"][number] for result in results]

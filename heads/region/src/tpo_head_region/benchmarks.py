@@ -172,7 +172,8 @@ def _grec(answers: Sequence[tpo.HeadAnswer]) -> dict[str, Any]:
 
 
 def _sets(answers: Sequence[tpo.HeadAnswer]) -> dict[str, Any]:
-    return sets(*([part(answer) for answer in answers] for part in (_given, _true, _scores)))
+    given, scores = [_given(answer) for answer in answers], [_scores(answer) for answer in answers]
+    return sets(given, [_true(answer) for answer in answers], scores)
 
 
 def _coco(answers: Sequence[tpo.HeadAnswer]) -> dict[str, Any]:

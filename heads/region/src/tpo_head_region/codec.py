@@ -69,7 +69,7 @@ class RegionSetCodec(_BoxesCodec):
     config: RegionSetConfig
 
     def check_task(self, task: dict[str, Any]) -> None:
-        boxes = task.get("boxes")
+        boxes: Any = task.get("boxes")
         if not is_list(boxes):
             raise ValueError(f"boxes is {boxes!r}; expected a list of boxes [x1, y1, x2, y2], or an empty list")
         if len(boxes) > self.config.max_boxes:
