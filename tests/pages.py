@@ -2,7 +2,8 @@
 
 A part stands between `<!-- made: NAME -->` and `<!-- made: end -->`; the rest of a page is written by hand. Commands
 come from the argument parsers, keys from the dataclasses that check them, the heads from their metadata and what they
-register, the hosts from the survey's results, the demo's tables from what its seeds measured.
+register, the hosts from the survey's results, the demo's tables from what its seeds measured, those of docs/effect.md
+from what the ablation did; until it did, there is no such page.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 import tomllib
 import typer
-from tpo_shapes import seeds
+from tpo_shapes import effect, seeds
 
 import tpo_plugin.cli
 from tests.survey.table import table as hosts_table
@@ -262,6 +263,25 @@ def _of_seeds(table: Callable[[list[seeds.Results]], list[tuple[str, ...]]]) -> 
     return f"{title}, in percent:\n\n{_table(header, rows)}"
 
 
+# -- the ablation ------------------------------------------------------------------------------------------------------
+
+
+def ablation() -> str:
+    """What its cells measured: the paper's claims first, then all cells, then what the paper has no table of."""
+    results = effect.load_results()
+    seeds_of = ", ".join(map(str, sorted({result["seed"] for result in results})))
+    hours = sum(result["seconds"] for result in results) / 3600
+    versions = ", ".join(f"{name} {version}" for name, version in results[0]["versions"].items())
+    parts = [
+        f"{len(results)} trainings and hosts, seeds {seeds_of}; {hours:.1f} CPU hours, one thread each; {versions}.\n"
+    ]
+    for make in (effect.claims_table, effect.cells_table, effect.differences_table):
+        title, (header, *rows) = make(results)
+        note = f"{effect.RULE}\n\n" if make is effect.claims_table else ""
+        parts.append(f"## {title}\n\n{note}{_table(header, rows)}")
+    return "\n".join(parts)
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "training_keys": training_keys,
     "head_keys": head_keys,
@@ -273,6 +293,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "demo_scores": demo_scores,
     "demo_masks": demo_masks,
     "demo_chat": demo_chat,
+    **({"ablation": ablation} if effect.RESULTS.is_file() else {}),
 }
 
 if __name__ == "__main__":

@@ -11,8 +11,11 @@ from tpo_shapes.baselines import (
     best_constant_box,
     best_constant_span,
     iou,
+    of_heads,
     span_iou,
     text_as_box,
+    text_as_moments,
+    text_record,
 )
 from tpo_shapes.moment_mlp import MomentMLP
 
@@ -29,14 +32,15 @@ def test_best_constant_box_finds_a_cluster():
     assert (iou(best_constant_box(boxes), boxes) >= 0.5).mean() == 0.9
 
 
-def test_a_record_of_the_baseline():
+@pytest.fixture
+def record():
     turns = [
         ("follow", "<image>\nfollow it.", "it is here <mask>"),
         ("given_colour", "what is in <region>?", "red, like <region> here"),
         ("moment", "when does it turn?", "at <temporal>"),
     ]
     lines = [{"from": who, "value": v} for _, *said in turns for who, v in zip(("human", "gpt"), said, strict=True)]
-    record = {
+    return {
         "kinds": [kind for kind, *_ in turns],
         "conversations": lines,
         "tasks": [
@@ -46,6 +50,9 @@ def test_a_record_of_the_baseline():
             {"head": "temporal", "spans": [[0.25, 1.75]], "saliency": [1]},
         ],
     }
+
+
+def test_a_record_of_the_baseline(record):
     before = json.dumps(record)
     plain = baseline_record(record)
     assert json.dumps(record) == before
@@ -57,8 +64,39 @@ def test_a_record_of_the_baseline():
         "at <moment>",
     ]
     assert plain["tasks"] == [{"head": "moment", "spans": [[0.25, 1.75]], "saliency": [1]}]
-    chat = {"kinds": ["count"], "conversations": lines[:2]}
+    chat = {"kinds": ["count"], "conversations": record["conversations"][:2]}
     assert baseline_record(chat) == chat
+
+
+def test_a_record_of_some_heads(record):
+    before = json.dumps(record)
+    moments = of_heads(record, ("temporal",))
+    assert moments == {
+        "kinds": ["moment"],
+        "conversations": [
+            {"from": "human", "value": "<image>\nwhen does it turn?"},
+            {"from": "gpt", "value": "at <temporal>"},
+        ],
+        "tasks": record["tasks"][3:],
+    }
+    assert of_heads(record, ("region", "temporal", "mask")) == record
+    assert of_heads(moments, ("region", "mask")) is None
+    assert baseline_record(of_heads(record, ("mask",))) is None
+    assert json.dumps(record) == before
+
+
+def test_a_record_in_words_has_nothing_for_a_head(record):
+    plain = text_record(record)
+    assert "tasks" not in plain
+    assert [line["value"] for line in plain["conversations"]][2:] == ["when does it turn?", "at 6 44"]
+    assert text_record(of_heads(record, ("mask",))) is None
+
+
+def test_numbers_become_moments():
+    assert text_as_moments("at 6 44") == [[0.24, 1.76]]
+    assert text_as_moments("at 12 38 62 75") == [[0.48, 1.52], [2.48, 3.0]]
+    assert text_as_moments("at 12 38 62") == [[0.48, 1.52]]
+    assert text_as_moments("at 12") == text_as_moments("at the top left") == text_as_moments("it is here 1 2 3 4") == []
 
 
 def test_bare_answers_are_placeholders_alone():

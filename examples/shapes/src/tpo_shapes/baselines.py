@@ -1,4 +1,5 @@
-"""What the heads are compared with: the best constant box and moment, boxes written as words, moments from an MLP.
+"""What the heads are compared with: the best constant box and moment, boxes and moments written as words, moments from
+an MLP.
 
 N boxes; all boxes are xyxy, 0 to 1. Moments are start and end in seconds.
 """
@@ -8,11 +9,17 @@ from __future__ import annotations
 import copy
 import itertools
 import re
+from collections.abc import Collection
 
 import numpy as np
 
-from tpo_shapes.questions import MASK, MASKS, MOMENTS, PLACEHOLDER, Span
+from tpo_shapes.questions import MASK, MASKS, MOMENTS, PLACEHOLDER, TASKS, Span
 from tpo_shapes.world import CLIP_SECONDS
+
+HEAD_OF = {**dict.fromkeys(TASKS, "region"), "moment": "temporal", **dict.fromkeys(MASKS, "mask")}
+"""The head that a kind of question needs; conversation needs none."""
+MOMENT = "<moment>"
+"""The placeholder of the head of `moment_mlp`."""
 
 
 def iou(boxes_xyxy: np.ndarray, others_xyxy: np.ndarray) -> np.ndarray:
@@ -63,15 +70,30 @@ def text_as_box(text: str) -> list[float] | None:
     return [int(number) / 100 for number in found[1].split()] if found else None
 
 
-def without_masks(record: dict) -> dict:
-    """The record without its questions about masks, which no baseline answers."""
+def moments_as_text(spans_s: list[Span]) -> str:
+    """Two whole numbers for each moment, percent of the clip's length."""
+    return " ".join(str(round(100 * time / CLIP_SECONDS)) for span in spans_s for time in span)
+
+
+def text_as_moments(text: str) -> list[Span]:
+    """The pairs of numbers behind the word "at" as moments, none where there are no two."""
+    found = re.search(r"\bat((?: \d+ \d+)+)", text)
+    times = [int(number) * CLIP_SECONDS / 100 for number in found[1].split()] if found else []
+    return [list(pair) for pair in zip(times[::2], times[1::2], strict=True)]
+
+
+def of_heads(record: dict, heads: Collection[str]) -> dict | None:
+    """The record with no other questions than those of conversation and those that need one of these heads; None where
+    it has none of them."""
     lines, kinds = record["conversations"], record["kinds"]
-    kept = [index for index, kind in enumerate(kinds) if kind not in MASKS]
+    kept = [index for index, kind in enumerate(kinds) if HEAD_OF.get(kind) in (None, *heads)]
+    if not kept:
+        return None
     conversations = [dict(line) for index in kept for line in lines[2 * index : 2 * index + 2]]
     conversations[0]["value"] = "<image>\n" + conversations[0]["value"].removeprefix("<image>\n")
     plain = {**record, "conversations": conversations, "kinds": [kinds[index] for index in kept]}
     if "tasks" in record:
-        plain["tasks"] = [task for task in record["tasks"] if task["head"] != "mask"]
+        plain["tasks"] = [task for task in record["tasks"] if task["head"] in heads]
     return plain
 
 
@@ -86,13 +108,38 @@ def bare_record(record: dict) -> dict:
     return plain
 
 
-def baseline_record(record: dict) -> dict:
-    """The record without masks; each box, given or wanted, as its numbers, and moments wanted from `moment_mlp`."""
-    plain = copy.deepcopy(without_masks(record))
-    tasks = plain.pop("tasks", [])
+def moment_record(record: dict) -> dict:
+    """The record with its moments wanted from `moment_mlp`."""
+    plain = copy.deepcopy(record)
+    for line in plain["conversations"]:
+        line["value"] = line["value"].replace(MOMENTS, MOMENT)
+    for task in plain.get("tasks", []):
+        if task["head"] == "temporal":
+            task["head"] = "moment"
+    return plain
+
+
+def baseline_record(record: dict) -> dict | None:
+    """The record without masks, each box, given or wanted, as its numbers, and moments wanted from `moment_mlp`; None
+    where nothing is left."""
+    kept = of_heads(record, ("region", "temporal"))
+    if kept is None or "tasks" not in kept:
+        return kept
+    plain = moment_record(kept)
+    tasks = plain.pop("tasks")
     boxes = (task["boxes"][0] for task in tasks if "boxes" in task)
     for line in plain["conversations"]:
         line["value"] = re.sub(PLACEHOLDER, lambda _: box_as_text(next(boxes)), line["value"])
-        line["value"] = line["value"].replace(MOMENTS, "<moment>")
-    moments = [{**task, "head": "moment"} for task in tasks if "spans" in task]
+    moments = [task for task in tasks if task["head"] == "moment"]
     return plain | ({"tasks": moments} if moments else {})
+
+
+def text_record(record: dict) -> dict | None:
+    """As `baseline_record`, with the moments as numbers too: nothing is left for a head."""
+    plain = baseline_record(record)
+    if plain is None:
+        return None
+    moments = (task["spans"] for task in plain.pop("tasks", []))
+    for line in plain["conversations"]:
+        line["value"] = re.sub(MOMENT, lambda _: moments_as_text(next(moments)), line["value"])
+    return plain

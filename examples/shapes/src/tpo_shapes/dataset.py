@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Iterable
@@ -32,7 +33,8 @@ def make_dataset(
     Each picture has one record of conversation and one of tasks (boxes wanted, boxes given), each of up to `turns`
     questions; so has each clip, whose tasks are moments too. To the tasks of each come up to two masks, one of held-out
     scenes. Returns the record files: "chat", "tasks", "clip_chat", "clip_tasks". The same arguments give the same
-    files.
+    files. `images.sha256` and `clips.sha256` are of the pixels as they were drawn: other releases of the encoders of
+    PNG and H.264 may write them as other bytes, and H.264 does not give them back exactly.
     """
     root = Path(directory)
     files = _write_part(root, split, num_scenes, seed, turns, clip=False)
@@ -47,10 +49,12 @@ def _write_part(root: Path, split: str, number: int, seed: int, turns: int, clip
     (root / folder).mkdir(parents=True, exist_ok=True)
     prefix = "clip_" if clip else ""
     records: dict[str, list[dict]] = {f"{prefix}chat": [], f"{prefix}tasks": []}
+    pixels = hashlib.sha256()
     for start in range(0, number, 64):
         size = min(64, number - start)
         scenes = sample_scenes(rng, size, CLIP_TIMES if clip else None, max_objects=3 if clip else 4)
         frames, covered = render(rng, scenes, sample_backgrounds(rng, size, split)), masks(scenes)
+        pixels.update(frames.tobytes())
         for index in range(size):
             name = f"{folder}/{start + index:06d}.{'mp4' if clip else 'png'}"
             if clip:
@@ -65,6 +69,7 @@ def _write_part(root: Path, split: str, number: int, seed: int, turns: int, clip
                     asked += ask(words, objects, CLIP_MASK_KINDS if clip else MASK_KINDS, MASK_TURNS[split], clip)
                     words.shuffle(asked)
                 records[key].append(make_record(f"{key}-{split}-{seed}-{start + index}", name, asked))
+    (root / f"{folder}.sha256").write_text(f"{pixels.hexdigest()}\n", encoding="utf-8")
     return {key: write_records(root / f"{key}.jsonl", lines) for key, lines in records.items()}
 
 

@@ -213,7 +213,7 @@ def _make_part(root: Path, size: Size, seed: int) -> None:
         if key.endswith("tasks"):
             records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
             for name, change in ((BASELINE, baseline_record), (FROZEN, bare_record)):
-                write_records(root / records_file(key, name), map(change, records))
+                write_records(root / records_file(key, name), filter(None, map(change, records)))
     (root / "done").touch()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tpo_shapes.baselines import box_as_text, iou, span_iou, text_as_box
+from tpo_shapes.baselines import box_as_text, iou, span_iou, text_as_box, text_as_moments
 from tpo_shapes.questions import CHAT, CLIP_CHAT, MASK, MOMENTS, PLACEHOLDER, Box, Mask, Span
 from tpo_shapes.world import CLIP_FRAMES
 
@@ -114,7 +114,7 @@ def _turns(record: dict[str, Any], root: Path) -> list[Question]:
 def answer_questions(
     model: Any, questions: list[Question], *, as_text: bool = False, batch_size: int = 64
 ) -> list[Answer]:
-    """Greedy answers of a model with TPO; with `as_text` boxes are words, in question and answer.
+    """Greedy answers of a model with TPO; with `as_text` boxes are words, in question and answer, and moments may be.
 
     A model without the mask head is not asked for masks.
     """
@@ -157,6 +157,8 @@ def _as_answer(said: str, predictions: list[Any], as_text: bool) -> Answer:
     answer = Answer(said.strip(), called=[CALLS.get(p.head, "moment") for p in predictions])
     if as_text and (box := text_as_box(answer.text)):
         answer.boxes, answer.called = [box], ["box", *answer.called]
+    if as_text and (spans_s := text_as_moments(answer.text)):
+        answer.spans_s, answer.called = spans_s, ["moment", *answer.called]
     for prediction in predictions:
         if prediction.value is None:
             continue
