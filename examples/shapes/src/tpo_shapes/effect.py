@@ -175,7 +175,9 @@ def differences_table(results: Sequence[Result]) -> Rows:
 
 def rich_table(title: str, rows: Sequence[tuple[str, ...]]) -> Table:
     """For the terminal."""
-    shown = Table(*rows[0], title=title, box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
+    shown = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
+    for header in rows[0]:
+        shown.add_column(header, overflow="fold")
     for row in rows[1:]:
         shown.add_row(*row)
     return shown
