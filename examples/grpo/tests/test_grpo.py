@@ -36,8 +36,9 @@ def files(example: Any, tmp_path_factory: Any) -> dict[str, Path]:
 
 
 @torch.no_grad()
-def call_as_likely_as_not(model: Any, trigger: int, record: Any) -> None:
-    """Gives the trigger the likeliest word's logit where the answer to a record's first question for a box begins."""
+def call_sometimes(model: Any, trigger: int, record: Any) -> None:
+    """Gives the trigger the likeliest word's logit, and 2, where the answer to a record's first question for a box
+    begins, which is a probability of 0.01 to 0.9 at other such questions."""
     states: list[torch.Tensor] = []
     handle = model.lm_head.register_forward_pre_hook(lambda module, args: states.append(args[0][0, -1]))
     asked = zip(record.turns[::2], record.turns[1::2], strict=True)
@@ -46,7 +47,7 @@ def call_as_likely_as_not(model: Any, trigger: int, record: Any) -> None:
     logits = model.eval()(**TPOCollator(model.tpo, for_generation=True)([sample])).logits[0, -1]
     handle.remove()
     rows = model.tpo.embeddings["region"]
-    rows.output.add_((logits.max() - logits[trigger]) * states[0] / states[0].norm() ** 2)
+    rows.output.add_((logits.max() - logits[trigger] + 2) * states[0] / states[0].norm() ** 2)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -56,7 +57,7 @@ def test_the_reward_is_the_iou_and_trains_what_it_should(example, files, tmp_pat
     model = apply_tpo(load_host(str(HOST_DIRECTORY)), AutoProcessor.from_pretrained(HOST_DIRECTORY), heads=["region"])
     assert len(Records(files["tasks"], model.tpo)) == 12
     trigger, _ = model.tpo.token_ids["region"]
-    call_as_likely_as_not(model, trigger, next(iter(Records(files["tasks"], model.tpo))))
+    call_sometimes(model, trigger, next(iter(Records(files["tasks"], model.tpo))))
     found: list[tuple[list[float], list[int]]] = []
     reward_class = example.HeadReward
 
@@ -75,7 +76,7 @@ def test_the_reward_is_the_iou_and_trains_what_it_should(example, files, tmp_pat
     assert [len(row["tasks"]) for row in rows] == [1] * 8 + [0] * 8
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     batches = example.endless(model, files.values(), 4, 0) if beside else None
-    logged = example.reinforce(model, rows, tmp_path, 2, 0, batch_size=16, beside=batches, weight=1.0)
+    logged = example.reinforce(model, rows, tmp_path, 2, 0, batch_size=128, beside=batches, weight=1.0)
     assert logged == pytest.approx([sum(rewards) / len(rewards) for rewards, _ in found], abs=1e-4)
     assert any(times for _, called in found for times in called)
     changed = {name for name, p in model.named_parameters() if not torch.equal(p.detach(), before[name])}
