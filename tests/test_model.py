@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from tpo_plugin import HostError, TPOConfig, TPOError, apply_tpo, remove_tpo
 from tpo_plugin.positions import Counts, token_positions
+from tpo_plugin.testing import tiny_host
 
 LOSS_HOSTS = ["llama", "gemma2", "phi", "qwen2_vl"]  # plain, soft-capped, a head with bias, M-RoPE
 
@@ -384,3 +385,20 @@ def test_inference_mode() -> None:
     expected = model(**batch, task_targets=targets()).loss
     with torch.inference_mode():
         assert torch.equal(model(**batch, task_targets=targets()).loss, expected)
+
+
+@pytest.mark.parametrize("supervised_logits", [False, "auto"])
+def test_labels_that_are_the_ids_whole(supervised_logits: Any) -> None:
+    """As many a loop has them: task and input tokens, which no model says, are left out of the host's loss."""
+    model, tokenizer = tiny_host()
+    model = apply_tpo(model, tokenizer, ["region"], config=TPOConfig(supervised_logits=supervised_logits))
+    ids = model.tpo.tokenizer("<s> in <region_box> it is <box_begin> <boxes> here", return_tensors="pt").input_ids
+    boxes = torch.tensor([[0.1, 0.2, 0.5, 0.6]])
+    tasks = {"task_targets": {"region": {"boxes_xyxy": boxes}}, "task_inputs": {"region": {"boxes_xyxy": boxes}}}
+    tokens = model.tpo.tokens["region"]
+    said = ids.masked_fill((ids == tokens.task_id) | (ids == tokens.input_id), -100)
+    assert (said != ids).sum() == 2
+    whole, masked = (model(input_ids=ids, labels=labels, **tasks).tpo.losses for labels in (ids, said))
+    assert whole["mllm"].item() < 10
+    for name in ("mllm", "assign", "region"):
+        torch.testing.assert_close(whole[name], masked[name], rtol=1e-6, atol=0)

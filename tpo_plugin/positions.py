@@ -140,9 +140,10 @@ def column_positions(ids: Sequence[int], tokens: Mapping[str, HeadTokens]) -> Po
 
 
 def split_labels(labels: Tensor, tokens: Mapping[str, HeadTokens]) -> Tensor:
-    """The host's labels: a copy of `labels` [B, T] with the trigger positions ignored."""
-    triggers = torch.tensor([t.trigger_id for t in tokens.values()]).to(labels.device, non_blocking=True)
-    return labels.masked_fill(torch.isin(labels, triggers), IGNORE_INDEX)
+    """The host's labels: a copy of `labels` [B, T] with triggers ignored, and task and input tokens, which no model
+    says: of labels that are the `input_ids` whole, they are left."""
+    ids = [i for t in tokens.values() for i in (t.trigger_id, t.task_id, t.input_id) if i is not None]
+    return labels.masked_fill(torch.isin(labels, torch.tensor(ids).to(labels.device, non_blocking=True)), IGNORE_INDEX)
 
 
 def retained_labels(labels: Tensor, positions: Positions) -> Tensor:
@@ -152,7 +153,7 @@ def retained_labels(labels: Tensor, positions: Positions) -> Tensor:
 
 
 def count_ordinary(labels: Tensor, tokens: Mapping[str, HeadTokens], label_shift: int = 1) -> Tensor:
-    """Number of labels that the host scores after its shift: neither ignored nor triggers; on the device."""
+    """Number of labels that the host scores after its shift: neither ignored nor a head's tokens; on the device."""
     return (split_labels(labels, tokens)[:, label_shift:] != IGNORE_INDEX).sum()
 
 

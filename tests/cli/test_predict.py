@@ -137,7 +137,8 @@ def test_the_same_as_text(world: Path) -> None:
     assert lines[0] == found["text"]
     boxes = [line for line in lines if line.startswith("region: [")]
     assert len(boxes) == len(found["predictions"])
-    assert f"score {found['predictions'][0]['score']:.3f}" in boxes[0]
+    first = found["predictions"][0]
+    assert f"score {first['head_score']:.3f}, called with probability {first['score']:.3f}" in boxes[0]
 
 
 def test_without_route_a_model_that_emits_no_trigger_draws_nothing(world: Path, tmp_path: Path) -> None:

@@ -169,8 +169,9 @@ def _as_text(result: dict[str, Any]) -> str:
             lines.append(f"{found['head']}: cut off by the longest answer; raise --max-new-tokens")
             continue
         units = f", in pixels or seconds {_rounded(found['value_in_units'], 1)}" if "value_in_units" in found else ""
-        score = "" if found["score"] is None else f", score {found['score']:.3f}"
-        lines.append(f"{found['head']}: {_rounded(found['value'], 4)}{units}{score}")
+        scores = (("score", found["head_score"]), ("called with probability", found["score"]))
+        named = "".join(f", {name} {score:.3f}" for name, score in scores if score is not None)
+        lines.append(f"{found['head']}: {_rounded(found['value'], 4)}{units}{named}")
     if "frame" in result:
         lines.append(f"frame: at {result['frame']['time_s']:.3f} s (from {result['frame']['from']})")
     return "\n".join(lines)

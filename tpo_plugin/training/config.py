@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -261,7 +261,18 @@ class TrainConfig(Config):
                     build(heads[name].config_class(), given)
                 except WrongValues as error:
                     raise error.below("tpo", "heads", name).at(where) from error
+        for name, stage in self.stages.items():
+            check_losses(stage.losses or [], ["mllm", "assign", "retain", *heads], f"{where}: stages.{name}.losses")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as in the YAML file."""
         return dataclasses.asdict(self)
+
+
+def check_losses(losses: Sequence[str], kinds: Sequence[str], where: str) -> None:
+    """Raises `TPOError` for one that is none of these kinds, and for "retain" without the loss of what it retains."""
+    for index, loss in enumerate(losses):
+        if loss not in kinds:
+            raise TPOError(f"{where}[{index}]: is {loss!r}{did_you_mean(loss, kinds)}")
+    if "retain" in losses and "mllm" not in losses:
+        raise TPOError(f"{where}: has 'retain' without 'mllm', the loss of what it retains; add 'mllm'")

@@ -25,7 +25,7 @@ from transformers.trainer_utils import IntervalStrategy
 from tpo_plugin.config import TPOConfig
 from tpo_plugin.data import RecordDataset, Records, TPOCollator
 from tpo_plugin.errors import TPOError, did_you_mean
-from tpo_plugin.training.config import DataSource, StageConfig, TrainConfig
+from tpo_plugin.training.config import DataSource, StageConfig, TrainConfig, check_losses
 from tpo_plugin.training.grouping import strategy_of
 from tpo_plugin.training.parts import can_learn_triggers, optimizer_groups, set_trainable
 from tpo_plugin.training.ranks import on_main
@@ -225,11 +225,7 @@ def _loss_weights(model: nn.Module, config: TrainConfig, name: str) -> dict[str,
     """The weight of every loss in a stage: 0 of those that it does not use."""
     kinds = ["mllm", "assign", "retain", *model.tpo.heads]
     active = config.stages[name].losses or kinds
-    for index, loss in enumerate(active):
-        if loss not in kinds:
-            raise TPOError(f"stages.{name}.losses[{index}]: is {loss!r}{did_you_mean(loss, kinds)}")
-    if "retain" in active and "mllm" not in active:
-        raise TPOError(f"stages.{name}.losses: has 'retain' without 'mllm', the loss of what it retains; add 'mllm'")
+    check_losses(active, kinds, f"stages.{name}.losses")
     applied = TPOConfig(loss_weights=config.tpo.loss_weights, heads=model.tpo.config.heads)
     return {kind: applied.weight(kind) if kind in active else 0.0 for kind in kinds}
 
