@@ -11,6 +11,7 @@ import runpy
 import socket
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from importlib.metadata import version
@@ -50,6 +51,7 @@ def in_a_child(work: Callable[[], None], log: Path) -> int:
     """The process id of a fork that does the work and exits with 0, or with 1 and a traceback in the log."""
     import torch
     from accelerate.state import AcceleratorState
+    from tqdm import tqdm
 
     child = os.fork()
     if child:
@@ -60,6 +62,7 @@ def in_a_child(work: Callable[[], None], log: Path) -> int:
         os.dup2(output, 2)
         torch.set_num_threads(1)  # in the parent it would make a pool of threads, which no fork may have
         AcceleratorState._reset_state(reset_partial_state=True)
+        tqdm.set_lock(threading.RLock())  # its own is shared by all forks: one killed with it would hold the others
         work()
     except BaseException:
         traceback.print_exc()
