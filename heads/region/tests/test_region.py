@@ -142,6 +142,14 @@ def test_scores_become_the_iou_to_be_expected():
     assert found["ap@0.5"] > 0.95 * found["acc@0.5"]  # the right ones come first
 
 
+def test_weights_of_an_adapter_alone_leave_the_scores(head):
+    """As PEFT and the Trainer load them into the whole model when a run goes on."""
+    whole = torch.nn.ModuleDict({"head": head, "lora": torch.nn.Linear(2, 2)})
+    lora = {name: value for name, value in whole.state_dict().items() if name.startswith("lora.")}
+    whole.load_state_dict(lora, strict=False)
+    assert head.scorer is not None
+
+
 def test_weights_from_before_scores(head):
     old = {name: value for name, value in head.state_dict().items() if not name.startswith("scorer.")}
     other = RegionHead(RegionConfig(), HIDDEN)

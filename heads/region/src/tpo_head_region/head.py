@@ -58,7 +58,8 @@ class RegionHead(RegionCodec, tpo.TaskHead):
         return {"boxes_xyxy": boxes, "quality": self.scorer(torch.cat((e_ND, boxes), -1).detach())[:, 0]}
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        if not any(key.startswith(f"{prefix}scorer.") for key in state_dict):
+        own = [key for key in state_dict if key.startswith(prefix)]  # none where an adapter's weights are loaded alone
+        if own and not any(key.startswith(f"{prefix}scorer.") for key in own):
             self.scorer = None  # saved before the head had scores
         super()._load_from_state_dict(state_dict, prefix, *args)
 
