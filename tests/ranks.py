@@ -5,9 +5,12 @@ As a script it runs another one so, as a rank that torchrun starts: `torchrun â€
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import functools
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
@@ -20,6 +23,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 TRIES_FSDP = int(version("transformers").partition(".")[0]) >= 5
 """FSDP2 is tried on the newest transformers only."""
+LIMIT_S = 500
+"""A process that has not ended by then never will, and is to say where it stands; the slowest takes a fifth of that."""
 
 
 def free_port() -> int:
@@ -28,8 +33,11 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def on_two_ranks(script: str | Path, *arguments: object) -> None:
-    """Runs a script with these arguments as rank 0 and as rank 1; raises `AssertionError` with what they wrote."""
+def two_ranks(script: str | Path, *arguments: object, **variables: str) -> tuple[list[int], list[str]]:
+    """Exit statuses of a script with these arguments as rank 0 and as rank 1, and what each wrote as errors.
+
+    Raises `subprocess.TimeoutExpired` where one does not end.
+    """
     common = os.environ | {
         "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
@@ -37,18 +45,31 @@ def on_two_ranks(script: str | Path, *arguments: object) -> None:
     ranks = [
         subprocess.Popen(
             [sys.executable, str(script), *map(str, arguments)],
-            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | variables,
             stderr=subprocess.PIPE,
             text=True,
         )
         for rank in range(2)
     ]
-    errors = [rank.communicate(timeout=1100)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(error[-3000:] for error in errors)
+    try:
+        errors = [rank.communicate(timeout=LIMIT_S)[1] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    return [rank.returncode for rank in ranks], errors
+
+
+def on_two_ranks(script: str | Path, *arguments: object) -> None:
+    """Runs a script with these arguments as rank 0 and as rank 1; raises `AssertionError` with what they wrote."""
+    statuses, errors = two_ranks(script, *arguments)
+    assert statuses == [0, 0], "\n".join(error[-3000:] for error in errors)
 
 
 def in_a_child(work: Callable[[], None], log: Path) -> int:
-    """The process id of a fork that does the work and exits with 0, or with 1 and a traceback in the log."""
+    """The process id of a fork that does the work and exits with 0, or with 1 and a traceback in the log.
+
+    One that does not end writes there where each of its threads stands, and exits with 1 too.
+    """
     import torch
     from accelerate.state import AcceleratorState
     from tqdm import tqdm
@@ -60,6 +81,7 @@ def in_a_child(work: Callable[[], None], log: Path) -> int:
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(output, 1)
         os.dup2(output, 2)
+        faulthandler.dump_traceback_later(LIMIT_S, exit=True, file=2)
         torch.set_num_threads(1)  # in the parent it would make a pool of threads, which no fork may have
         AcceleratorState._reset_state(reset_partial_state=True)
         tqdm.set_lock(threading.RLock())  # its own is shared by all forks: one killed with it would hold the others
@@ -86,7 +108,13 @@ def forked(work: Callable[[], None], folder: Path, num_ranks: int) -> None:
 
     logs = [folder / f"rank{rank}.log" for rank in range(num_ranks)]
     children = [in_a_child(functools.partial(of_rank, rank), log) for rank, log in enumerate(logs)]
-    statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    try:
+        statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    except BaseException:
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        raise
     assert statuses == [0] * num_ranks, "\n".join(log.read_text()[-3000:] for log in logs)
 
 

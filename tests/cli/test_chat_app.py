@@ -32,5 +32,10 @@ def test_the_command_listens_here_alone_and_leaves_nothing(world: Path, tmp_path
                 assert list(tmp_path.glob("tpo-app-*"))
         finally:
             process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
     assert process.returncode in (-signal.SIGTERM, 128 + signal.SIGTERM)
     assert not list(tmp_path.glob("tpo-app-*"))

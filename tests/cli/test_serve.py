@@ -79,7 +79,10 @@ def serving(*arguments: object, **environment: str) -> Iterator[Served]:
         yield Served(process, int(address[1]))
     finally:
         process.terminate()
-        process.communicate()
+        try:
+            process.communicate(timeout=60)
+        finally:
+            process.kill()
 
 
 @pytest.fixture(scope="module")

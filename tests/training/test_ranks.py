@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tiny_run
 import torch
-from ranks import ROOT, free_port, on_two_ranks
+from ranks import on_two_ranks, two_ranks
 
 from tpo_plugin.training.run import read_run, train
 
@@ -20,27 +20,10 @@ pytestmark = [
 ]
 
 
-def ranks_with(config, **variables):
-    """Exit statuses of two ranks, and what each wrote."""
-    common = os.environ | {
-        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
-    }  # fmt: skip
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, tiny_run.__file__, "run", str(config)], stderr=subprocess.PIPE, text=True,
-            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | variables,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    errors = [rank.communicate(timeout=280)[1] for rank in ranks]
-    return [rank.returncode for rank in ranks], errors
-
-
 @pytest.mark.parametrize("failing", [0, 1])
 def test_one_that_fails_ends_the_other_with_its_reason(failing, tmp_path):
     config = tiny_run.write_world(tmp_path, stages=["stage2"])
-    statuses, errors = ranks_with(config, AT="5", RANK_AT=str(failing))
+    statuses, errors = two_ranks(tiny_run.__file__, "run", config, AT="5", RANK_AT=str(failing))
     assert statuses == [1, 1]
     assert "ValueError: the point head has had enough" in errors[failing]
     assert f"rank {failing} failed first: ValueError: the point head has had enough" in errors[1 - failing]
@@ -48,14 +31,16 @@ def test_one_that_fails_ends_the_other_with_its_reason(failing, tmp_path):
 
 def test_one_that_is_killed_ends_the_other(tmp_path):
     config = tiny_run.write_world(tmp_path, stages=["stage2"])
-    statuses, errors = ranks_with(config, AT="5", RANK_AT="1", SIGNAL_AT="9")
+    statuses, errors = two_ranks(tiny_run.__file__, "run", config, AT="5", RANK_AT="1", SIGNAL_AT="9")
     assert statuses == [1, -signal.SIGKILL]
     assert "another rank ended without a word, as a process does that was killed" in errors[0]
 
 
 def test_a_signal_to_one_stops_both_after_the_same_step(tmp_path):
     config = tiny_run.write_world(tmp_path, stages=["stage2"])
-    statuses, errors = ranks_with(config, AT="5", RANK_AT="1", SIGNAL_AT=str(int(signal.SIGTERM)))
+    statuses, errors = two_ranks(
+        tiny_run.__file__, "run", config, AT="5", RANK_AT="1", SIGNAL_AT=str(int(signal.SIGTERM))
+    )
     assert statuses == [143, 143]
     assert "SIGTERM: stopped after step 5, with a checkpoint" in errors[0]
     on_two_ranks(tiny_run.__file__, "run", config)
@@ -72,7 +57,7 @@ def test_another_number_of_ranks_goes_on_from_the_checkpoint(tmp_path, caplog):
         folder.mkdir()
         configs[name] = tiny_run.write_world(folder, stages=["stage2"], lora={"r": 2, "alpha": 4})
     train(configs["straight"])
-    statuses, _ = ranks_with(configs["two_then_one"], AT="5", RANK_AT="0", SIGNAL_AT="15")
+    statuses, _ = two_ranks(tiny_run.__file__, "run", configs["two_then_one"], AT="5", RANK_AT="0", SIGNAL_AT="15")
     assert statuses == [143, 143]
     train(configs["two_then_one"])
     assert [

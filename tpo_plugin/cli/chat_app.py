@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -49,7 +49,17 @@ def chat_app(
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # which removes temporary folders
     listening = listen(address, port)
     page = application(model, reading, run.resolve().name, limits, examples, note)
+    settings = uvicorn.Config(page, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
+    server = uvicorn.Server(settings)
+    received: list[int] = []
+
+    def stop(number: int, frame: Any) -> None:
+        received.append(number)
+        server.should_exit = True
+
+    signal.signal(signal.SIGTERM, stop)  # an exception there might come where it is caught, and be lost
     shown = f"[{address}]" if ":" in address else address
     typer.echo(f"{run.resolve().name} is at http://{shown}:{listening.getsockname()[1]}")
-    settings = uvicorn.Config(page, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
-    uvicorn.Server(settings).run(sockets=[listening])
+    server.run(sockets=[listening])
+    if received:
+        sys.exit(128 + received[0])
