@@ -28,6 +28,7 @@ from tpo_plugin.training.config import DataConfig, DataSource, TrainConfig
 # Gradio leaves event loops and sockets to the collector, and calls what its own packages call old.
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(300, method="thread"),  # ends the process; an exception might get lost in the driver's loop
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:gradio"),
 ]

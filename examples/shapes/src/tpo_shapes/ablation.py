@@ -152,9 +152,10 @@ def make_world(folder: Path, size: Size, seed: int) -> None:
 def run_cell(folder: Path, name: str, size: Size, seed: int, split: str) -> None:
     """Trains a cell, or goes on with it, and writes what it is worth."""
     from tpo_plugin.training.run import load_run, train
+    from tpo_shapes.moment_mlp import registered
 
     cell, root = CELLS[name], folder.parent / "data" / split
-    with Stopwatch(folder / "cpu.seconds", time.process_time) as clock, registered_for(name):
+    with Stopwatch(folder / "cpu.seconds", time.process_time) as clock, registered(name == "moment-mlp"):
         if cell.trains:
             train(configuration(cell, folder.parent, folder, size, seed))
             model = load_run(folder)
@@ -185,22 +186,6 @@ def _host() -> Any:
 
     host = load_host(str(HOST_DIRECTORY)).eval()
     return apply_tpo(host, AutoProcessor.from_pretrained(HOST_DIRECTORY), heads=["region"])
-
-
-@contextmanager
-def registered_for(name: str) -> Iterator[None]:
-    """The head of the cell "moment-mlp", which is installed nowhere, is registered inside."""
-    from tpo_plugin.plugins import register_plugin, unregister_plugin
-    from tpo_shapes.moment_mlp import MomentPlugin
-
-    if name != "moment-mlp":
-        yield
-        return
-    register_plugin(MomentPlugin(), "moment_mlp")
-    try:
-        yield
-    finally:
-        unregister_plugin("moment_mlp")
 
 
 # -- measuring ---------------------------------------------------------------------------------------------------------

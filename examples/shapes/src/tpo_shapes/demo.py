@@ -20,9 +20,8 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -219,16 +218,20 @@ def _make_part(root: Path, size: Size, seed: int) -> None:
 
 def _train(host: Path, directory: Path, size: Size, seed: int, name: str) -> float:
     from tpo_plugin.training.run import train
+    from tpo_shapes.moment_mlp import registered
 
-    with Stopwatch(directory / f"{FILES[name]}.training.seconds", time.process_time) as clock, _heads_of(name):
+    seconds = directory / f"{FILES[name]}.training.seconds"
+    with Stopwatch(seconds, time.process_time) as clock, registered(name == BASELINE):
         train(train_config(host, directory, size, seed, name))
     return clock.seconds
 
 
 def _answer(directory: Path, name: str, host: Path) -> float:
     """Asks a model all questions, unless an earlier call did."""
-    path = answers_file(directory, name)
-    with Stopwatch(directory / f"{FILES[name]}.answers.seconds", time.process_time) as clock, _heads_of(name):
+    from tpo_shapes.moment_mlp import registered
+
+    path, seconds = answers_file(directory, name), directory / f"{FILES[name]}.answers.seconds"
+    with Stopwatch(seconds, time.process_time) as clock, registered(name == BASELINE):
         if not path.is_file():
             questions = read_questions(heldout_files(directory))
             as_text = name in (BASELINE, HOST)
@@ -257,22 +260,6 @@ def _load(directory: Path, name: str, host: Path) -> Any:
     if name != HOST:
         return load_run(run_directory(directory, name))
     return apply_tpo(load_host(str(host)).eval(), AutoProcessor.from_pretrained(host), heads=["region", "temporal"])
-
-
-@contextmanager
-def _heads_of(name: str) -> Iterator[None]:
-    """The baseline's head is installed nowhere: it is registered while it is needed."""
-    from tpo_plugin.plugins import register_plugin, unregister_plugin
-    from tpo_shapes.moment_mlp import MomentPlugin
-
-    if name != BASELINE:
-        yield
-        return
-    register_plugin(MomentPlugin(), "moment_mlp")
-    try:
-        yield
-    finally:
-        unregister_plugin("moment_mlp")
 
 
 # -- the run as a whole ------------------------------------------------------------------------------------------------

@@ -1,11 +1,13 @@
 """The baseline in the place of CG-DETR: one moment from the task embedding alone, by an MLP as the region head's.
 
-N task tokens, D the host's hidden size, M moments of a task at the most. Not installed: the demo registers it where it
-trains it.
+N task tokens, D the host's hidden size, M moments of a task at the most. Not installed: what trains it registers it
+meanwhile.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 import tpo_plugin as tpo
+from tpo_plugin.plugins import register_plugin, unregister_plugin
 from tpo_shapes.world import CLIP_SECONDS
 
 
@@ -64,3 +67,16 @@ class MomentPlugin:
     def register_heads(self, register: Any) -> None:
         """The head and its tokens."""
         register("moment", head=MomentMLP, trigger="<moment_begin>", task_token="<moment>")
+
+
+@contextmanager
+def registered(wanted: bool) -> Iterator[None]:
+    """Inside, the head is there, where it is wanted."""
+    if not wanted:
+        yield
+        return
+    register_plugin(MomentPlugin(), "moment_mlp")
+    try:
+        yield
+    finally:
+        unregister_plugin("moment_mlp")
