@@ -138,13 +138,15 @@ def build(family: str, tower: Path, **more: Any) -> Any:
 def batch(
     kinds: tuple[str, ...], answers: list[list[int]], *, family: str = "next", left: bool = False
 ) -> dict[str, Any]:
-    """One row a kind: media, a question, and the ids of its answer; the labels are those of the answer."""
+    """One row a kind: media, a question, and the ids of its answer; the labels are those of the answer.
+
+    A kind's media are the same in every batch.
+    """
     tok = tokenizer()
-    generator = torch.Generator().manual_seed(1)
     rows: list[tuple[list[int], list[int]]] = []
     media: list[tuple[torch.Tensor, tuple[int, int], str]] = []
     for kind, answer in zip(kinds, answers, strict=True):
-        for pixels, size, modality in _media(kind, generator):
+        for pixels, size, modality in _media(kind):
             media.append((pixels, size, modality))
         question = tok(f"what is in this {kind}").input_ids
         ids = [*tok("<|im_start|>").input_ids, *[IMAGE_ID] * {"two": 2, "text": 0}.get(kind, 1), *question]
@@ -166,7 +168,9 @@ def batch(
     return made | ({"modalities": [modality for *_, modality in media]} if family == "next" else {})
 
 
-def _media(kind: str, generator: torch.Generator) -> list[tuple[torch.Tensor, tuple[int, int], str]]:
+def _media(kind: str) -> list[tuple[torch.Tensor, tuple[int, int], str]]:
+    generator = torch.Generator().manual_seed(KINDS.index(kind))
+
     def pixels(*first: int) -> torch.Tensor:
         return torch.rand(*first, 3, SIDE, SIDE, generator=generator)
 
