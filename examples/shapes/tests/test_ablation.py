@@ -8,6 +8,7 @@ import pytest
 from tpo_shapes.ablation import RESULT, main, recipe_of, run_grid
 from tpo_shapes.cells import ALL, CELLS, COMPARISONS, FULL_CELL, PICTURES_PER_CLIP, QUICK_CELL, configuration
 from tpo_shapes.effect import MEASURES
+from tpo_shapes.moment_mlp import registered
 from tpo_shapes.recipe import TPO, train_config
 from tpo_shapes.splits import make_splits
 
@@ -160,8 +161,18 @@ def test_a_cell_that_was_killed_goes_on_and_one_that_fails_stops_no_other(grid, 
 @pytest.mark.slow
 def test_results_of_another_recipe_are_not_mixed_in(grid):
     directory, *_ = grid
-    with pytest.raises(TPOError, match="host has the result of another recipe; remove it, or give another folder"):
+    with pytest.raises(TPOError, match="another recipe, of host with seed 0; remove it there and from ablation.json"):
         run_grid(directory, ["host"], [0], jobs=1, size=FULL_CELL)
+
+
+def test_results_of_another_machine_are_gone_on_from(tmp_path):
+    """They stand in ablation.json alone, without the runs."""
+    known = [{"cell": name, "seed": 0, "recipe": recipe_of(name, QUICK_CELL, 0, "test")} for name in ("region", "host")]
+    (tmp_path / "ablation.json").write_text(json.dumps(known))
+    results, failed = run_grid(tmp_path, ["host", "region"], [0], jobs=1, size=QUICK_CELL)
+    assert results == known[::-1]
+    assert not failed
+    assert not (tmp_path / "seed-0").exists(), "no data was made"
 
 
 def test_a_recipe_is_told_from_others():

@@ -9,7 +9,7 @@ told, and the others go on.
 
 DIRECTORY/seed-N/data      the splits
 DIRECTORY/seed-N/CELL      a run of `tpo train`, with result.json, and all that it printed in log.txt
-DIRECTORY/ablation.json    the results of all cells that have one
+DIRECTORY/ablation.json    the results of all cells that have one; where they stand in it they are not run again
 """
 
 from __future__ import annotations
@@ -61,13 +61,17 @@ def run_grid(
     console, failed = Console(), []
     with held(directory, LOCK_FILE), _pool(jobs) as pool:
         done = {(result["cell"], result["seed"]) for result in _results(directory, size, split)}
-        worlds = {seed: pool.submit(_apart, _world(directory, seed), make_world, size, seed) for seed in seeds}
-        made = [seed for seed in seeds if worlds[seed].result() == 0]
-        failed += [f"the splits of seed {seed}: {_log(_world(directory, seed))}" for seed in seeds if seed not in made]
-        wanted = [(name, seed) for name in cells for seed in made if (name, seed) not in done]
+        wanted = [(name, seed) for name in cells for seed in seeds if (name, seed) not in done]
+        worlds = {
+            seed: pool.submit(_apart, _world(directory, seed), make_world, size, seed)
+            for seed in dict.fromkeys(seed for _, seed in wanted)
+        }
+        made = [seed for seed, world in worlds.items() if world.result() == 0]
+        failed += [f"the splits of seed {seed}: {_log(_world(directory, seed))}" for seed in worlds if seed not in made]
         runs = {
             pool.submit(_apart, _world(directory, seed) / name, run_cell, name, size, seed, split): (name, seed)
             for name, seed in wanted
+            if seed in made
         }
         for number, run in enumerate(as_completed(runs), 1):
             name, seed = runs[run]
@@ -90,15 +94,21 @@ def _pool(jobs: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def _results(directory: Path, size: Size, split: str) -> list[Result]:
-    """Of all cells that have one; raises `TPOError` for one of another recipe."""
-    found = []
-    for name in CELLS:
-        for path in sorted(directory.glob(f"seed-*/{name}/{RESULT}")):
-            result = json.loads(path.read_text(encoding="utf-8"))
-            if result["recipe"] != recipe_of(name, size, result["seed"], split):
-                raise TPOError(f"{path.parent} has the result of another recipe; remove it, or give another folder")
-            found.append(result)
-    return found
+    """Of all cells that have one, also in `RESULTS` alone; raises `TPOError` for one of another recipe."""
+    paths = [path for name in CELLS for path in directory.glob(f"seed-*/{name}/{RESULT}")]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    if (directory / RESULTS).is_file():
+        found = [*json.loads((directory / RESULTS).read_text(encoding="utf-8")), *found]
+    for result in found:
+        name, seed = result["cell"], result["seed"]
+        if name not in CELLS or result["recipe"] != recipe_of(name, size, seed, split):
+            raise TPOError(
+                f"{directory} has the result of another recipe, of {name} with seed {seed}; remove it there and from "
+                f"{RESULTS}, or give another folder"
+            )
+    order = list(CELLS)
+    newest = {(order.index(result["cell"]), result["seed"]): result for result in found}
+    return [newest[key] for key in sorted(newest)]
 
 
 def _world(directory: Path, seed: int) -> Path:
