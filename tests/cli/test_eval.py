@@ -9,6 +9,7 @@ import shlex
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ import tpo_plugin.cli
 from tpo_plugin import TPOError
 from tpo_plugin.evaluate import run as evaluation_run
 from tpo_plugin.evaluate.run import Evaluation, evaluate
+from tpo_plugin.evaluate.scoring import Scorer
 
 BOXES = [[0.1, 0.2, 0.5, 0.6], [0.0, 0.0, 1.0, 1.0], [0.3, 0.3, 0.9, 0.5], [0.5, 0.1, 0.6, 0.9]]
 
@@ -164,6 +166,20 @@ def test_a_published_scorer_is_named_with_its_convention(world: Path, data: Path
         call(world / "run", data, tmp_path / "new", "--benchmark", "refcoc")
     call(world / "run", data, tmp_path / "new", "--benchmark", "coco")  # where nothing is finished
     assert read(tmp_path / "new")[0]["splits"][str(data)]["benchmark"]["scores"]["AP"] <= 1
+
+
+def test_a_scorer_that_two_heads_have_is_asked_for_by_its_head() -> None:
+    class Head:
+        def benchmarks(self) -> dict[str, Any]:
+            return {"refcoco": self}
+
+    one, other = Head(), Head()
+    tpo = SimpleNamespace(heads={"region": one, "region_set": other})
+    message = "benchmark is 'refcoco', which several heads of this run have; give region.refcoco or region_set.refcoco"
+    with pytest.raises(TPOError, match=message):
+        Scorer.of(tpo, "refcoco")
+    assert Scorer.of(tpo, "region_set.refcoco").benchmark is other
+    assert Scorer.of(tpo, "region.refcoco").name == "refcoco"
 
 
 def the_same(first: Path, second: Path) -> None:

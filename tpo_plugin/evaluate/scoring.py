@@ -94,11 +94,18 @@ class Scorer:
 
     @classmethod
     def of(cls, tpo: Any, name: str) -> Scorer:
-        """Raises `TPOError` for a name that no head has."""
-        found = {key: cls(key, head, b) for head in tpo.heads for key, b in tpo.heads[head].benchmarks().items()}
+        """By its name, or HEAD.NAME; raises `TPOError` for one that no head has, or several."""
+        found: dict[str, list[Scorer]] = {}
+        for head, of_head in ((head, tpo.heads[head].benchmarks()) for head in tpo.heads):
+            for key, benchmark in of_head.items():
+                for said in (key, f"{head}.{key}"):
+                    found.setdefault(said, []).append(cls(key, head, benchmark))
         if name not in found:
             raise TPOError(f"benchmark is {name!r}, which no head of this run has{did_you_mean(name, found)}")
-        return found[name]
+        if len(found[name]) > 1:
+            several = " or ".join(f"{scorer.head}.{name}" for scorer in found[name])
+            raise TPOError(f"benchmark is {name!r}, which several heads of this run have; give {several}")
+        return found[name][0]
 
     def answer(self, tpo: Any, records: Records, question: Question, asked: Asked, *, alone: bool) -> HeadAnswer | None:
         """What it sees of an answer; None of a record that breaks the format."""
