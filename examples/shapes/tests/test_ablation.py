@@ -70,7 +70,10 @@ def test_cells_are_what_they_are_named_for():
     chat = config_of("chat")
     assert {Path(s.file).stem for stage in chat.stages.values() for s in stage.data} == {"chat", "clip_chat"}
     assert all(stage.losses == ["mllm"] and set(stage.learning_rates) == {"lora"} for stage in chat.stages.values())
-    assert list(config_of("no-stage-2").stages) == ["stage1", "stage3"]
+    assert list(config_of("no-stage-2").stages) == ["stage1", "boxes", "stage3"]
+    assert config_of("region").stages["boxes"].losses == ["region"]
+    assert "boxes" not in chat.stages, "it has no conversation"
+    assert "boxes" not in config_of("temporal").stages
     assert config_of("frozen").lora is None
     assert not any("lora" in stage.learning_rates for stage in config_of("frozen").stages.values())
     assert all("tokens" not in stage.learning_rates for stage in config_of("fixed-tokens").stages.values())

@@ -42,7 +42,7 @@ from tpo_plugin.errors import TPOError
 from tpo_plugin.training.folder import held
 from tpo_plugin.training.retention import retention
 
-TINY = Size(num_scenes=8, num_clips=8, heldout_scenes=3, heldout_clips=3, steps=(5, 5, 5), batch_size=4)
+TINY = Size(num_scenes=8, num_clips=8, heldout_scenes=3, heldout_clips=3, steps=(5, 2, 3, 5), batch_size=4)
 
 
 @pytest.fixture(scope="module")

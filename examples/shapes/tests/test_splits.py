@@ -8,7 +8,7 @@ from tpo_shapes.cells import FULL_CELL
 from tpo_shapes.recipe import SHARDS, Size
 from tpo_shapes.splits import CHECKSUMS, FIRST_HALF, FIRST_SEEDS, KINDS, TEST, VALIDATION, VIEWS, checksum, make_splits
 
-SMALL = Size(num_scenes=8, num_clips=4, heldout_scenes=3, heldout_clips=2, steps=(1, 1, 1), batch_size=1)
+SMALL = Size(num_scenes=8, num_clips=4, heldout_scenes=3, heldout_clips=2, steps=(1, 1, 1, 1), batch_size=1)
 SMALL_CHECKSUMS = {
     "train-0": "95f4d99e9b99b6d9371344fb2fce77f5679ecf4cede4f13542f340a8a2d85d6b",
     "train-1": "30b5ee9018b4477f2fc7d098f14bc636f2c40ba634ff4125c48e7a951b411776",

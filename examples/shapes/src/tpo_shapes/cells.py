@@ -8,6 +8,7 @@ so many records less.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +25,7 @@ FULL_CELL = Size(
     num_clips=1200,
     heldout_scenes=120,
     heldout_clips=80,
-    steps=(20, 400, 180),
+    steps=(20, 160, 320, 180),
     batch_size=12,
 )
 QUICK_CELL = Size(
@@ -32,7 +33,7 @@ QUICK_CELL = Size(
     num_clips=16,
     heldout_scenes=4,
     heldout_clips=4,
-    steps=(2, 4, 2),
+    steps=(2, 2, 2, 2),
     batch_size=8,
 )
 PICTURES_PER_CLIP = 2
@@ -66,7 +67,17 @@ def configuration(cell: Cell, world: Path, output: Path, size: Size, seed: int) 
     for stage in config.stages.values():
         stage.save_steps = max(2, min(size.steps[1] // 4, 100))
     cell.change(config)
+    _leave_out_empty(config)
     return config
+
+
+def _leave_out_empty(config: TrainConfig) -> None:
+    """A stage without data or losses is none; the next one takes its steps."""
+    names = list(config.stages)
+    for name, heir in itertools.pairwise(names):
+        stage = config.stages[name]
+        if not stage.data or stage.losses == []:
+            _without_stage(config, name, heir)
 
 
 # -- what changes ------------------------------------------------------------------------------------------------------
@@ -119,6 +130,8 @@ def _without_head(config: TrainConfig, name: str) -> None:
     config.tpo.loss_weights.pop(name, None)
     for stage in config.stages.values():
         stage.learning_rates.pop(f"heads.{name}", None)
+        if stage.losses:
+            stage.losses = [loss for loss in stage.losses if loss != name]
 
 
 def _words_alone(config: TrainConfig, **more: float) -> None:
@@ -233,6 +246,9 @@ CELLS = {
     "prompt-loss": Cell(about="... masks by `prompt` alone", change=_head("mask", losses=["prompt"])),
     "pixel-loss": Cell(about="... masks by `pixel` alone", change=_head("mask", losses=["pixel"])),
     "no-stage-1": Cell(about="... without stage 1", change=partial(_without_stage, name="stage1", heir="stage2")),
+    "no-boxes": Cell(
+        about="... without the stage of boxes", change=partial(_without_stage, name="boxes", heir="stage2")
+    ),
     "no-stage-2": Cell(about="... without stage 2", change=partial(_without_stage, name="stage2", heir="stage3")),
     "no-stage-3": Cell(about="... without stage 3", change=partial(_without_stage, name="stage3", heir="stage2")),
     "one-stage": Cell(about="... in one stage", change=_one_stage),
@@ -325,7 +341,7 @@ COMPARISONS = (
     _unclaimed("given-mlp", "boxes", "given", "masks", *CONVERSATION),
     _unclaimed("prompt-loss", "masks", *CONVERSATION),
     _unclaimed("pixel-loss", "masks", *CONVERSATION),
-    *(_unclaimed(name, *HEADS, "chat") for name in ("no-stage-1", "no-stage-2", "no-stage-3", "one-stage")),
+    *(_unclaimed(name, *HEADS, "chat") for name in ("no-stage-1", "no-boxes", "no-stage-2", "no-stage-3", "one-stage")),
     _unclaimed("fixed-tokens", *HEADS),
     *(_unclaimed(name, *HEADS, *CONVERSATION) for name in ("frozen", "full")),
     *(_unclaimed(name, *HEADS, "chat") for name in ("data-x1", "data-x2")),

@@ -59,8 +59,8 @@ class Size:
     """Training clips."""
     heldout_scenes: int
     heldout_clips: int
-    steps: tuple[int, int, int]
-    """Of the three stages."""
+    steps: tuple[int, int, int, int]
+    """Of the stages."""
     batch_size: int
 
 
@@ -69,7 +69,7 @@ FULL = Size(
     num_clips=2400,
     heldout_scenes=250,
     heldout_clips=220,
-    steps=(30, 570, 300),
+    steps=(30, 130, 420, 300),
     batch_size=24,
 )
 QUICK = Size(
@@ -77,7 +77,7 @@ QUICK = Size(
     num_clips=24,
     heldout_scenes=12,
     heldout_clips=6,
-    steps=(5, 15, 5),
+    steps=(5, 5, 10, 5),
     batch_size=16,
 )
 
@@ -93,7 +93,8 @@ def sam_file(directory: Path) -> Path:
 
 
 def train_config(host: Path, directory: Path, size: Size, seed: int, name: str) -> TrainConfig:
-    """The three stages of `TPO`, of the baseline, on the same records, or of `FROZEN`.
+    """The stages of `TPO`, of the baseline, on the same records, or of `FROZEN`: the paper's three, and before its 2nd
+    one of boxes and masks in pictures alone, for beside other losses boxes may stay the constant one.
 
     The baseline says boxes in words, which the host never learned, so its word embeddings train too; its moments come
     from `moment_mlp`. `FROZEN` trains nothing of the host, and takes half of the steps.
@@ -108,21 +109,25 @@ def train_config(host: Path, directory: Path, size: Size, seed: int, name: str) 
         temporal = {} if as_text else {"heads.temporal": 2e-3}
         return {**host_parts(rate), "tokens": rate, "heads": rate, **temporal}
 
-    def stage(number: int, rates: dict[str, float], chat: float, losses: list[str] | None = None) -> StageConfig:
-        mix = {"chat": chat, "tasks": 1.0, "clip_chat": 1.5 * chat, "clip_tasks": 3.0}
+    def mix(chat: float) -> dict[str, float]:
+        return {"chat": chat, "tasks": 1.0, "clip_chat": 1.5 * chat, "clip_tasks": 3.0}
+
+    def stage(
+        number: int, rates: dict[str, float], kinds: dict[str, float], losses: list[str] | None = None
+    ) -> StageConfig:
         return StageConfig(
             learning_rates=rates,
             losses=losses,
             data=[
                 DataSource(file=str(directory / "data" / shard / records_file(kind, name)), weight=weight)
                 for shard in SHARDS
-                for kind, weight in mix.items()
+                for kind, weight in kinds.items()
             ],
-            steps=-(-size.steps[number - 1] // (2 if frozen else 1)),
+            steps=-(-size.steps[number] // (2 if frozen else 1)),
             batch_size=size.batch_size,
             micro_batch_size=size.batch_size,
             warmup=0.1,
-            scheduler="constant_with_warmup" if number == 2 else "cosine",  # stage 3 goes on, and comes to rest
+            scheduler="constant_with_warmup" if number in (1, 2) else "cosine",  # the last goes on, and comes to rest
             max_grad_norm=0.0,  # clipped together, the noise of one head slows the others
             save_steps=200,
             logging_steps=LOGGING_STEPS,
@@ -139,9 +144,10 @@ def train_config(host: Path, directory: Path, size: Size, seed: int, name: str) 
         seed=seed,
         data=DataConfig(video=VideoOptions(**VIDEO)),
         stages={
-            "stage1": stage(1, {**host_parts(3e-3), "triggers": 3e-3}, chat=1.0, losses=["mllm", "assign", "retain"]),
-            "stage2": stage(2, parts(3e-3), chat=0.4),
-            "stage3": stage(3, parts(1e-3), chat=0.7),
+            "stage1": stage(0, {**host_parts(3e-3), "triggers": 3e-3}, mix(1.0), ["mllm", "assign", "retain"]),
+            "boxes": stage(1, parts(3e-3), {"tasks": 1.0}, None if as_text else ["region", "mask"]),
+            "stage2": stage(2, parts(3e-3), mix(0.4)),
+            "stage3": stage(3, parts(1e-3), mix(0.7)),
         },
     )
 
