@@ -23,7 +23,8 @@ FEW_QUESTIONS = 50
 FEW_STEPS_OF_TRIGGERS = 20
 """At least so many steps passed until triggers came, with LoRA at 1e-3 to 3e-3."""
 FEW_STEPS_OF_HEADS = 200
-"""Boxes stood on the best constant one for 50 steps with their loss alone, and for 150 to 400 beside other losses."""
+"""Boxes stood on the best constant one for 35 to 95 steps of their loss alone on pictures, and for 150 to more than 570
+beside other losses."""
 RATES = {"lora": (1e-5, 1e-2), "heads": (1e-5, 1e-2), "tokens": (1e-5, 1e-2), "triggers": (1e-5, 1e-2)}
 """Of these parts; seen were 2e-4 to 5e-3, and the paper's are 2e-5 and 1e-4."""
 HOST_RATES = (1e-7, 1e-3)
@@ -137,6 +138,6 @@ def _of_head(head: str, found: Found, steps: int | None) -> Iterator[str]:
         yield f"{head}: no stage has both its loss and answers that call it, so it stays as it is"
     elif steps < FEW_STEPS_OF_HEADS:
         yield (
-            f"{head}: its loss trains for {steps} steps in all; boxes stood on the best constant one for 50 steps of "
-            "their loss alone, and for 150 to 400 beside other losses"
+            f"{head}: its loss trains for {steps} steps in all; boxes stood on the best constant one for 35 to 95 steps "
+            "of their loss alone on pictures, and for 150 to more than 570 beside other losses"
         )

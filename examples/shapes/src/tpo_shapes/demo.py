@@ -1,4 +1,4 @@
-"""`tpo demo`: data, three stages, the same training with boxes as words and an MLP for moments, heads on a frozen
+"""`tpo demo`: data, the stages, the same training with boxes as words and an MLP for moments, heads on a frozen
 host, and the results.
 
 DIRECTORY                 a run of `tpo train`, as `tpo predict` takes it

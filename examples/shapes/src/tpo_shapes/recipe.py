@@ -1,4 +1,4 @@
-"""How much the demo makes, and how it trains: sizes, heads, loss weights and the three stages."""
+"""How much the demo makes, and how it trains: sizes, heads, loss weights and the stages."""
 
 from __future__ import annotations
 
