@@ -1,8 +1,9 @@
-"""`tpo train` on two ranks of the CPU, started by torchrun and by `accelerate launch`: the losses of one process."""
+"""`tpo train` on two ranks of the CPU, started by three launchers: the losses of one process."""
 
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ ACCELERATE = ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "
 LAUNCHERS = {
     "torchrun": ["torch.distributed.run", "--nproc_per_node", "2", "--master_port"],
     "accelerate": ["accelerate.commands.launch", "--num_processes", "2", *ACCELERATE, "--main_process_port"],
+    "deepspeed": ["deepspeed.launcher.runner", "--no_local_rank", "--num_gpus", "2", "--master_port"],
 }
 
 
@@ -48,11 +50,14 @@ def straight(tmp_path_factory):
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_two_ranks_train_what_one_process_does(launcher, tmp_path, straight):
+    if launcher == "deepspeed" and find_spec("deepspeed") is None:
+        pytest.skip("needs deepspeed, which .ci/run installs for this")
     config = write_world(tmp_path / "world")
     done = subprocess.run(
         [sys.executable, "-m", *LAUNCHERS[launcher], str(free_port()), tiny_run.__file__, "cli", "train", str(config)],
         capture_output=True, text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
+        env=os.environ
+        | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "DS_ACCELERATOR": "cpu"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-5000:]
     ranks = read_run(tmp_path / "world" / "run")["stages"]["stage2"]
