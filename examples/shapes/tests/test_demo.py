@@ -45,6 +45,17 @@ from tpo_plugin.training.retention import retention
 TINY = Size(num_scenes=8, num_clips=8, heldout_scenes=3, heldout_clips=3, steps=(5, 2, 3, 5), batch_size=4)
 
 
+WORKING = """
+import multiprocessing, os, time
+from concurrent.futures import ProcessPoolExecutor
+from tpo_shapes.demo import start_worker
+if __name__ == "__main__":
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=start_worker) as pool:
+        pool.submit(print, "works", flush=True).result()
+        pool.submit(time.sleep, 600).result()
+"""
+
+
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
     directory = tmp_path_factory.mktemp("host")
@@ -56,6 +67,17 @@ def host(tmp_path_factory):
 def run(tmp_path_factory, host):
     directory = tmp_path_factory.mktemp("run") / "demo"
     return directory, run_demo(directory, TINY, seed=3, host=host)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_its_processes_end_with_it_where_it_is_killed(tmp_path):
+    script = tmp_path / "working.py"
+    script.write_text(WORKING)
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "works\n"
+        process.kill()
+        assert process.stdout.read() == "", "which comes to an end when no process holds it any more"
 
 
 @pytest.mark.slow

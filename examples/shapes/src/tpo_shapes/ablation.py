@@ -35,7 +35,7 @@ from tpo_plugin.atomic import replace_file
 from tpo_plugin.errors import TPOError
 from tpo_plugin.training.folder import held
 from tpo_shapes.cells import CELLS, FULL_CELL, QUICK_CELL, Cell, configuration
-from tpo_shapes.demo import HOST_DIRECTORY
+from tpo_shapes.demo import HOST_DIRECTORY, start_worker
 from tpo_shapes.effect import cells_table, claims_table, differences_table, rich_table
 from tpo_shapes.evaluate import GIVEN, Question, answer_questions, read_questions, score
 from tpo_shapes.micro_sam import WEIGHTS
@@ -143,9 +143,7 @@ def _apart(folder: Path, job: Callable[..., None], *arguments: Any) -> int:
 
 
 def _work(folder: Path, job: Callable[..., None], *arguments: Any) -> None:
-    import torch
-
-    torch.set_num_threads(1)
+    start_worker()
     with _log(folder).open("a", encoding="utf-8") as file:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()

@@ -18,6 +18,7 @@ import multiprocessing
 import os
 import shutil
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -117,7 +118,7 @@ def _run_jobs(directory: Path, size: Size, seed: int, host: Path, console: Conso
     """Data, training, answers, in two processes of one thread each: CPU seconds of each job."""
     shutil.copyfile(WEIGHTS, sam_file(directory))
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(2, mp_context=context, initializer=_start_worker) as pool, _progress(console) as progress:
+    with ProcessPoolExecutor(2, mp_context=context, initializer=start_worker) as pool, _progress(console) as progress:
 
         def start(log: str, job: Callable[..., Any], *arguments: Any) -> Future:
             return pool.submit(_work, _log(directory, log), job, *arguments)
@@ -177,10 +178,19 @@ def constant_answers(directory: Path) -> list[Answer]:
 # -- jobs of the worker processes --------------------------------------------------------------------------------------
 
 
-def _start_worker() -> None:
+def start_worker() -> None:
+    """In a process that works for another: it has one thread, and ends where the other does, however that ends."""
     import torch
 
     torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
 
 
 def _work(log: Path, job: Callable[..., Any], *arguments: Any) -> Any:
