@@ -33,7 +33,7 @@ QUICK_CELL = Size(
     num_clips=16,
     heldout_scenes=4,
     heldout_clips=4,
-    steps=(2, 2, 2, 2),
+    steps=(2, 2, 4, 2),
     batch_size=8,
 )
 PICTURES_PER_CLIP = 2
@@ -65,7 +65,7 @@ def configuration(cell: Cell, world: Path, output: Path, size: Size, seed: int) 
     config.output_dir = str(output)
     config.tpo.loss_weights.pop("retain", None)
     for stage in config.stages.values():
-        stage.save_steps = max(2, min(size.steps[1] // 4, 100))
+        stage.save_steps = max(2, min(size.steps[2] // 4, 100))
     cell.change(config)
     _leave_out_empty(config)
     return config
