@@ -138,6 +138,6 @@ def _of_head(head: str, found: Found, steps: int | None) -> Iterator[str]:
         yield f"{head}: no stage has both its loss and answers that call it, so it stays as it is"
     elif steps < FEW_STEPS_OF_HEADS:
         yield (
-            f"{head}: its loss trains for {steps} steps in all; boxes stood on the best constant one for 35 to 95 steps "
-            "of their loss alone on pictures, and for 150 to more than 570 beside other losses"
+            f"{head}: its loss trains for {steps} steps in all; boxes stood on the best constant one for 35 to 95 "
+            "steps of their loss alone on pictures, and for 150 to more than 570 beside other losses"
         )
