@@ -33,10 +33,12 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def two_ranks(script: str | Path, *arguments: object, **variables: str) -> tuple[list[int], list[str]]:
+def two_ranks(
+    script: str | Path, *arguments: object, limit_s: float = LIMIT_S, **variables: str
+) -> tuple[list[int], list[str]]:
     """Exit statuses of a script with these arguments as rank 0 and as rank 1, and what each wrote as errors.
 
-    Raises `subprocess.TimeoutExpired` where one does not end.
+    Raises `subprocess.TimeoutExpired` where one does not end by `limit_s`.
     """
     common = os.environ | {
         "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1",
@@ -52,7 +54,7 @@ def two_ranks(script: str | Path, *arguments: object, **variables: str) -> tuple
         for rank in range(2)
     ]
     try:
-        errors = [rank.communicate(timeout=LIMIT_S)[1] for rank in ranks]
+        errors = [rank.communicate(timeout=limit_s)[1] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()

@@ -20,10 +20,15 @@ pytestmark = [
 ]
 
 
+def ranks_with(config, **variables):
+    """Exit statuses of two ranks of a run, and what each wrote."""
+    return two_ranks(tiny_run.__file__, "run", config, limit_s=280, **variables)
+
+
 @pytest.mark.parametrize("failing", [0, 1])
 def test_one_that_fails_ends_the_other_with_its_reason(failing, tmp_path):
     config = tiny_run.write_world(tmp_path, stages=["stage2"])
-    statuses, errors = two_ranks(tiny_run.__file__, "run", config, AT="5", RANK_AT=str(failing))
+    statuses, errors = ranks_with(config, AT="5", RANK_AT=str(failing))
     assert statuses == [1, 1]
     assert "ValueError: the point head has had enough" in errors[failing]
     assert f"rank {failing} failed first: ValueError: the point head has had enough" in errors[1 - failing]
@@ -31,16 +36,14 @@ def test_one_that_fails_ends_the_other_with_its_reason(failing, tmp_path):
 
 def test_one_that_is_killed_ends_the_other(tmp_path):
     config = tiny_run.write_world(tmp_path, stages=["stage2"])
-    statuses, errors = two_ranks(tiny_run.__file__, "run", config, AT="5", RANK_AT="1", SIGNAL_AT="9")
+    statuses, errors = ranks_with(config, AT="5", RANK_AT="1", SIGNAL_AT="9")
     assert statuses == [1, -signal.SIGKILL]
     assert "another rank ended without a word, as a process does that was killed" in errors[0]
 
 
 def test_a_signal_to_one_stops_both_after_the_same_step(tmp_path):
     config = tiny_run.write_world(tmp_path, stages=["stage2"])
-    statuses, errors = two_ranks(
-        tiny_run.__file__, "run", config, AT="5", RANK_AT="1", SIGNAL_AT=str(int(signal.SIGTERM))
-    )
+    statuses, errors = ranks_with(config, AT="5", RANK_AT="1", SIGNAL_AT=str(int(signal.SIGTERM)))
     assert statuses == [143, 143]
     assert "SIGTERM: stopped after step 5, with a checkpoint" in errors[0]
     on_two_ranks(tiny_run.__file__, "run", config)
@@ -57,7 +60,7 @@ def test_another_number_of_ranks_goes_on_from_the_checkpoint(tmp_path, caplog):
         folder.mkdir()
         configs[name] = tiny_run.write_world(folder, stages=["stage2"], lora={"r": 2, "alpha": 4})
     train(configs["straight"])
-    statuses, _ = two_ranks(tiny_run.__file__, "run", configs["two_then_one"], AT="5", RANK_AT="0", SIGNAL_AT="15")
+    statuses, _ = ranks_with(configs["two_then_one"], AT="5", RANK_AT="0", SIGNAL_AT="15")
     assert statuses == [143, 143]
     train(configs["two_then_one"])
     assert [

@@ -15,6 +15,7 @@ from tpo_plugin.data.opening import RecordSource, open_source
 from tpo_plugin.data.records import Record, check_sample, read_record
 from tpo_plugin.data.storage import local_path, media_folder
 from tpo_plugin.errors import MediaError, RecordError
+from tpo_plugin.processes import end_with_parent
 
 if TYPE_CHECKING:
     from tpo_plugin.data.media import ImageOptions, VideoOptions
@@ -277,6 +278,7 @@ _work: _Work
 def _start(work: _Work) -> None:
     global _work
     _work = work
+    end_with_parent()
 
 
 def _check(block: tuple[int, int, int]) -> CheckReport:

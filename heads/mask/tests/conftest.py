@@ -27,7 +27,7 @@ def backend_name(request: pytest.FixtureRequest) -> str:
     try:
         return chosen_backend(request.param)
     except tpo.TPOError as error:
-        pytest.skip(str(error))
+        pytest.skip(str(error))  # which names the package that this backend needs
 
 
 @pytest.fixture(scope="session")

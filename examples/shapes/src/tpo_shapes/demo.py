@@ -18,7 +18,6 @@ import multiprocessing
 import os
 import shutil
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -32,6 +31,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tpo_plugin.errors import TPOError
+from tpo_plugin.processes import end_with_parent
 from tpo_plugin.training.folder import held
 from tpo_shapes.baselines import bare_record, baseline_record, best_constant_box, best_constant_span
 from tpo_shapes.confidence import score_confidence
@@ -183,14 +183,7 @@ def start_worker() -> None:
     import torch
 
     torch.set_num_threads(1)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=end, daemon=True).start()
+    end_with_parent()
 
 
 def _work(log: Path, job: Callable[..., Any], *arguments: Any) -> Any:
