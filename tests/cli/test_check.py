@@ -78,6 +78,7 @@ def test_errors_by_kind_with_their_first_places(tmp_path: Path) -> None:
     text = CliRunner().invoke(tpo_plugin.cli.app, ["check", file, "--limit-errors", "2"]).stdout
     assert text.startswith("6 records: 5 wrong, 0 without tasks\n  region: 1 tasks in 1 records, 2 tokens\n3 x ")
     assert "and 1 more" in text
+    assert text.count("tasks[0].bbox_type") == 1, "where there is one of a kind, its message says all"
 
 
 def test_every_missing_file_is_named_and_how_much_of_each_is_there(tmp_path: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
 import zoo
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from tpo_plugin import Host
 from tpo_plugin.host import probe
@@ -22,3 +24,40 @@ def test_a_large_host_is_found_as_a_small_one(kind: zoo.TinyHost, monkeypatch: p
     on_fakes = Host.locate(model)
     for field in dataclasses.fields(Host):
         assert getattr(on_fakes, field.name) == getattr(as_it_is, field.name), field.name
+
+
+def deep_host(host_class: type[LlamaForCausalLM], ran: list[int]) -> LlamaForCausalLM:
+    """Of six layers, which write their number when they run."""
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2}
+    model = host_class(LlamaConfig(vocab_size=64, num_hidden_layers=6, **sizes))
+    for number, layer in enumerate(model.model.layers):
+        layer.mlp.register_forward_pre_hook(lambda module, args, number=number: ran.append(number))
+    return model
+
+
+def test_of_layers_made_alike_few_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "SMALL", -1)
+    ran: list[int] = []
+    model = deep_host(LlamaForCausalLM, ran)
+    assert Host.locate(model).hidden is model.model.norm
+    assert set(ran) == {0, 5}
+    assert all("forward" not in vars(layer) for layer in model.model.layers)
+    ran.clear()
+    model(input_ids=torch.ones(1, 3, dtype=torch.int64))
+    assert ran == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_host_that_needs_all_its_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "SMALL", -1)
+    ran: list[int] = []
+
+    class Counting(LlamaForCausalLM):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            ran.clear()
+            output = super().forward(*args, **kwargs)
+            assert len(ran) == 6, "a layer was left out"
+            return output
+
+    model = deep_host(Counting, ran)
+    assert Host.locate(model).hidden is model.model.norm
+    assert ran == [0, 1, 2, 3, 4, 5]

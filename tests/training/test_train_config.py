@@ -8,6 +8,7 @@ import pytest
 import tiny_run
 
 from tpo_plugin import TPOError, VideoOptions
+from tpo_plugin.plugins import PatchSpec, Plugin, registry
 from tpo_plugin.training.config import StageConfig, TrainConfig
 
 MINIMAL = "model: some/host\noutput_dir: runs/one\n"
@@ -155,6 +156,19 @@ RATE = "expected a finite number above 0; leave a part out to freeze it"
             "stages: is {}; expected the stages by their names, at least one",
         ),
         ("stage1: {}\nstages: {only: {}}\n", "stage1: stands beside stages; expected every stage under stages, or"),
+        # of parts
+        (
+            only("{learning_rates: {head: 1}}"),
+            "stages.only.learning_rates: has 'head', which is no part of a model; did",
+        ),
+        (
+            "heads: [point]\n" + only("{learning_rates: {heads.region: 1}}"),
+            "stages.only.learning_rates: has 'heads.region', which is no part of a model; did you mean 'heads.point'?",
+        ),
+        (
+            "modules: {nose: x}\n" + only("{learning_rates: {nos: 1}}"),
+            "stages.only.learning_rates: has 'nos', which is",
+        ),
         # of heads
         ("heads: [pont]\n", "heads: head 'pont' is not installed; did you mean 'point'?"),
         ("heads: [point]\ntpo: {heads: {pont: {}}}\n", "tpo.heads: 'pont' is not applied; did you mean 'point'?"),
@@ -221,6 +235,17 @@ def test_fields_that_were_set_since_are_checked():
     config.stages["stage1"].epochs = -1
     with pytest.raises(TPOError, match=r"here: stages.stage1.epochs: is -1; expected a finite number above 0"):
         TrainConfig.from_dict(config.to_dict(), where="here")
+
+
+def test_parts_of_an_installed_host(tmp_path, monkeypatch):
+    """A patch for a host codebase may call a part what it likes: where the name is none of ours, it is asked."""
+    plugin = Plugin("own", "own", "1.0")
+    hosts = {"broken": "no_such_module:Host", "own": type("Hare", (), {"parts": {"ears": "ear"}})}
+    patches = {name: PatchSpec(name, host, lambda model: False, plugin) for name, host in hosts.items()}
+    monkeypatch.setattr(registry(), "patches", patches)
+    assert read(tmp_path, MINIMAL + only("{learning_rates: {ears: 1}}")).stages["only"].learning_rates == {"ears": 1}
+    with pytest.raises(TPOError, match=r"has 'eras', which is no part of a model; did you mean 'ears'\?"):
+        read(tmp_path, MINIMAL + only("{learning_rates: {eras: 1}}"))
 
 
 def test_accumulation():

@@ -166,6 +166,9 @@ def _as_text(report: CheckReport) -> str:
         lines.append(line)
     lines += [f"  {warning}" for warning in report.warnings()]
     for kind, found in sorted(report.errors.items(), key=lambda item: -item[1].count):
+        if found.count == 1:
+            lines += found.first
+            continue
         lines.append(f"{found.count} x {kind}")
         lines += [f"  {message}" for message in found.first]
         if found.count > len(found.first):

@@ -24,9 +24,10 @@ def train(
 ) -> None:
     """Train a host with its heads in the stages of a configuration file."""
     from tpo_plugin.training.config import TrainConfig
-    from tpo_plugin.training.run import train as train_run
 
     settings = TrainConfig.from_yaml(config)
+    from tpo_plugin.training.run import train as train_run  # loads torch, which a wrong file need not wait for
+
     settings.attn = attn or settings.attn
     settings.data.confine |= confine
     try:

@@ -296,8 +296,9 @@ def _media(
     for kind, given in paths.items():
         if found[kind] != len(given):
             tag = "<image> or <video>" if kind == "video" and only_video else f"<{kind}>"
+            plural = f"; the record has {kind + 's'!r}, which is not read" if kind + "s" in data else ""
             raise wrong(
-                kind, f"has {len(given)} file(s), the conversation {found[kind]} tag(s) {tag}; expected as many"
+                kind, f"has {len(given)} file(s), the conversation {found[kind]} tag(s) {tag}; expected as many{plural}"
             )
     return named, paths["image"], paths["video"]
 

@@ -1,7 +1,7 @@
 """The dry run of a host: which module's output reaches the output embedding, and what the loss asks.
 
-A large host is run on fake tensors, which hold no numbers; a small one as it is, which takes a tenth of the time. Where
-the one fails, the other is tried.
+A large host is run on fake tensors, which hold no numbers, and few of its blocks that are made alike; a small
+host is run as it is, which takes a tenth of the time. Where one way fails, the others are tried.
 
 Suffixes: B batch, T sequence.
 """
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
 from tpo_plugin.errors import HostError
 
@@ -33,6 +33,9 @@ ADAPTER_HINT = (
 
 SMALL = 10_000_000
 """Parameters of the largest host, on the CPU, that is run as it is."""
+
+_REAL, _FAKE, _FAKE_FEW = "real tensors", "fake tensors", "fake tensors, few blocks"
+"""How a host is run."""
 
 
 @dataclass
@@ -74,17 +77,17 @@ def head_of_logits(run: Probe, name: str) -> nn.Module:
 
 def dry_run(model: nn.Module, embed: nn.Module, head: nn.Module | None, example: dict[str, Any] | None) -> Probe:
     reasons = []
-    for fake in (False, True) if _is_small(model) else (True, False):
+    for way in (_REAL, _FAKE_FEW) if _is_small(model) else (_FAKE_FEW, _FAKE, _REAL):
         run = Probe()
         try:
-            with undisturbed(model), _probes(run, model, head), _tensors(fake) as mode, torch.no_grad():
+            with _as_way(model, way) as mode, _probes(run, model, head), torch.no_grad():
                 inputs = example_inputs_of(model, embed, example, mode)
                 output = model(**inputs)
             run.logits, run.ids_shape = getattr(output, "logits", None), _ids(inputs).shape
         except Exception as error:  # on fake tensors a custom kernel, or a branch that asks for numbers
-            reasons.append(f"{'fake' if fake else 'real'} tensors: {type(error).__name__}: {error}")
+            reasons.append(f"{way}: {type(error).__name__}: {error}")
             continue
-        with undisturbed(model), _tensors(fake) as mode:
+        with _as_way(model, way) as mode:
             _see_loss(run, model, example_inputs_of(model, embed, example, mode))
         return run
     given = "four text tokens" if example is None else f"{', '.join(example)}"
@@ -97,13 +100,53 @@ def _is_small(model: nn.Module) -> bool:
 
 
 @contextlib.contextmanager
-def _tensors(fake: bool) -> Iterator[FakeTensorMode | None]:
-    if fake:
+def _as_way(model: nn.Module, way: str) -> Iterator[FakeTensorMode | None]:
+    """Inside of it the model is run in one of the ways, and nothing of that stays."""
+    with undisturbed(model):
+        if way == _REAL:
+            with torch.random.fork_rng(devices=[]):
+                yield None
+            return
+        if way == _FAKE_FEW:
+            _run_few_blocks(model)
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
             yield mode
-    else:
-        with torch.random.fork_rng(devices=[]):
-            yield None
+
+
+def _run_few_blocks(model: nn.Module) -> None:
+    """Blocks of a list that are made alike give what the first of them gave for inputs of the same shapes, in tensors
+    of their own: without numbers nothing else tells them apart. Not the last one, in which the output embedding's
+    input may be made. `undisturbed` undoes it."""
+    for blocks in model.modules():
+        if not isinstance(blocks, nn.ModuleList):
+            continue
+        given: dict[Any, Any] = {}
+        for block in blocks[:-1]:
+            if next(block.children(), None) is not None:  # an output embedding may stand in a list too
+                vars(block)["forward"] = _RunOnce(block, given)
+
+
+class _RunOnce:
+    """The forward of a block, which is not run where `given` has what one made like it gave."""
+
+    def __init__(self, block: nn.Module, given: dict[Any, Any]) -> None:
+        self._forward, self._given = block.forward, given
+        self._made = type(block), tuple((name, _described(tensor)) for name, tensor in block.named_parameters())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        leaves, form = tree_flatten((args, kwargs))
+        key = self._made, str(form), tuple(map(_described, leaves))
+        if key not in self._given:
+            self._given[key] = self._forward(*args, **kwargs)
+            return self._given[key]
+        return tree_map_only(Tensor, torch.empty_like, self._given[key])
+
+
+def _described(leaf: Any) -> Any:
+    """All of a fake tensor; of others their value, where they are plain."""
+    if isinstance(leaf, Tensor):
+        return tuple(leaf.shape), leaf.dtype, leaf.device
+    return leaf if isinstance(leaf, (bool, int, float, str, type(None))) else type(leaf)
 
 
 def example_inputs_of(

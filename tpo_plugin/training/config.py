@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,6 +28,10 @@ from tpo_plugin.yaml_file import read_yaml
 
 CONFIG_FILE, INPUTS_FILE = "config.yaml", "inputs.json"
 """What a run's folder has from its start: its configuration, and what it was given (`inputs.py`)."""
+
+PARTS_OF_HEADS = ("heads", "task_tokens", "triggers", "tokens")
+PARTS = ("lora", *PARTS_OF_HEADS, "connector", "vision", "language")
+"""Parts of any host that a stage may train; those of heads also as `heads.region`, for one of them."""
 
 Text = Annotated[str, MinLen(1)]
 
@@ -248,7 +253,7 @@ class TrainConfig(Config):
         return config
 
     def check_heads(self, *, where: str) -> None:
-        """Raises `TPOError` for a head that is not installed, or whose configuration is wrong."""
+        """Raises `TPOError` for a head that is not installed or wrongly configured, for a loss or part of none."""
         try:
             heads = {name: registry().head(name) for name in self.heads or registry().default_heads}
         except TPOError as error:
@@ -263,6 +268,7 @@ class TrainConfig(Config):
                     raise error.below("tpo", "heads", name).at(where) from error
         for name, stage in self.stages.items():
             check_losses(stage.losses or [], ["mllm", "assign", "retain", *heads], f"{where}: stages.{name}.losses")
+            check_parts(stage.learning_rates, heads, self.modules, f"{where}: stages.{name}.learning_rates")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as in the YAML file."""
@@ -276,3 +282,23 @@ def check_losses(losses: Sequence[str], kinds: Sequence[str], where: str) -> Non
             raise TPOError(f"{where}[{index}]: is {loss!r}{did_you_mean(loss, kinds)}")
     if "retain" in losses and "mllm" not in losses:
         raise TPOError(f"{where}: has 'retain' without 'mllm', the loss of what it retains; add 'mllm'")
+
+
+def check_parts(names: Iterable[str], heads: Iterable[str], modules: Iterable[str], where: str) -> None:
+    """Raises `TPOError` for a name that is no part of any host that is known here, with these heads and `modules`."""
+    valid = {*PARTS, *modules, *(f"{part}.{head}" for part in PARTS_OF_HEADS for head in heads)}
+    unknown = [name for name in names if name not in valid]
+    if unknown:
+        valid |= _parts_of_patches()
+    for name in unknown:
+        if name not in valid:
+            raise TPOError(f"{where}: has {name!r}, which is no part of a model{did_you_mean(name, valid)}")
+
+
+def _parts_of_patches() -> set[str]:
+    """What installed patches call parts of their hosts. Loads torch."""
+    found: set[str] = set()
+    for patch in registry().patches.values():
+        with suppress(TPOError):  # a patch that cannot be loaded has no host either
+            found |= set(patch.host_class().parts)
+    return found

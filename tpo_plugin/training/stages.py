@@ -303,6 +303,8 @@ def _values(model: nn.Module, config: TrainConfig, name: str, stage: StageConfig
         "save_total_limit": 2,
         "eval_strategy": strategy if stage.eval_data else IntervalStrategy.NO,
         "dataloader_num_workers": config.data.num_workers,
+        # without an accelerator it pins nothing, and torch says so for each loader; before 2.6 torch cannot tell
+        "dataloader_pin_memory": not hasattr(torch, "accelerator") or torch.accelerator.is_available(),
         "remove_unused_columns": False,
         "report_to": config.report_to,
         "run_name": f"{Path(config.output_dir).name}-{name}",
