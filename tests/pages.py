@@ -64,7 +64,7 @@ def _code(text: str) -> str:
 
 def _in_pages(text: str) -> str:
     """A docstring with what Markdown would take for tags as code: `<region>`."""
-    return re.sub(r"(?<![`\w])(</?[\w-]+>)(?!`)", r"`\1`", text)
+    return re.sub(r"(`[^`]*`)|(</?[\w-]+>)", lambda match: match[1] or f"`{match[2]}`", text)
 
 
 # -- keys --------------------------------------------------------------------------------------------------------------

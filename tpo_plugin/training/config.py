@@ -3,7 +3,7 @@
 `stages` names them, in the order in which they run. Those of the names "stage1", "stage2" and "stage3", which are also
 the default, start from the paper's schedule (arXiv 2412.19326): rates, batch sizes, epochs, warm-up, weight decay. The
 paper's exceptions for single tasks are a run's own to state: in stage 2 the temporal task token at 2e-4
-(`tokens.temporal`), and 25, 1 and 3 passes over temporal, region and mask data (`weight` of a source).
+(`task_tokens.temporal`), and 25, 1 and 3 passes over temporal, region and mask data (`weight` of a source).
 """
 
 from __future__ import annotations

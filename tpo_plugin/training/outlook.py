@@ -1,7 +1,7 @@
 """What speaks against a run before it starts: settings and data with which no training was seen to succeed.
 
 Each is a warning, for a run may know better. The numbers are those of trainings with this plugin: of the demo's host of
-0.4 million parameters, and of a language model of 135 million as a LLaVA-OneVision's.
+half a million parameters, and of a language model of 135 million as a LLaVA-OneVision's.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ _PAIRS = re.compile(r"\s*\((\d+),\s*(\d+)\),\s*\((\d+),\s*(\d+)\)\s*")
 
 @dataclass(kw_only=True)
 class QwenVL(SpelledFormat):
-    """Qwen-VL: <ref>words</ref><box>(x1,y1),(x2,y2)</box>, 0 to 1000 of the picture."""
+    """Qwen-VL: `<ref>words</ref><box>(x1,y1),(x2,y2)</box>`, 0 to 1000 of the picture."""
 
     set_name = "qwen-vl"
     find = re.compile(r"<box>(.*?)</box>", re.DOTALL)
@@ -175,7 +175,7 @@ class PaliGemma(SpelledFormat):
 
 @dataclass(kw_only=True)
 class Florence(SpelledFormat):
-    """Florence-2: words<loc_12><loc_34><loc_560><loc_780>, x1 y1 x2 y2 in 0 to 999."""
+    """Florence-2: `words<loc_12><loc_34><loc_560><loc_780>`, x1 y1 x2 y2 in 0 to 999."""
 
     set_name = "florence"
     find = re.compile(r"(?:<loc_\d+>)+")
@@ -190,7 +190,7 @@ class Florence(SpelledFormat):
 
 @dataclass(kw_only=True)
 class InternVL(SpelledFormat):
-    """InternVL: <ref>words</ref><box>[[x1, y1, x2, y2]]</box>, 0 to 1000 of the picture."""
+    """InternVL: `<ref>words</ref><box>[[x1, y1, x2, y2]]</box>`, 0 to 1000 of the picture."""
 
     set_name = "internvl"
     find = re.compile(r"<box>(.*?)</box>", re.DOTALL)
@@ -209,7 +209,7 @@ class InternVL(SpelledFormat):
 
 @dataclass(kw_only=True)
 class AsV2(OfPictureOrSquare, InternVL):
-    """All-Seeing V2: as InternVL in 0 to 999, and <pred>words</pred> with the boxes of subject and object."""
+    """All-Seeing V2: as InternVL in 0 to 999, and `<pred>words</pred>` with the boxes of subject and object."""
 
     set_name = "as-v2"
     unwrap = re.compile(r"</?(?:ref|pred)>")
@@ -226,7 +226,7 @@ _PATCH = re.compile(r"\s*<patch_index_(\d{1,9})>\s*<patch_index_(\d{1,9})>\s*")
 
 @dataclass(kw_only=True)
 class Kosmos(SpelledFormat):
-    """Kosmos-2: <phrase>words</phrase><object><patch_index_0044><patch_index_0863></object>, cells of 32 x 32."""
+    """Kosmos-2: `<phrase>words</phrase><object><patch_index_0044><patch_index_0863></object>`, cells of 32 x 32."""
 
     set_name = "kosmos"
     find = re.compile(r"<object>(.*?)</object>", re.DOTALL)
