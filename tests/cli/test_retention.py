@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import tpo_plugin.cli
-from tpo_plugin import TPOError
+from tpo_plugin import TPOError, apply_tpo, remove_tpo
+from tpo_plugin.training import retention as retention_module
 from tpo_plugin.training.run import read_run, train
 
 
@@ -48,6 +49,29 @@ def test_a_run_is_compared_with_its_host(world: Path, run: Path) -> None:
     assert found["lora_off"]["perplexity"] == pytest.approx(found["host"]["perplexity"], rel=1e-6)
     assert 0 <= found["lora_on"]["agreement"] <= 1
     assert found["lora_on"]["perplexity"] != found["host"]["perplexity"]
+
+
+def test_what_applying_changed_is_measured(world: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were `apply_tpo` to move the host, it would be seen, and by how much."""
+
+    def moved(model: Any, by: float) -> None:
+        with torch.no_grad():
+            model.get_output_embeddings().weight.add_(by)
+
+    def applying(model: Any, *args: Any, **kwargs: Any) -> Any:
+        moved(model, 0.5)
+        return apply_tpo(model, *args, **kwargs)
+
+    def removing(model: Any) -> None:
+        remove_tpo(model)
+        moved(model, -0.5)
+
+    monkeypatch.setattr(retention_module, "apply_tpo", applying)
+    monkeypatch.setattr(retention_module, "remove_tpo", removing)
+    found = json.loads(retention(world, run, "--json"))
+    assert not found["applied"]["exactly_equal"]
+    assert found["applied"]["largest_difference"] > 0.01
+    assert found["lora_off"]["exactly_equal"], "it was put back"
 
 
 def test_a_frozen_host_says_what_it_said(world: Path, tmp_path: Path) -> None:

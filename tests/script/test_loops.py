@@ -102,6 +102,19 @@ def test_a_last_step_that_is_shorter(start, tmp_path):
     assert losses == pytest.approx(whole, rel=1e-5)
 
 
+def test_the_rest_of_an_epoch_is_counted_too(start):
+    """A loop that goes on skips the batches that it has had, with a loader that Accelerate makes anew."""
+    accelerator, model, optimizer, loader, _ = start(1, 2)
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    model.train()
+    batches = list(accelerator.skip_first_batches(loader, 2))
+    assert len(batches) == 2
+    assert all("task_counts" in batch for batch in batches)
+    for batch in batches:
+        with accelerator.accumulate(model):
+            accelerator.backward(model(**batch).loss)
+
+
 def test_all_that_is_new_is_trained_and_saved(start, tmp_path):
     parts = start(4)
     torch.manual_seed(3)

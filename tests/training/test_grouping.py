@@ -14,11 +14,7 @@ from tpo_plugin import TPOError, wrap_trainer
 from tpo_plugin.data import RecordDataset, Records, TPOCollator
 
 TEMPLATE = tiny_run.CHAT_TEMPLATE
-BY_LENGTH = (
-    {"train_sampling_strategy": "group_by_length"}
-    if any(f.name == "train_sampling_strategy" for f in dataclasses.fields(transformers.TrainingArguments))
-    else {"group_by_length": True}
-)
+BY_LENGTH = tiny_run.BY_LENGTH
 
 
 def record(words: int, media: bool = False) -> dict[str, Any]:

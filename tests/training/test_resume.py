@@ -2,16 +2,22 @@
 
 import json
 import shutil
+from unittest import mock
 
 import pytest
 import tiny_run
 import torch
 import yaml
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tpo_plugin import TPOError
+from tpo_plugin.training import run as runs
 from tpo_plugin.training.config import StageConfig, TrainConfig
 from tpo_plugin.training.resume import check_settings
 from tpo_plugin.training.run import load_run, read_run, train
+from tpo_plugin.training.signals import StopAtStepEnd
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),
@@ -174,3 +180,98 @@ def test_a_run_written_before_stages_had_names(halfway, tmp_path):
     saved = read_run(run)
     (run / "run.json").write_text(json.dumps(saved | {"config": old}))
     assert list(load_run(run).tpo.heads) == ["point"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cut", ["behind the last checkpoint", "in the middle, and moved"])
+def test_the_best_weights_are_found_again(cut, tmp_path, monkeypatch):
+    """The greatest loss is asked for, which is the first: so the last weights are not the best."""
+    tiny_run.install_head()
+    path = tiny_run.write_world(tmp_path, stages=["stage2"])
+    values = json.loads(path.read_text())
+    stage = values["stages"]["stage2"]
+    stage |= {"data": stage["data"][:1], "scheduler": "constant", "warmup": 0.0, "save_steps": 2, "eval_steps": 2}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
+    stage["trainer"] |= best | {"save_total_limit": 10}
+    if cut == "behind the last checkpoint":
+        path.write_text(json.dumps(values))
+        run = train(path)
+        wanted = read_run(run)["stages"]["stage2"]["evaluation"]["eval_loss"]
+        shutil.rmtree(run / "stage2" / "final")
+        (run / "stage2" / "stage.json").unlink()
+        (run / "run.json").unlink()
+    else:
+        path.write_text(json.dumps(values))
+        agreed = StopAtStepEnd.on_step_end
+
+        def stopping(self, args, state, control, **kwargs):
+            self.received = 15 if state.global_step == 4 else self.received
+            return agreed(self, args, state, control, **kwargs)
+
+        monkeypatch.setattr(StopAtStepEnd, "on_step_end", stopping)
+        with pytest.raises(SystemExit):
+            train(path)
+        monkeypatch.setattr(StopAtStepEnd, "on_step_end", agreed)
+        (tmp_path / "run").rename(tmp_path / "moved")
+        path.write_text(json.dumps(values | {"output_dir": str(tmp_path / "moved")}))
+        wanted = None
+    run = train(path)
+    found = load_file(run / "adapter_model.safetensors")
+    best, *_, last = [
+        load_file(run / "stage2" / f"checkpoint-{step}" / "adapter_model.safetensors") for step in (2, 4, 6, 8)
+    ]
+    assert all(torch.equal(value, best[name]) for name, value in found.items())
+    assert not all(torch.equal(value, last[name]) for name, value in found.items())
+    assert wanted in (None, read_run(run)["stages"]["stage2"]["evaluation"]["eval_loss"])
+
+
+class NormedConfig(LlamaConfig):
+    model_type = "batch_normed_llama"
+
+
+class BatchNormed(nn.Module):
+    def __init__(self, norm, size):
+        super().__init__()
+        self.norm, self.batch_norm = norm, nn.BatchNorm1d(size)
+
+    def forward(self, states):
+        return self.batch_norm(self.norm(states).transpose(1, 2)).transpose(1, 2)
+
+
+class NormedHost(LlamaForCausalLM):
+    config_class = NormedConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model.norm = BatchNormed(self.model.norm, config.hidden_size)
+
+
+@pytest.mark.parametrize("lora", [{"r": 2, "alpha": 4}, None])
+def test_what_batch_norms_counted_is_kept(lora, tmp_path):
+    """Running statistics move in training though no parameter of theirs trains, as in timm's towers."""
+    AutoConfig.register(NormedConfig.model_type, NormedConfig, exist_ok=True)
+    AutoModelForCausalLM.register(NormedConfig, NormedHost, exist_ok=True)
+    tiny_run.install_head()
+    path = tiny_run.write_world(tmp_path, stages=["stage2"])
+    old = LlamaForCausalLM.from_pretrained(tmp_path / "host")
+    sizes = {name: value for name, value in old.config.to_dict().items() if name != "model_type"}
+    host = NormedHost(NormedConfig(**sizes))
+    host.load_state_dict(old.state_dict(), strict=False)
+    host.save_pretrained(tmp_path / "host")
+    values = json.loads(path.read_text()) | {"lora": lora}
+    stage = values["stages"]["stage2"]
+    stage |= {"data": stage["data"][:1], "steps": 2}
+    stage["learning_rates"] = {"heads": 0.02, "tokens": 0.02} | ({"lora": 0.02} if lora else {})
+    del stage["eval_data"]
+    path.write_text(json.dumps(values))
+    with mock.patch.object(runs, "_save_weights", wraps=runs._save_weights) as saving:
+        run = train(path)
+    trained = [call.args[0] for call in saving.call_args_list]
+
+    def statistics(model):
+        return {n.split(".")[-1]: b for n, b in model.named_buffers() if "batch_norm" in n}
+
+    loaded, before = statistics(load_run(run)), statistics(trained[0])
+    assert float(before["running_mean"].abs().sum()) > 0
+    assert int(before["num_batches_tracked"]) >= 2
+    assert all(torch.equal(loaded[name], value) for name, value in before.items())

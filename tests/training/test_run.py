@@ -14,6 +14,7 @@ from ranks import in_a_child
 from safetensors.torch import load_file
 
 from tpo_plugin import TPOError, unregister_plugin
+from tpo_plugin.data import records
 from tpo_plugin.training import checkpoints
 from tpo_plugin.training.config import DataSource, TrainConfig
 from tpo_plugin.training.run import load_run, read_run, train
@@ -385,3 +386,23 @@ def test_a_folder_that_is_no_checkpoint_is_named(finished, tmp_path):
     halved(tmp_path / "world" / "run" / "stage2" / "checkpoint-12" / "tpo_model.safetensors")
     with pytest.raises(TPOError, match=r"checkpoint-12 is damaged: tpo_model.safetensors has .*; take another"):
         load_run(tmp_path / "world" / "run" / "stage2" / "checkpoint-12")
+
+
+@pytest.mark.slow
+def test_what_an_evaluation_could_not_read_is_said(tmp_path, monkeypatch, caplog):
+    """Of a file too large to be checked before; another record stands in."""
+    monkeypatch.setattr(records, "CHECK_LIMIT", 0)
+    tiny_run.install_head()
+    path = tiny_run.write_world(tmp_path, stages=["stage2"])
+    values = json.loads(path.read_text())
+    stage = values["stages"]["stage2"]
+    stage |= {"data": stage["data"][:1], "steps": 2, "eval_data": [{"file": str(tmp_path / "held.jsonl")}]}
+    lines = (tmp_path / "tasks.jsonl").read_text().splitlines()
+    held_out = [*(lines * 3)[:39], lines[0].replace('"head": "point"', '"head": "pont"')]
+    (tmp_path / "held.jsonl").write_text("\n".join(held_out) + "\n")
+    path.write_text(json.dumps(values))
+    found = read_run(train(path))["stages"]["stage2"]
+    assert ", 0 skipped" in found["media"]
+    assert ", 1 skipped" in found["evaluation_media"]
+    assert "held.jsonl:40" in found["evaluation_media"]
+    assert "stage2: in its evaluations others of the same file stood in: media: " in caplog.text

@@ -41,6 +41,16 @@ def test_each_block_has_one_kind_and_nothing_is_left_out(block):
     assert list(sampler) != order
 
 
+def test_other_ranks_go_on_in_the_order_that_was_drawn():
+    four, two = (SameMedia(Dataset(), block, seed=3, epoch=lambda: 0) for block in (4, 2))
+    assert list(two) != list(four)
+    two.go_on(4)
+    assert list(two) == list(four)
+    assert len(two) == len(four)
+    with pytest.raises(TPOError, match="in blocks of 4, which all ranks ran together, and here they run 8 together"):
+        SameMedia(Dataset(), 8, seed=3, epoch=lambda: 0).go_on(4)
+
+
 def test_kinds_of_records(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     model = tiny_run.host_with_tpo()[0]

@@ -156,10 +156,13 @@ RATE = "expected a finite number above 0; leave a part out to freeze it"
             "stages: is {}; expected the stages by their names, at least one",
         ),
         ("stage1: {}\nstages: {only: {}}\n", "stage1: stands beside stages; expected every stage under stages, or"),
+        # of the trainer
+        (only("{trainer: {learning_rate: 1}}"), "stages.only.trainer: has 'learning_rate'; the stage says it by part"),
+        (only("{trainer: {max_steps: 1}}"), "stages.only.trainer: has 'max_steps'; the stage's key is steps"),
         # of parts
         (
             only("{learning_rates: {head: 1}}"),
-            "stages.only.learning_rates: has 'head', which is no part of a model; did",
+            "stages.only.learning_rates: has 'head', which is no part of a model",
         ),
         (
             "heads: [point]\n" + only("{learning_rates: {heads.region: 1}}"),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +52,10 @@ class PointHead(TaskHead):
             here = os.environ.get("RANK_AT", os.environ.get("RANK")) == os.environ.get("RANK")
             if here and PointHead.num_forwards == int(os.environ["AT"]):
                 if "GROUP_AT" in os.environ:
-                    os.killpg(0, int(os.environ["GROUP_AT"]))
+                    # from outside of the group, as a scheduler does: a worker takes it from its parent as an order
+                    command = ["kill", f"-{os.environ['GROUP_AT']}", "--", f"-{os.getpgid(0)}"]
+                    subprocess.run(command, start_new_session=True, check=True)
+                    time.sleep(1)
                 elif "SIGNAL_AT" in os.environ:
                     os.kill(os.getpid(), int(os.environ["SIGNAL_AT"]))
                 else:
@@ -218,6 +223,11 @@ def assert_same(result: dict[str, Any], expected: dict[str, Any]) -> None:
         assert (result["parameters"][name] - parameter).abs().max() <= 1e-6, name
 
 
+BY_LENGTH = (
+    {"train_sampling_strategy": "group_by_length"}
+    if any(f.name == "train_sampling_strategy" for f in dataclasses.fields(transformers.TrainingArguments))
+    else {"group_by_length": True}
+)
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ ' where ' if m['role'] == 'user' else ' here ' }}"
     "{% if m['content'] is string %}{{ m['content'] }}"

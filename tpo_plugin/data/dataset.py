@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import count, pairwise
+from itertools import count
 
 import numpy as np
 import torch
@@ -71,7 +71,7 @@ class RecordDataset(Dataset[Sample]):
     Without `weights` an epoch holds every record once, source after source (a sampler shuffles). With weights an epoch
     holds `num_samples` samples (by default as many as there are records), the sources in proportion and mixed; each
     source goes through its records in a new order every time round. What stands at an index depends on `seed` and epoch
-    alone; `set_epoch` is called by the trainers of transformers.
+    alone. A wrapped trainer calls `set_epoch`; in a loop of your own, call it where an epoch begins.
 
     A record whose media cannot be read, or that breaks the format in a source too large to be checked when it was
     opened, is replaced by another of the same source, which again depends on seed, epoch and index alone. `skipped` and
@@ -252,17 +252,24 @@ class _Mix:
         return self._newest[1]
 
     def _mixed(self, epoch: int) -> np.ndarray:
-        # Bounds of the sources' shares: their counts sum to num_samples exactly, each within 1 of its proportion.
-        bounds = np.rint(np.cumsum([0, *self.weights]) / self.weights.sum() * self.num_samples).astype(int)
-        drawn = []
-        for source, (low, high) in enumerate(pairwise(bounds)):
+        counts, drawn = self._counts(epoch + 1), []
+        for source, (begin, end) in enumerate(zip(counts[:-1].sum(0), counts.sum(0), strict=True)):
             first, size = int(self.starts[source]), int(self.starts[source + 1] - self.starts[source])
             # The source's own stream goes on from epoch to epoch: a large one is not cut to the same beginning.
-            begin = epoch * (high - low)
-            rounds = range(begin // size, -(-(begin + high - low) // size))
+            rounds = range(begin // size, -(-end // size))
             orders = [np.random.default_rng([self.seed, source, r]).permutation(size) for r in rounds]
             stream = np.concatenate(orders) if orders else np.empty(0, dtype=np.int64)
-            offset = begin - rounds.start * size if orders else 0
-            drawn.append(first + stream[offset : offset + high - low])
+            drawn.append(first + stream[begin - rounds.start * size : end - rounds.start * size])
         mixed = np.concatenate(drawn)
         return mixed[np.random.default_rng([self.seed, epoch]).permutation(self.num_samples)]
+
+    def _counts(self, epochs: int) -> np.ndarray:
+        """Samples of each source in each of the first epochs, [epochs, sources]: all together exactly `num_samples`,
+        each within 1 of its proportion, which they keep over the epochs. So a source of less than a sample comes in
+        some."""
+        bounds = np.cumsum([0, *self.weights]) / self.weights.sum() * self.num_samples
+        bounds[-1] = self.num_samples
+        # Where a bound is rounded up differs from epoch to epoch, as evenly as the golden ratio spreads it.
+        phases = (0.5 + (5**0.5 - 1) / 2 * np.arange(epochs)) % 1
+        counts: np.ndarray = np.diff(np.floor(bounds + phases[:, None]).astype(int), axis=1)
+        return counts

@@ -35,7 +35,7 @@ def note_trainer() -> None:
 def hook_accelerate(module: ModuleType, settings: ScriptSettings) -> None:
     """`Accelerator.prepare` of a language model that no trainer has gives it TPO, and what belongs to it."""
     accelerator = module.Accelerator
-    prepare, backward = accelerator.prepare, accelerator.backward
+    prepare, backward, skip = accelerator.prepare, accelerator.backward, accelerator.skip_first_batches
     accelerator.tpo_loop = None
 
     @wraps(prepare)
@@ -54,6 +54,14 @@ def hook_accelerate(module: ModuleType, settings: ScriptSettings) -> None:
                 loop.count(item.base_dataloader, trains=lambda: model.training)
         return result
 
+    @wraps(skip)
+    def skipping(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """A new loader, for the rest of an epoch."""
+        result, loop = skip(self, *args, **kwargs), self.tpo_loop
+        if loop is not None:
+            loop.count(getattr(result, "base_dataloader", result), trains=lambda: loop.model.training)
+        return result
+
     @wraps(backward)
     def checked(self: Any, loss: Any, *args: Any, **kwargs: Any) -> Any:
         if self.tpo_loop is not None:
@@ -65,7 +73,7 @@ def hook_accelerate(module: ModuleType, settings: ScriptSettings) -> None:
             self.tpo_loop.check_loss(loss)
         return backward(self, loss, *args, **kwargs)
 
-    accelerator.prepare, accelerator.backward = prepared, checked
+    accelerator.prepare, accelerator.backward, accelerator.skip_first_batches = prepared, checked, skipping
     for name, place in (("save_state", "output_dir"), ("save_model", "save_directory")):
         setattr(accelerator, name, _saving(getattr(accelerator, name), place))
 

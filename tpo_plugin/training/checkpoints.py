@@ -16,7 +16,8 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from tpo_plugin import sharding
 from tpo_plugin.atomic import replace_file
@@ -27,12 +28,16 @@ from tpo_plugin.training.whole import damage, remove
 logger = logging.getLogger(__name__)
 
 HOST_WEIGHTS_FILE = "tpo_host_weights.safetensors"
-"""Weights of the host itself that were trained, such as the connector's: PEFT saves nothing but the adapter."""
+"""Weights of the host itself that training changed, such as the connector's: PEFT saves nothing but the adapter."""
 
 
 def save_host_weights(model: nn.Module, directory: str | os.PathLike[str], names: set[str]) -> None:
-    """Writes the host's parameters of these names, if any. Under ZeRO-3 and FSDP every rank must call it."""
-    chosen = {name: parameter for name, parameter in _own_weights(model).items() if name in names}
+    """Writes the host's parameters of these names, and what its batch norms counted, if any.
+
+    Under ZeRO-3 and FSDP every rank must call it.
+    """
+    chosen: dict[str, Tensor] = {name: value for name, value in _own_weights(model).items() if name in names}
+    chosen |= _running_statistics(model)
     weights = sharding.whole(chosen)
     if weights and sharding.writes(chosen.values()):
         Path(directory).mkdir(parents=True, exist_ok=True)
@@ -46,7 +51,7 @@ def load_host_weights(model: nn.Module, directory: str | os.PathLike[str]) -> No
     path = Path(directory) / HOST_WEIGHTS_FILE
     if not path.is_file():
         return
-    own = _own_weights(model)
+    own = {**_own_weights(model), **_running_statistics(model)}
     weights = load_file(path, device="cpu")
     strange = [n for n, value in weights.items() if n not in own or sharding.shape(own[n]) != value.shape]
     if strange:
@@ -150,3 +155,10 @@ def _own_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     sharding.at_rest(model)
     of_tpo = {id(parameter) for parameter in model.tpo.parameters()}
     return {n: p for n, p in model.named_parameters() if id(p) not in of_tpo and not LORA.search(n)}
+
+
+def _running_statistics(model: nn.Module) -> dict[str, Tensor]:
+    """Of the host's batch norms, which move in training though nothing of them trains."""
+    of_tpo = {id(module) for module in model.tpo.modules()}
+    norms = {n: m for n, m in model.named_modules() if isinstance(m, _NormBase) and id(m) not in of_tpo}
+    return {f"{name}.{part}": value for name, norm in norms.items() for part, value in norm.named_buffers()}

@@ -145,7 +145,8 @@ class StageConfig(Config):
     logging_steps: Count = 10
     """Steps between log lines."""
     trainer: dict[str, Any] = field(default_factory=dict)
-    """Further `transformers.TrainingArguments` of this stage, for example deepspeed or gradient_checkpointing."""
+    """Further `transformers.TrainingArguments` of this stage, for example deepspeed or gradient_checkpointing. Those
+    that the stage has under a name of its own, such as learning_rate, are refused."""
 
     def accumulation(self, num_ranks: int) -> int:
         """Accumulation steps that make `batch_size` on `num_ranks` devices; `TPOError` where it does not divide."""
@@ -268,6 +269,7 @@ class TrainConfig(Config):
                     raise error.below("tpo", "heads", name).at(where) from error
         for name, stage in self.stages.items():
             check_losses(stage.losses or [], ["mllm", "assign", "retain", *heads], f"{where}: stages.{name}.losses")
+            check_trainer(stage.trainer, f"{where}: stages.{name}.trainer")
             check_parts(stage.learning_rates, heads, self.modules, f"{where}: stages.{name}.learning_rates")
 
     def to_dict(self) -> dict[str, Any]:
@@ -282,6 +284,25 @@ def check_losses(losses: Sequence[str], kinds: Sequence[str], where: str) -> Non
             raise TPOError(f"{where}[{index}]: is {loss!r}{did_you_mean(loss, kinds)}")
     if "retain" in losses and "mllm" not in losses:
         raise TPOError(f"{where}: has 'retain' without 'mllm', the loss of what it retains; add 'mllm'")
+
+
+_OWN_KEYS = {
+    "output_dir": "each stage has a folder of its own in the run's output_dir",
+    "learning_rate": "the stage says it by part, in learning_rates",
+    "num_train_epochs": "the stage's key is epochs",
+    "max_steps": "the stage's key is steps",
+    "per_device_train_batch_size": "the stage's key is micro_batch_size",
+    "gradient_accumulation_steps": "it follows from the stage's batch_size, micro_batch_size and the ranks",
+    "auto_find_batch_size": "a step would have fewer samples than batch_size says; lower micro_batch_size",
+}
+"""Of `TrainingArguments` what a stage says in its own words, or what would contradict them."""
+
+
+def check_trainer(given: Iterable[str], where: str) -> None:
+    """Raises `TPOError` for an argument that the stage has under another name."""
+    for name in given:
+        if name in _OWN_KEYS:
+            raise TPOError(f"{where}: has {name!r}; {_OWN_KEYS[name]}")
 
 
 def check_parts(names: Iterable[str], heads: Iterable[str], modules: Iterable[str], where: str) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import transformers
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from tpo_plugin.errors import TPOError
+from tpo_plugin.training.epochs import OfEpoch
 
 if TYPE_CHECKING:
     from transformers import Trainer as _Trainer
@@ -32,13 +34,16 @@ class GroupingMixin(_Trainer):
     A trainer with a sampler of its own keeps that.
     """
 
+    epochs: Any
+    _batch_size: int
+
     def _get_train_sampler(self, *args: Any) -> Any:
         theirs = super()._get_train_sampler
         dataset = args[0] if args and args[0] is not None else self.train_dataset
         if theirs.__func__ is not transformers.Trainer._get_train_sampler or not _needs_lengths(self.args, dataset):
             return theirs(*args)
-        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return LengthGroupedSampler(size, lengths=dataset.lengths)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return _GroupedByLength(dataset.lengths, self._batch_size, seed, lambda: self.epochs.epoch)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         theirs = super()._get_eval_sampler
@@ -47,6 +52,21 @@ class GroupingMixin(_Trainer):
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         generator = torch.Generator().manual_seed(seed)
         return LengthGroupedSampler(self.args.eval_batch_size, lengths=eval_dataset.lengths, generator=generator)
+
+
+class _GroupedByLength(Sampler[int]):
+    """transformers' order, drawn from seed and epoch alone: a run that goes on finds it again, on other ranks too."""
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, epoch: Callable[[], int]) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        drawn = np.random.SeedSequence([self.seed, self.epoch()]).generate_state(1)
+        generator = torch.Generator().manual_seed(int(drawn[0]))
+        return iter(LengthGroupedSampler(self.batch_size, lengths=self.lengths, generator=generator))
 
 
 def _needs_lengths(args: Any, dataset: Any) -> bool:
@@ -64,7 +84,7 @@ def _needs_lengths(args: Any, dataset: Any) -> bool:
     first = dataset[0]
     if isinstance(first, Mapping) and "input_ids" in first:
         return False
-    name = type(dataset).__name__
+    name = type(dataset.dataset if isinstance(dataset, OfEpoch) else dataset).__name__
     if hasattr(dataset, "lengths"):
         raise TPOError(f"{strategy} counts tokens, which {name} does not have before collation; use group_by_length")
     raise TPOError(

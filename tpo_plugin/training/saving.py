@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers import TrainerCallback, set_seed
+from transformers import TrainerCallback, TrainerState, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
 from tpo_plugin import sharding
@@ -44,6 +44,8 @@ class SavingMixin(_Trainer):
     _saved_to: str | None = None
     _writing_in: str | None = None
     _found_whole: str | None = None
+    best_before: str | None = None
+    """The best checkpoint of the training that goes on, where it lies now."""
 
     @property
     def _is_split(self) -> bool:
@@ -131,6 +133,7 @@ class SavingMixin(_Trainer):
             check_whole(Path(resume_from_checkpoint), "take another checkpoint")
         self._start_sums()
         self._total_loss, self._total_steps = 0.0, 0
+        self.best_before = None
         if resume_from_checkpoint:
             self.take_up(str(resume_from_checkpoint))
         return super().train(resume_from_checkpoint, *args, **kwargs)
@@ -163,6 +166,10 @@ class SavingMixin(_Trainer):
                     "derived anew from seed, step and rank", there, self._batch_size
                 )  # fmt: skip
         self._restore_sums(saved)
+        best = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME)).best_model_checkpoint
+        if best is not None:
+            moved = Path(checkpoint).parent / Path(best).name
+            self.best_before = str(moved if moved.is_dir() else best)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None and num_ranks(checkpoint) != self.args.world_size:
@@ -181,6 +188,17 @@ class SavingMixin(_Trainer):
         super()._load_best_model()
         load_weights(self.tpo, self.state.best_model_checkpoint)
         load_host_weights(self.model, self.state.best_model_checkpoint)
+
+
+class KeepBest(TrainerCallback):
+    """Finds the best checkpoint again in a run that was moved: transformers forgets it, or fails at the end."""
+
+    def __init__(self, trainer: SavingMixin) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The state has been read."""
+        state.best_model_checkpoint = self._trainer.best_before or state.best_model_checkpoint
 
 
 class SaveAfterEpoch(TrainerCallback):

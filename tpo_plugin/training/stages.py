@@ -14,7 +14,7 @@ import torch
 import transformers
 from rich.console import Console
 from torch import nn
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 from transformers.integrations import WandbCallback, get_available_reporting_integrations, is_tensorboard_available
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
@@ -93,14 +93,14 @@ def train_stage(
     dataset = _dataset(config, stage.data, sources)
     evaluation = _dataset(config, stage.eval_data, sources) if stage.eval_data else None
     args = _arguments(model, config, name)
-    epochs, stop = _Epochs(dataset), StopAtStepEnd()
+    stop = StopAtStepEnd()
     trainer = StageTrainer(
         model=model,
         args=args,
-        train_dataset=epochs,
+        train_dataset=dataset,
         eval_dataset=evaluation,
         data_collator=TPOCollator(model.tpo, max_length=config.data.max_length),
-        callbacks=[epochs, stop],
+        callbacks=[stop],
     )
     trainer.rates, trainer.on_nonfinite = rates, config.on_nonfinite
     trainer.eval_generations = stage.eval_generations
@@ -112,7 +112,7 @@ def train_stage(
     trainer.add_callback(clocks)
     if trainer.runs_in_step:
         block = stage.micro_batch_size * args.world_size
-        trainer.same_media = SameMedia(dataset, block, config.seed, lambda: max(epochs.epoch, 0))
+        trainer.same_media = SameMedia(dataset, block, config.seed, lambda: trainer.epochs.epoch)
     metrics: dict[str, Any] = {}
     checkpoint = trainer.last_checkpoint()
     reached = _state_of(checkpoint)
@@ -127,6 +127,9 @@ def train_stage(
         trainer._load_from_checkpoint(checkpoint)  # the Trainer would do one step more
         trainer.state = reached
         trainer.take_up(checkpoint)
+        if args.load_best_model_at_end and trainer.best_before is not None:
+            trainer.state.best_model_checkpoint = trainer.best_before
+            trainer._load_best_model()
         trainer.rotate()  # it may have been killed before it could
         trainer.log({"total_flos": reached.total_flos, "train_loss": trainer.mean_loss()})
     else:
@@ -142,9 +145,12 @@ def train_stage(
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, WandbCallback):
             callback._wandb.finish()  # so that each stage is a run of its own there
-    skipped = dataset.report()
-    (logger.warning if dataset.skipped else logger.info)("%s: %s", name, skipped)
-    return trainer, metrics | {"media": skipped}
+    metrics["media"] = dataset.report()
+    (logger.warning if dataset.skipped else logger.info)("%s: %s", name, metrics["media"])
+    if evaluation is not None and evaluation.skipped:
+        metrics["evaluation_media"] = evaluation.report()
+        logger.warning("%s: in its evaluations others of the same file stood in: %s", name, metrics["evaluation_media"])
+    return trainer, metrics
 
 
 def _state_of(checkpoint: str | None) -> TrainerState | None:
@@ -185,10 +191,19 @@ class StageTrainer(wrap_trainer(transformers.Trainer)):  # type: ignore[misc]
             return self.same_media
         return super()._get_train_sampler(*args)
 
+    def _sums_to_json(self) -> dict[str, Any]:
+        return super()._sums_to_json() | ({} if self.same_media is None else {"block": self.same_media.block})
+
+    def _restore_sums(self, saved: list[dict[str, Any]]) -> None:
+        super()._restore_sums(saved)
+        if self.same_media is not None and "block" in saved[0]:
+            self.same_media.go_on(saved[0]["block"])
+
     def get_train_dataloader(self) -> Any:
-        loader = super().get_train_dataloader()
-        loader.worker_init_fn = functools.partial(outlive_signals, loader.worker_init_fn)
-        return loader
+        return _outliving_signals(super().get_train_dataloader())
+
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        return _outliving_signals(super().get_eval_dataloader(*args, **kwargs))
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -197,28 +212,12 @@ class StageTrainer(wrap_trainer(transformers.Trainer)):  # type: ignore[misc]
         return self.optimizer
 
 
-class _Epochs(TrainerCallback, torch.utils.data.Dataset[Any]):
-    """A dataset whose epoch is set where an epoch begins.
-
-    Accelerate would tell the sampler only, or, in a loader that skips what a resumed run has seen, say epoch 0.
-    """
-
-    def __init__(self, dataset: RecordDataset) -> None:
-        self.dataset, self.epoch = dataset, -1
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.dataset[index]
-
-    @property
-    def lengths(self) -> Sequence[int]:
-        return self.dataset.lengths
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.epoch = int(state.epoch or 0) if self.epoch < 0 else self.epoch + 1
-        self.dataset.set_epoch(self.epoch)
+def _outliving_signals(loader: Any) -> Any:
+    """A loader whose workers do so; accelerate's reads the one that makes them."""
+    base = getattr(loader, "base_dataloader", loader)
+    if getattr(base.worker_init_fn, "func", None) is not outlive_signals:  # transformers keeps those of evaluation
+        base.worker_init_fn = functools.partial(outlive_signals, base.worker_init_fn)
+    return loader
 
 
 def _loss_weights(model: nn.Module, config: TrainConfig, name: str) -> dict[str, float]:

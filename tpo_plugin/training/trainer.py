@@ -27,6 +27,7 @@ from tpo_plugin import sharding
 from tpo_plugin.errors import TPOError
 from tpo_plugin.positions import Counts
 from tpo_plugin.training.counting import count_step
+from tpo_plugin.training.epochs import Epochs, without_set_epoch
 from tpo_plugin.training.fsdp import choose_units
 from tpo_plugin.training.grouping import GroupingMixin, with_own_datasets
 from tpo_plugin.training.idle import share_media
@@ -35,7 +36,7 @@ from tpo_plugin.training.nonfinite import CheckEngine, NonfiniteMixin, OnNonfini
 from tpo_plugin.training.own_loss import SEES_WHOLE_STEP, OwnLossMixin
 from tpo_plugin.training.parts import can_learn_triggers
 from tpo_plugin.training.refusals import CheckColumns, check_arguments, check_kept, not_dispatched, trl_class
-from tpo_plugin.training.saving import SaveAfterEpoch, SavingMixin
+from tpo_plugin.training.saving import KeepBest, SaveAfterEpoch, SavingMixin
 from tpo_plugin.training.start import start_triggers
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class TPOTrainerMixin(OwnLossMixin, GroupingMixin, MeasuringMixin, SavingMixin, 
     thaws_tpo = True
     """Whether a `model.tpo` without a trainable parameter is made trainable: `get_peft_model` freezes all of it."""
 
+    train_dataset: Any
     collates_tasks = False
     """Whether tasks are collated around whatever collator the trainer is made with."""
 
@@ -99,7 +101,10 @@ class TPOTrainerMixin(OwnLossMixin, GroupingMixin, MeasuringMixin, SavingMixin, 
             super().__init__(*args, **kwargs)
         else:
             with_own_datasets(super().__init__, self, args, kwargs)
+        self.epochs = Epochs()
+        self.add_callback(self.epochs)
         self.add_callback(SaveAfterEpoch())
+        self.add_callback(KeepBest(self))
         self.add_callback(CheckEngine(self))
         check_arguments(self)
         if self.is_fsdp_enabled:
@@ -241,8 +246,13 @@ class TPOTrainerMixin(OwnLossMixin, GroupingMixin, MeasuringMixin, SavingMixin, 
             )
 
     def get_train_dataloader(self) -> Any:
-        """The base trainer's loader."""
-        loader = not_dispatched(super().get_train_dataloader())
+        """The base trainer's loader, of a dataset that is told its epoch by `epochs` alone."""
+        dataset = self.epochs.dataset = self.train_dataset
+        self.train_dataset = without_set_epoch(dataset)
+        try:
+            loader = not_dispatched(super().get_train_dataloader())
+        finally:
+            self.train_dataset = dataset
         steps = self.args.gradient_accumulation_steps
         if not SEES_WHOLE_STEP and hasattr(loader.dataset, "__len__") and len(loader) < steps:
             raise TPOError(
