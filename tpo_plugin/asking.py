@@ -111,15 +111,14 @@ def ask(
     generated = model.tpo.generate(**batch, route=route, max_new_tokens=max_new_tokens, do_sample=False, **options)
     length, ends = generated.prompt_length, end_ids(model)
     new = generated.sequences[:, length:]
-    texts = model.tpo.tokenizer.batch_decode(new, skip_special_tokens=True)
     answers = []
-    for row, (text, ids) in enumerate(zip(texts, new.tolist(), strict=True)):
+    for row, ids in enumerate(new.tolist()):
         num_prompt = length if mask is None else int(mask[row].sum())
         padding = 0 if model.tpo.host.decodes else length - num_prompt
         end = next((place for place, token_id in enumerate(ids) if token_id in ends), None)
         answers.append(
             Answer(
-                text.strip(),
+                words(model.tpo.tokenizer, ids),
                 [_moved(prediction, -padding) for prediction in generated.predictions[row]],
                 num_prompt,
                 length - padding,
@@ -148,12 +147,20 @@ def ask_each(
     return [found for s in samples for found in ask_each(model, [s], route=route, max_new_tokens=max_new_tokens)]
 
 
+def words(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The text of an answer's tokens, without those of heads.
+
+    Spaces stay as the tokens have them: where a tokenizer cleans them up, a later token changes what is before it.
+    """
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+
+
 def text_places(tokenizer: Any, answer: Answer) -> list[tuple[int, int]]:
     """For each prediction the characters [start, end) of the answer's text that lead to it."""
     places, start = [], 0
     for found in answer.predictions:
         ids = answer.token_ids[: found.text_span[1] - answer.start]
-        end = len(tokenizer.decode(ids, skip_special_tokens=True).strip())
+        end = len(words(tokenizer, ids))
         start += len(answer.text[start:end]) - len(answer.text[start:end].lstrip())
         places.append((start, end))
         start = end

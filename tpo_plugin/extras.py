@@ -9,7 +9,7 @@ from tpo_plugin.errors import TPOError
 
 EXTRAS = {
     **dict.fromkeys(("typer", "rich", "yaml", "PIL", "fsspec"), "cli"),
-    **dict.fromkeys(("peft", "filelock"), "train"),
+    **dict.fromkeys(("peft", "filelock", "torchvision"), "train"),
     **dict.fromkeys(("av", "decord"), "video"),
     **dict.fromkeys(("starlette", "uvicorn", "prometheus_client"), "serve"),
     **dict.fromkeys(("gradio", "fastapi"), "app"),

@@ -8,6 +8,7 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import av
 import numpy as np
@@ -168,6 +169,57 @@ def test_what_is_neither_picture_nor_video_is_refused(model: Any, media: Path, t
     given.write_text(f"file '{media / '0.png'}'\nduration 1\n" if name.startswith("list") else "<b>words</b>")
     with pytest.raises(TPOError, match=f"{name} is neither a video that can be read nor a picture"):
         Chat(model, READING, Limits(), tmp_path).open(given, tmp_path)
+
+
+def broken_pictures(folder: Path) -> dict[str, Path]:
+    """A picture of too many pixels, and one whose end is missing."""
+    Image.new("1", (20_000, 20_000)).save(folder / "bomb.png")
+    whole = folder / "whole.png"
+    Image.effect_noise((64, 48), 50).save(whole)
+    (folder / "cut.png").write_bytes(whole.read_bytes()[:300])
+    return {name: folder / f"{name}.png" for name in ("bomb", "cut")}
+
+
+@pytest.mark.parametrize(("name", "why"), [("bomb", "decompression bomb"), ("cut", "truncated")])
+def test_a_picture_that_cannot_be_read_is_named_as_it_was_given(
+    model: Any, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, name: str, why: str
+) -> None:
+    given = broken_pictures(tmp_path_factory.mktemp("given"))[name]
+    with pytest.raises(TPOError, match=rf"^{name}\.png: cannot be read as an image: .*{why}") as refused:
+        Chat(model, READING, Limits(), tmp_path).open(given, tmp_path)
+    assert "/" not in str(refused.value)
+
+
+def test_an_error_of_a_question_names_no_file_of_the_app(model: Any, media: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "session"
+    folder.mkdir()
+    with Chat(model, READING, Limits(max_new_tokens=4), tmp_path) as talk:
+        conversation = Conversation()
+        conversation.about(talk.open(media / "clip.mp4", folder))
+        conversation.box = Box((0.1, 0.2, 0.5, 0.6), 99.0)
+        list(talk.ask(conversation, "follow <mask>", "mask", folder))
+    assert conversation.exchanges[-1].error.startswith("data: has no frame at 99.0 s; it lasts 2.")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:gradio")
+@pytest.mark.parametrize("failure", [None, RuntimeError("a reader of others")])
+def test_an_upload_that_fails_leaves_no_files(
+    model: Any,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    failure: Exception | None,
+) -> None:
+    gradio = pytest.importorskip("gradio", reason="needs gradio, whose pages the browser shows")
+    from tpo_plugin.app.page import Page
+
+    given = broken_pictures(tmp_path_factory.mktemp("given"))["bomb"]
+    talk = Chat(model, READING, Limits(), tmp_path)
+    if failure is not None:
+        monkeypatch.setattr(Chat, "open", Mock(side_effect=failure))
+    with pytest.raises(RuntimeError if failure else gradio.Error, match="others" if failure else "bomb.png: cannot be"):
+        Page(talk, "tiny", [], "").upload(str(given), Conversation(), Mock(session_hash="one"))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("missing", ["gradio"])

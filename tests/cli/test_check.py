@@ -203,6 +203,49 @@ def test_a_contact_sheet_shows_boxes_where_they_are(tmp_path: Path) -> None:
     assert (right - left) / (bottom - top) == pytest.approx(4 / 3, abs=0.05)  # half of the picture's width and height
 
 
+def test_a_contact_sheet_opens_nothing_outside_of_the_folder(tmp_path: Path) -> None:
+    Image.new("RGB", (400, 300), "white").save(tmp_path / "a.png")
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    Image.new("RGB", (40, 30), "white").save(inside / "b.png")
+    out, good = (record([0.25, 0.25, 0.75, 0.75], image=name) for name in ("../a.png", "b.png"))
+    sheet = tmp_path / "sheet.png"
+    code, report = run(write(inside, out, good), "--confine", "--pictures", str(sheet))
+    assert code == 1
+    assert (report["pictures"]["drawn"], report["pictures"]["failed"]) == (1, [])
+    sheet.unlink()
+    arguments = ["check", write(inside, out), "--confine", "--pictures", str(sheet), "--heads", "region"]
+    result = CliRunner().invoke(tpo_plugin.cli.app, arguments)
+    assert "lies outside of" in result.stdout, "the report stands there, whatever becomes of the sheet"
+    assert "no record with a task was found to draw" in str(result.exception)
+    assert not sheet.exists()
+
+
+def test_the_configuration_confines_too(tmp_path: Path) -> None:
+    (tmp_path / "inside").mkdir()
+    file, config = write(tmp_path / "inside", record([0, 0, 1, 1], image="../a.png")), tmp_path / "train.yaml"
+    values = {"model": "m", "output_dir": "o", "heads": ["region"], "stages": {"stage1": {"data": [{"file": file}]}}}
+    for confine in (False, True):
+        config.write_text(json.dumps(values | {"data": {"confine": confine}}))
+        result = CliRunner().invoke(tpo_plugin.cli.app, ["check", "--config", str(config)])
+        assert (result.exit_code, "lies outside of" in result.stdout) == (int(confine), confine)
+
+
+def test_prompts_are_drawn(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30), "white").save(tmp_path / "a.png")
+    prompt = json.loads(record([0.1, 0.1, 0.5, 0.5], image="a.png"))
+    prompt["conversations"] = [{"from": "human", "value": "<image>what is <region>?"}]
+    code, report = run(write(tmp_path, json.dumps(prompt)), "--prompts", "--pictures", str(tmp_path / "sheet.png"))
+    assert (code, report["pictures"]["drawn"]) == (0, 1)
+
+
+def test_heads_may_stand_with_blanks(tmp_path: Path) -> None:
+    file = write(tmp_path, GOOD)
+    assert CliRunner().invoke(tpo_plugin.cli.app, ["check", file, "--heads", " region, "]).exit_code == 0
+    result = CliRunner().invoke(tpo_plugin.cli.app, ["check", file, "--heads", ""])
+    assert "--heads '' names no head; expected for example --heads region,temporal" in str(result.exception)
+
+
 def test_a_head_that_does_not_draw_says_so(tmp_path: Path) -> None:
     from tpo_plugin.data.format import RecordFormat
     from tpo_plugin.data.sheet import write_sheet

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from collections.abc import Iterator
@@ -209,6 +210,37 @@ def test_emitted_on_records_and_on_text(
     (tmp_path / "prompts.txt").write_text("where is it?\n\nhow many?\n")
     assert emitted(model, tmp_path / "prompts.txt", video, 8) == {"region": {"prompts": 2, "prompts_emitted": 1}}
     assert asked == ["where is it?", "how many?"]
+    (tmp_path / "prompts.txt").write_text("\n")
+    with pytest.raises(TPOError, match=r"prompts.txt: holds no prompt; expected prompts, one a line, or records"):
+        emitted(model, tmp_path / "prompts.txt", video, 8)
+
+
+def test_emitted_on_records_that_are_prompts_and_packed(
+    loaded: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, video, _ = loaded
+    asked: list[str] = []
+
+    def answers(model: Any, samples: Any, **options: Any) -> list[Answer]:
+        asked.append(samples[0].record.turns[-1].text)
+        return [Answer("", [])]
+
+    monkeypatch.setattr("tpo_plugin.asking.ask", answers)
+    monkeypatch.setenv("TPO_CACHE", str(tmp_path / "cache"))
+    chats = [[{"from": "human", "value": "how many?"}], [{"from": "human", "value": "who?"}]]
+    chats[1].append({"from": "gpt", "value": "me"})
+    records = "".join(json.dumps({"conversations": chat}) + "\n" for chat in chats)
+    groups = {"prompts": 1, "prompts_emitted": 0, "without_task": 1, "without_task_emitted": 0}
+    for name in ("a.jsonl", "a.JSONL", "a.jsonl.gz"):
+        asked.clear()
+        packed = name.endswith(".gz")
+        (tmp_path / name).write_bytes(gzip.compress(records.encode()) if packed else records.encode())
+        assert emitted(model, tmp_path / name, video, 8) == {"region": groups}, name
+        assert asked == ["how many?", "who?"]
+    (tmp_path / "prompts.txt.gz").write_bytes(gzip.compress(b"where?\n"))
+    assert emitted(model, tmp_path / "prompts.txt.gz", video, 8) == {"region": {"prompts": 1, "prompts_emitted": 0}}
+    with pytest.raises(TPOError, match=r"is a tar or a folder; expected a file of records"):
+        emitted(model, tmp_path, video, 8)
 
 
 def test_a_run_whose_trigger_does_not_come(world: Path, tmp_path: Path) -> None:
@@ -236,6 +268,11 @@ def test_a_run_whose_trigger_does_not_come(world: Path, tmp_path: Path) -> None:
     ) in lines
     assert "  region did not come in 6 more: --json has them" in lines
     assert len(json.loads(doctor(run, "--json"))["free"]["only"]["missed"]) == 9
+
+
+def test_confine_is_of_prompts(world: Path) -> None:
+    with pytest.raises(TPOError, match="--confine was given without --prompts; it is about the media that records"):
+        doctor(world / "run", "--confine")
 
 
 def test_prompts_are_really_answered(world: Path) -> None:

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import signal
+import tarfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,10 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 import ranks
+from click.testing import Result
 from typer.testing import CliRunner
 
 import tpo_plugin.cli
-from tpo_plugin import TPOError
+from tpo_plugin import MediaError, TPOError
 from tpo_plugin.evaluate import run as evaluation_run
 from tpo_plugin.evaluate.run import Evaluation, evaluate
 from tpo_plugin.evaluate.scoring import Scorer
@@ -50,11 +52,15 @@ def data(world: Path) -> Path:
     return file
 
 
-def call(run: Path, data: Path, output: Path, *arguments: object) -> str:
+def invoke(run: Path, data: Path, output: Path, *arguments: object) -> Result:
     command = ["eval", str(run), "--data", str(data), "-o", str(output), "--max-new-tokens", "8", "--batch-size", "2"]
     result = CliRunner().invoke(tpo_plugin.cli.app, [*command, *map(str, arguments)], catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    return result.stdout
+    return result
+
+
+def call(run: Path, data: Path, output: Path, *arguments: object) -> str:
+    return invoke(run, data, output, *arguments).stdout
 
 
 def read(output: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -150,6 +156,80 @@ def test_what_cannot_be_read_is_a_failure_with_its_place(world: Path, data: Path
     assert "6 questions, 2 failed" in printed
 
 
+def test_what_has_failed_is_asked_again_and_what_was_answered_is_kept(
+    world: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    media = tmp_path / "media"
+    media.mkdir()
+    shutil.copy(world / "picture.png", media)
+    arguments = ("--route", "region", "--media", media)
+    call(world / "run", data, tmp_path / "out", *arguments)
+    first, told = read(tmp_path / "out")
+    assert [failure["record"] for failure in first["failures"]] == [f"{data}:2"]
+    with pytest.raises(TPOError, match=rf"media was '{media}', is '{world}'"):
+        call(world / "run", data, tmp_path / "out", "--route", "region", "--media", world)
+    asked: list[int] = []
+    ask = evaluation_run.ask_batch
+
+    def counted(model: Any, sources: Any, batch: Any, *others: Any) -> Any:
+        asked.extend(question.number for question in batch)
+        return ask(model, sources, batch, *others)
+
+    monkeypatch.setattr(evaluation_run, "ask_batch", counted)
+    shutil.copy(world / "clip.mp4", media)
+    call(world / "run", data, tmp_path / "out", *arguments)
+    second, again = read(tmp_path / "out")
+    assert asked == [1]
+    assert second["failures"] == []
+    assert [line for line in again if line["record"] != f"{data}:2"] == [told[0], *told[2:]]
+    assert again[1]["predictions"]
+    assert not (tmp_path / "out/answers").exists()
+
+
+def test_a_mistake_that_nothing_was_answered_with_can_be_mended(world: Path, data: Path, tmp_path: Path) -> None:
+    out, own = tmp_path / "out", tmp_path / "own.jsonl"
+    shutil.copy(data, own)
+    (tmp_path / "empty").mkdir()
+    own.write_text(data.read_text() + "{broken\n")
+    with pytest.raises(TPOError, match="is not valid JSON"):
+        call(world / "run", own, out, "--media", world)
+    own.write_text("".join(data.read_text().splitlines(keepends=True)[:1]))
+    with pytest.raises(TPOError, match="route is 'regoin'"):
+        call(world / "run", own, out, "--media", world, "--route", "regoin")
+    call(world / "run", own, out, "--media", tmp_path / "empty", "--route", "region")
+    assert len(read(out)[0]["failures"]) == 1
+    call(world / "run", own, out, "--media", world, "--route", "region")
+    results, _ = read(out)
+    assert (results["failures"], results["media"], results["host"], results["confine"]) == (
+        [], str(world), None, False
+    )  # fmt: skip
+    with pytest.raises(TPOError, match="confine was False, is True"):
+        call(world / "run", own, out, "--media", world, "--route", "region", "--confine")
+
+
+def test_the_data_are_whatever_records_are_taken_from(world: Path, tmp_path: Path) -> None:
+    record = {"image": "png", "conversations": talk("<image>\nwhere is it?", "here <region>")}
+    record |= {"tasks": [{"head": "region", "boxes": [BOXES[0]]}]}
+    for number in range(2):
+        (tmp_path / "0.json").write_text(json.dumps(record | {"id": str(number)}))
+        shutil.copy(world / "picture.png", tmp_path / "0.png")
+        with tarfile.open(tmp_path / f"s-{number}.tar", "w") as tar:
+            for name in ("0.json", "0.png"):
+                tar.add(tmp_path / name, name)
+    hashes = []
+    for data in ("s-0.tar", "s-*.tar", "s-{0..1}.tar"):
+        call(world / "run", tmp_path / data, tmp_path / "out" / data, "--route", "region")
+        results, lines = read(tmp_path / "out" / data)
+        assert (len(lines), results["failures"]) == (1 if data == "s-0.tar" else 2, [])
+        hashes += results["data"].values()
+    assert hashes[0] != hashes[1] == hashes[2]
+
+
+def test_data_that_are_given_twice_are_refused(world: Path, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(TPOError, match=r"held.jsonl twice; expected each once, for each is a split of its own"):
+        call(world / "run", data, tmp_path / "out", "--data", data)
+
+
 def test_a_published_scorer_is_named_with_its_convention(world: Path, data: Path, tmp_path: Path) -> None:
     printed = call(world / "run", data, tmp_path / "out", "--route", "region", "--benchmark", "refcoco")
     split = read(tmp_path / "out")[0]["splits"][str(data)]
@@ -164,8 +244,30 @@ def test_a_published_scorer_is_named_with_its_convention(world: Path, data: Path
         call(world / "run", data, tmp_path / "out", "--route", "region", "--benchmark", "coco")
     with pytest.raises(TPOError, match="benchmark is 'refcoc', which no head of this run has; did you mean 'refcoco'"):
         call(world / "run", data, tmp_path / "new", "--benchmark", "refcoc")
-    call(world / "run", data, tmp_path / "new", "--benchmark", "coco")  # where nothing is finished
+    printed = call(world / "run", data, tmp_path / "new", "--benchmark", "region.coco")  # where nothing is finished
+    assert "region.coco: COCO's average precision" in printed
     assert read(tmp_path / "new")[0]["splits"][str(data)]["benchmark"]["scores"]["AP"] <= 1
+
+
+def test_a_truth_that_cannot_be_read_counts_in_no_published_scorer(
+    world: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codec = pytest.importorskip("tpo_head_region.codec").RegionCodec
+    collate = codec.collate_truth
+
+    def unreadable(self: Any, tasks: Any) -> Any:
+        if any(task["boxes"] == [BOXES[1]] for task in tasks):
+            raise MediaError("mask.png: no such file")
+        return collate(self, tasks)
+
+    monkeypatch.setattr(codec, "collate_truth", unreadable)
+    call(world / "run", data, tmp_path / "out", "--route", "region", "--benchmark", "refcoco")
+    results, _ = read(tmp_path / "out")
+    assert [(failure["record"], failure["reason"]) for failure in results["failures"]] == [
+        (f"{data}:2", "cannot be scored: mask.png: no such file")
+    ]
+    split = results["splits"][str(data)]
+    assert (split["benchmark"]["scores"]["sentences"], split["heads"]["region"]["wanted"]) == (3, 3)
 
 
 def test_a_scorer_that_two_heads_have_is_asked_for_by_its_head() -> None:
@@ -223,7 +325,10 @@ def test_killed_and_resumed_and_on_two_ranks(world: Path, data: Path, tmp_path: 
 def test_a_finished_evaluation_is_read_and_another_is_refused(world: Path, data: Path, tmp_path: Path) -> None:
     first = call(world / "run", data, tmp_path / "out", "--limit", 1)
     written = (tmp_path / "out" / "results.json").read_bytes()
-    assert call(world / "run", data, tmp_path / "out", "--limit", 1) == first
+    again = invoke(world / "run", data, tmp_path / "out", "--limit", 1)
+    assert (again.stdout, again.stderr) == (
+        first, f"results are read from {tmp_path / 'out'}, where all was answered already\n"
+    )  # fmt: skip
     assert (tmp_path / "out" / "results.json").read_bytes() == written
     with pytest.raises(TPOError, match=r"an evaluation of something else \(limit was 1, is 2\); give another --output"):
         call(world / "run", data, tmp_path / "out", "--limit", 2)

@@ -80,18 +80,68 @@ def test_it_asks_at_a_terminal(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert yaml.safe_load(Path("train.yaml").read_text())["model"] == "host"
 
 
-def test_a_format_is_converted_first(folder: Path) -> None:
+def write_boxes(path: str, category: str = "cup") -> None:
+    """One box in COCO's layout."""
     boxes = {
         "images": [{"id": 1, "file_name": "picture.png", "width": 64, "height": 48}],
         "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [4, 4, 20, 20], "iscrowd": 0}],
-        "categories": [{"id": 1, "name": "cup"}],
+        "categories": [{"id": 1, "name": category}],
     }
-    Path("boxes.json").write_text(json.dumps(boxes))
-    arguments = ["init", "--host", "host", "--data", "boxes.json", "--format", "coco", "--pictures", "."]
+    Path(path).parent.mkdir(exist_ok=True)
+    Path(path).write_text(json.dumps(boxes))
+
+
+COCO = ["--format", "coco", "--pictures", "."]
+
+
+def test_a_format_is_converted_first(folder: Path) -> None:
+    write_boxes("boxes.json")
+    arguments = ["init", "--host", "host", "--data", "boxes.json", *COCO]
     result = tpo(*arguments)
     assert "train.yaml: 1 records, tasks: 1 of region" in result.output
     stage = yaml.safe_load(Path("train.yaml").read_text())["stages"]["stage1"]
     assert stage["data"] == [{"file": "boxes.records.jsonl"}]
+
+
+def test_converted_files_of_one_name_stand_side_by_side_at_the_training_file(folder: Path) -> None:
+    names = ["cup", "dog", "hat"]
+    for name in names:
+        write_boxes(f"{name}/boxes.json", name)
+    sources = [word for name in names for word in ("--data", f"{name}/boxes.json")]
+    result = tpo("init", "-o", "new/boxes-2.records.jsonl", "--host", "host", *sources, *COCO)
+    assert "3 records, tasks: 3 of region" in result.output
+    files = [f"new/boxes{number}.records.jsonl" for number in ("", "-3", "-4")]
+    config = TrainConfig.from_yaml("new/boxes-2.records.jsonl")  # the training file, under a name that one would get
+    for stage in config.stages.values():
+        assert [source.file for source in stage.data] == files
+    assert [name in Path(file).read_text() for file, name in zip(files, names, strict=True)] == [True] * 3
+    assert not list(folder.glob("boxes*"))
+
+
+def test_a_converted_file_overwrites_none(folder: Path) -> None:
+    for name in ("box", "boxes"):
+        write_boxes(f"{name}.json")
+    Path("boxes.records.jsonl").write_text("mine")
+    with pytest.raises(TPOError, match=r"boxes.records.jsonl is there already, where the records of boxes.json were"):
+        tpo("init", "--host", "host", "--data", "box.json", "--data", "boxes.json", *COCO)
+    assert Path("boxes.records.jsonl").read_text() == "mine"
+    assert not Path("box.records.jsonl").exists(), "found before anything is converted"
+
+
+def test_converted_records_name_their_media_from_where_they_lie(folder: Path) -> None:
+    write_boxes("boxes.json")
+    arguments = ["init", "--host", "host", "--data", "boxes.json", "--media-root", str(folder), *COCO]
+    with pytest.raises(TPOError, match="--media-root was given with --format; converted records name their media"):
+        tpo(*arguments)
+    assert tpo(*arguments, "--eval-data", "records.jsonl").exit_code == 0
+    stage = yaml.safe_load(Path("train.yaml").read_text())["stages"]["stage1"]
+    assert stage["data"] == [{"file": "boxes.records.jsonl"}]
+    assert stage["eval_data"] == [{"file": "records.jsonl", "media": str(folder)}]
+
+
+def test_heads_may_stand_with_blanks(folder: Path) -> None:
+    assert tpo("init", "--host", "host", "--data", "records.jsonl", "--heads", " region, ").exit_code == 0
+    assert TrainConfig.from_yaml("train.yaml").heads == ["region"]
 
 
 @pytest.mark.parametrize(
@@ -100,6 +150,7 @@ def test_a_format_is_converted_first(folder: Path) -> None:
         (["--host", "nowhere"], "--host is nowhere; expected a folder that is there, or a name on the hub"),
         (["--host", "."], "has no config.json"),
         (["--heads", "temporal"], "region"),
+        (["--heads", " ,"], "--heads ' ,' names no head; expected for example --heads region,temporal"),
         (["--picturs", "x"], "--picturs x: is no option of `tpo init`"),
         (["--data", "chat.jsonl"], ""),
         (["-o", "taken.yaml"], "taken.yaml is there already"),

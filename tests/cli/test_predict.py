@@ -207,6 +207,8 @@ def test_text_alone_can_be_asked(world: Path) -> None:
         (["--image", "a.png", "--time", 1], "--time was given without --video"),
         (["a.png", "--image", "b.png"], "a.png was given beside --image, --video or --data; expected one way to say"),
         (["--data", "a.jsonl"], "--data has the questions with their media; leave --prompt, --image and --video out"),
+        (["--media", "media"], "--media was given without --data; it is about the media that records name"),
+        (["--confine"], "--confine was given without --data; it is about the media that records name"),
         (["--output", "a.png"], "--output draws on an image or a frame of a video"),
         (["--task", "{boxes}"], "is not JSON .*; for example --task"),
         (["--task", "[1]"], "is no object; for example --task"),
@@ -278,6 +280,26 @@ def test_a_folder_and_files_are_asked_one_by_one(world: Path, tmp_path: Path) ->
     empty.mkdir()
     with pytest.raises(TPOError, match="holds neither an image nor a video; give another folder"):
         several(world / "run", empty, "--prompt", QUESTION)
+
+
+def test_a_folder_of_a_pictures_name_is_no_picture(world: Path, tmp_path: Path) -> None:
+    (tmp_path / "media" / "dir.png").mkdir(parents=True)
+    shutil.copy(world / "picture.png", tmp_path / "media" / "dir.png" / "a.png")
+    code, found, _ = several(world / "run", tmp_path / "media", "--prompt", QUESTION)
+    assert (code, [line["image"] for line in found]) == (0, [str(tmp_path / "media" / "dir.png" / "a.png")])
+
+
+def test_options_that_nothing_asked_about_can_use(world: Path) -> None:
+    data = ["--data", world / "records.jsonl"]
+    message = "--time was given, and nothing that is asked about is a video; leave it out"
+    for about in ([world / "picture.png", "--prompt", QUESTION], data):
+        with pytest.raises(TPOError, match=message):
+            several(world / "run", *about, "--time", 1)
+    both = [world / "picture.png", world / "clip.mp4", "--prompt", QUESTION, "--time", 1]
+    code, found, _ = several(world / "run", *both)
+    assert (code, found[1]["frame"]["from"]) == (0, "option")
+    with pytest.raises(TPOError, match="--task was given with --data; expected the tasks in the records"):
+        several(world / "run", *data, "--task", json.dumps({"head": "region", "boxes": [[0.1, 0.1, 0.5, 0.5]]}))
 
 
 def test_records_in_and_json_lines_out(world: Path) -> None:

@@ -7,12 +7,17 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
-from tpo_plugin import TPOError
-from tpo_plugin.asking import Answer, ask, load
+from tpo_plugin import Prediction, TPOError
+from tpo_plugin.asking import Answer, ask, load, text_places, words
 from tpo_plugin.data import prompt_record, read_sample
 from tpo_plugin.serve import batching
 from tpo_plugin.serve.batching import Batcher, Question
@@ -138,6 +143,28 @@ def test_nobody_waits_for_what_is_abandoned(model: Any, questions: Any) -> None:
     assert not waiting.result.done()
     assert sizes == [1]
     assert len(running.result.result().token_ids) < 10
+
+
+def test_pieces_are_the_answer_where_a_tokenizer_cleans_spaces_up() -> None:
+    vocabulary = {"<unk>": 0, "it": 1, "'": 2, "s": 3, ".": 4, "</s>": 5}
+    backend = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=True, eos_token="</s>")
+    ids = [1, 2, 3, 4, 5]
+    assert tokenizer.decode(ids[:2]) == "it '", "what the next token changes"
+    assert tokenizer.decode(ids[:3]) == "it's"
+    pieces: list[str] = []
+    question = Question(Mock(), None, 8, pieces.append)
+    streamer = batching._Streamer(tokenizer, {5}, [question])
+    for token_id in ids:
+        streamer.put(torch.tensor([token_id]))
+    text = words(tokenizer, ids)
+    question.say(text)
+    assert "".join(pieces) == text == "it ' s ."
+    found = [
+        Prediction("region", 2, None, None, None, "", (0, 2)),
+        Prediction("region", 4, None, None, None, "", (2, 4)),
+    ]
+    assert text_places(tokenizer, Answer(text, found, token_ids=ids)) == [(0, 4), (5, 8)]
 
 
 def test_pieces_end_before_a_character_that_is_not_whole(model: Any, questions: Any) -> None:

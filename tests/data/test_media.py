@@ -207,6 +207,13 @@ def test_large_clips_are_not_read(steady_video: Path, monkeypatch: pytest.Monkey
             read(steady_video)
 
 
+def test_a_folder_is_no_file_that_is_missing(tmp_path: Path) -> None:
+    for name, read in (("a.png", read_image), ("a.mp4", read_video)):
+        (tmp_path / name).mkdir()
+        with pytest.raises(MediaError, match=rf"{name}: is a folder; expected a file that can be read as a"):
+            read(tmp_path / name)
+
+
 def test_broken_images_name_file_and_reason(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     with pytest.raises(MediaError, match=r"a\.png: no such file"):

@@ -21,6 +21,7 @@ from tpo_plugin.data import read_image, read_video
 from tpo_plugin.data.confine import check_video
 from tpo_plugin.errors import MediaError, TPOError
 from tpo_plugin.serve.batching import Batcher, Question
+from tpo_plugin.serve.errors import without_paths
 from tpo_plugin.serve.limits import Limits
 from tpo_plugin.serve.media import PICTURES, MediaReader
 from tpo_plugin.serve.request import ChatRequest, Message, Part, Url
@@ -103,13 +104,18 @@ class Chat:
         self.batcher.close()
 
     def open(self, given: Path, folder: Path) -> Medium:
-        """What a file shows, copied to `folder`. Raises `TPOError` for one that is neither picture nor video."""
+        """What a file shows, copied to `folder`. Raises `TPOError` for one that is neither picture nor video, and for
+        one that cannot be read."""
         file = Path(shutil.copyfile(given, folder / "given"))  # without its suffix, so that no browser runs it
         try:
             Image.open(file, formats=PICTURES).close()
+            picture = read_image(file, self.reading.image)
         except UnidentifiedImageError:
             return self._open_video(file, given.name)
-        picture = read_image(file, self.reading.image)
+        except MediaError as error:
+            raise TPOError(str(error).replace(str(file), given.name)) from error
+        except Exception as error:
+            raise TPOError(f"{given.name}: cannot be read as an image: {error}") from error
         shown = folder / "shown.png"
         picture.convert("RGB").save(shown)
         return Medium(file, shown, picture.width, picture.height)
@@ -133,7 +139,8 @@ class Chat:
             yield
             yield from self._answer(conversation, exchange, route, folder)
         except TPOError as error:
-            exchange.error = str(error).removeprefix("messages[0].content[0].image_url: ")
+            message = without_paths(str(error), self.root, None)
+            exchange.error = message.removeprefix("messages[0].content[0].image_url: ")
         except Exception as error:
             logger.error("a question failed", exc_info=error)
             exchange.error = f"the model failed on this question ({type(error).__name__}); the app's log says more"

@@ -158,6 +158,9 @@ class Page:
         except TPOError as error:
             self.chat.forget(place)
             raise gr.Error(escape(str(error)), print_exception=False) from error
+        except BaseException:
+            self.chat.forget(place)
+            raise
         self.leave(request)
         self.folders[str(request.session_hash)] = place
         conversation.about(medium)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tpo_plugin.cli.options import Confine
+from tpo_plugin.cli.options import Confine, head_names
 from tpo_plugin.config import TPOConfig
 from tpo_plugin.errors import RecordError, TPOError
 
@@ -61,7 +61,7 @@ def check(
     if pictures is not None and pictures.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise TPOError(f"--pictures is {pictures}; expected a .png or .jpg")
     files: list[tuple[str | Path, str | Path | None]] = [(file, media_root) for file in data or []]
-    names, settings = heads.split(",") if heads else None, TPOConfig()
+    names, settings = None if heads is None else head_names(heads), TPOConfig()
     video, image = VideoOptions(), ImageOptions()
     run: TrainConfig | None = None
     if config is not None:
@@ -69,7 +69,7 @@ def check(
 
         run = TrainConfig.from_yaml(config)
         names, settings = names or run.heads or None, run.tpo
-        video, image = run.data.video, run.data.image
+        video, image, confine = run.data.video, run.data.image, confine or run.data.confine
         sources = [source for stage in run.stages.values() for source in (*stage.data, *stage.eval_data)]
         files = files or list(dict.fromkeys((source.file, media_root or source.media) for source in sources))
     if not files:
@@ -90,19 +90,26 @@ def check(
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     stages = {name: _mix(stage.data, report) for name, stage in run.stages.items()} if run is not None else {}
-    sheet = None if pictures is None else _sheet(pictures, files, format, video, image)
+    sheet, undrawn = None, None
+    if pictures is not None:
+        try:
+            sheet = _sheet(pictures, files, format, video=video, image=image, open_ended=prompts, confine=confine)
+        except TPOError as error:  # told behind the report, which may say why
+            undrawn = error
     if as_json:
         described = _describe(report) | ({"stages": stages} if run is not None else {})
         described |= {"pictures": {"file": str(pictures), **asdict(sheet)}} if sheet is not None else {}
         typer.echo(json.dumps(described, indent=2))
     else:
         typer.echo("\n".join([_as_text(report), *_mixes(stages), *([] if sheet is None else _said(pictures, sheet))]))
+    if undrawn is not None:
+        raise undrawn
     if report.errors:
         raise typer.Exit(1)
 
 
 def _sheet(
-    path: Path, files: list[tuple[str | Path, str | Path | None]], format: RecordFormat, video: Any, image: Any
+    path: Path, files: list[tuple[str | Path, str | Path | None]], format: RecordFormat, **options: Any
 ) -> Sheet:
     from tpo_plugin.data.opening import open_source
     from tpo_plugin.data.sheet import write_sheet
@@ -113,7 +120,7 @@ def _sheet(
         with contextlib.suppress(RecordError):  # the report has it
             data = open_source(file)
             opened.append((str(file), data, local_path(root) if root is not None else media_folder(file)))
-    return write_sheet(path, opened, format, video=video, image=image)
+    return write_sheet(path, opened, format, **options)
 
 
 def _said(path: Path | None, sheet: Sheet) -> list[str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tpo_plugin.cli.options import Confine, Host
+from tpo_plugin.cli.options import Confine, Host, head_names
 from tpo_plugin.errors import TPOError
 
 if TYPE_CHECKING:
@@ -17,11 +18,17 @@ if TYPE_CHECKING:
     from tpo_plugin.model import TaskPreferenceModel
     from tpo_plugin.training.config import DataConfig
 
+_RECORDS = re.compile(r"\.(jsonl?|parquet|arrow|tar|tgz)(\.gz|\.zst)?$", re.IGNORECASE)
+"""Names of files of records; other files are text."""
+
 
 def doctor(
     run: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="Directory of a run, or host (folder or hub name).")],
     prompts: Annotated[
-        Path | None, typer.Option(help="Prompts to answer: records (.jsonl, .json), or text, one prompt a line.")
+        Path | None,
+        typer.Option(
+            help="Prompts to answer: records (.jsonl, .json; also packed, or in a tar), or text, one prompt a line."
+        ),
     ] = None,
     confine: Confine = False,
     host: Host = None,
@@ -43,8 +50,11 @@ def doctor(
     from tpo_plugin.cli.doctor_heads import untaught
     from tpo_plugin.hub import RUN_FILE
 
-    names = None if heads is None else [name.strip() for name in heads.split(",") if name.strip()]
-    model, reading, left_out = load_run_or_host(run, host, names)
+    if confine and prompts is None:
+        raise TPOError(
+            "--confine was given without --prompts; it is about the media that records name, so leave it out"
+        )
+    model, reading, left_out = load_run_or_host(run, host, None if heads is None else head_names(heads))
     report = examine(model) | ({"left_out": left_out} if left_out else {})
     if (Path(run) / RUN_FILE).is_file():
         report["untaught"] = untaught(Path(run), list(model.tpo.heads))
@@ -117,15 +127,22 @@ def emitted(
 def _prompts(tpo: TaskPreferenceModel, file: Path, confine: bool) -> list[tuple[Record, set[str] | None]]:
     """Prompts, each with the heads that its answer calls, or None where there is no answer to know it from."""
     from tpo_plugin.data import Records, prompt_record
+    from tpo_plugin.data.storage import local_path
 
-    if file.suffix in (".jsonl", ".json"):
-        records = Records(file, tpo, confine=confine)
-        return [(r.prompt(), {task["head"] for task in r.turns[-1].tasks}) for r in records]
+    if _RECORDS.search(file.name) or file.is_dir():
+        return [(record.prompt(), _called(record)) for record in Records(file, tpo, open_ended=True, confine=confine)]
     try:
-        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line for line in local_path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise TPOError(f"{file}: cannot be read ({error}); expected prompts, one a line, or records") from error
+    if not lines:
+        raise TPOError(f"{file}: holds no prompt; expected prompts, one a line, or records")
     return [(prompt_record(tpo, line), None) for line in lines]
+
+
+def _called(record: Record) -> set[str] | None:
+    last = record.turns[-1]
+    return {task["head"] for task in last.tasks} if last.role == "assistant" else None
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from tpo_plugin.errors import TPOError
+
 Confine = Annotated[
     bool,
     typer.Option(
@@ -15,3 +17,11 @@ Confine = Annotated[
 ]
 
 Host = Annotated[Path | None, typer.Option(help="Where the host lies now, if it has moved.")]
+
+
+def head_names(heads: str) -> list[str]:
+    """The names in an option --heads, blanks around them left out. Raises `TPOError` for none."""
+    names = [name.strip() for name in heads.split(",") if name.strip()]
+    if not names:
+        raise TPOError(f"--heads {heads!r} names no head; expected for example --heads region,temporal")
+    return names

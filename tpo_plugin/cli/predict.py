@@ -61,6 +61,7 @@ def predict(
     """
     several = bool(files) or data is not None
     _check_use(files, prompt, image, video, data, time, output)
+    _check_records_use(data, media, confine, task)
     given = [_parse_task(text) for text in task or []]
 
     from tpo_plugin.asking import load
@@ -74,6 +75,10 @@ def predict(
         questions = of_files(model.tpo, files, str(prompt), given)
     else:
         questions = [question_of(model.tpo, str(prompt), given, image or [], [video] if video else [])]
+    if time is not None:
+        questions = list(questions)
+        if not any(question.has_video for question in questions):
+            raise TPOError("--time was given, and nothing that is asked about is a video; leave it out")
     if output is not None:
         (output if several else output.parent).mkdir(parents=True, exist_ok=True)
     failed = 0
@@ -119,6 +124,15 @@ def _check_use(
         raise TPOError("--time was given without --video")
     if output is not None and not (image or video is not None or files or data is not None):
         raise TPOError("--output draws on an image or a frame of a video; give --image or --video")
+
+
+def _check_records_use(data: Path | None, media: Path | None, confine: bool, task: Sequence[str] | None) -> None:
+    """Raises `TPOError` for options of records without records, and for what stands in records given beside them."""
+    if data is None and (media is not None or confine):
+        option = "--media" if media is not None else "--confine"
+        raise TPOError(f"{option} was given without --data; it is about the media that records name, so leave it out")
+    if data is not None and task:
+        raise TPOError("--task was given with --data; expected the tasks in the records, as their field tasks")
 
 
 def _print(question: Question, result: dict[str, Any], *, as_json: bool, several: bool) -> None:

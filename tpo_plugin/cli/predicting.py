@@ -33,6 +33,11 @@ class Question:
     """What it is about, for JSON."""
 
     @property
+    def has_video(self) -> bool:
+        """Whether it is about a video."""
+        return isinstance(self.record, Record) and bool(self.record.videos)
+
+    @property
     def stem(self) -> str:
         """For the name of a drawing."""
         media = [] if isinstance(self.record, Exception) else [*self.record.images, *self.record.videos]
@@ -98,7 +103,7 @@ def of_files(tpo: Any, files: Sequence[Path], prompt: str, tasks: Sequence[dict[
     for given in files:
         found = [given]
         if given.is_dir():
-            found = [path for path in sorted(given.rglob("*")) if path.suffix.lower() in readable]
+            found = [p for p in sorted(given.rglob("*")) if p.suffix.lower() in readable and not p.is_dir()]
             if not found:
                 raise TPOError(f"{given}: holds neither an image nor a video; give another folder, or files by name")
         for path in found:

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from tpo_plugin.cli.options import head_names
 from tpo_plugin.errors import TPOError
 from tpo_plugin.plugins import registry
 from tpo_plugin.script.expand import check_data
@@ -35,9 +36,7 @@ def run(
 
     For example: tpo run --heads region -- torchrun --nproc_per_node 8 train.py --output_dir out
     """
-    names = [name.strip() for name in heads.split(",") if name.strip()]
-    if not names:
-        raise TPOError(f"--heads {heads!r} names no head; expected for example --heads region,temporal")
+    names = head_names(heads)
     for name in names:
         registry().head(name)
     settings = ScriptSettings(

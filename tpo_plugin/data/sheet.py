@@ -59,14 +59,17 @@ def write_sheet(
     *,
     video: VideoOptions | None = None,
     image: ImageOptions | None = None,
+    open_ended: bool = False,
+    confine: bool = False,
 ) -> Sheet:
     """Draws a sample of the records with tasks of files, each with its name and media folder; the same every time.
 
     A record that breaks the format is left to `check_files`; one whose media fail is on the sheet with the reason.
-    Raises `TPOError` where no record has a task, or `path` is not to be written.
+    `open_ended` and `confine` are those of `Records`: of a record that is refused no file is opened. Raises `TPOError`
+    where no record has a task, or `path` is not to be written.
     """
     sheet, cards, silent = Sheet(), [], dict[str, None]()
-    for record in _sample(files, format):
+    for record in _sample(files, format, open_ended=open_ended, confine=confine):
         card = _card(record, format, video, image, silent)
         cards.append(card)
         sheet.drawn += 1
@@ -86,14 +89,17 @@ def write_sheet(
     return sheet
 
 
-def _sample(files: Sequence[tuple[str, RecordSource, Path]], format: RecordFormat) -> list[Record]:
+def _sample(
+    files: Sequence[tuple[str, RecordSource, Path]], format: RecordFormat, *, open_ended: bool, confine: bool
+) -> list[Record]:
     starts = np.cumsum([0, *(len(data) for _, data, _ in files)])
     found: dict[int, Record] = {}
     for place in np.random.default_rng(0).permutation(int(starts[-1]))[:_TRIED].tolist():
         number = int(np.searchsorted(starts, place, side="right")) - 1
         name, data, media_root = files[number]
         try:
-            record = read_record(data, place - int(starts[number]), format, media_root, name)
+            index = place - int(starts[number])
+            record = read_record(data, index, format, media_root, name, open_ended=open_ended, confine=confine)
         except RecordError:
             continue
         if any(turn.tasks for turn in record.turns):

@@ -153,7 +153,11 @@ def predict(
                 value=(_together(own_values) if head.joins else own_values[0]) if keys else None,
                 score=_trigger_score(session, processor, first),
                 head_score=sum(own_scores) / len(own_scores) if own_scores else None,
-                text=tasks.tokenizer.decode(sequences[first.row, begin : first.trigger], skip_special_tokens=True),
+                text=tasks.tokenizer.decode(
+                    sequences[first.row, begin : first.trigger],
+                    skip_special_tokens=True,
+                    clean_up_tokenization_spaces=False,  # a slice of the answer, whatever follows
+                ),
                 text_span=(begin, first.trigger),
                 cut_off=group[-1].state < 0,
                 _head=head,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
 from tpo_plugin.asking import Answer, text_places
@@ -33,12 +32,13 @@ class Completion:
         """The event of a piece of text."""
         return self._chunk({"content": text}, with_usage=with_usage)
 
-    def end(self, answer: Answer, with_usage: bool) -> Iterator[bytes]:
+    def end(self, answer: Answer, with_usage: bool) -> list[bytes]:
         """The last events: what the heads found, tokens where they were asked for, and the mark of the end."""
-        yield self._chunk(self._found(answer), _reason(answer), with_usage=with_usage)
+        events = [self._chunk(self._found(answer), _reason(answer), with_usage=with_usage)]
         if with_usage:
-            yield event({"object": "chat.completion.chunk", **self._fields, "choices": [], "usage": usage(answer)})
-        yield b"data: [DONE]\n\n"
+            last = {"object": "chat.completion.chunk", **self._fields, "choices": [], "usage": usage(answer)}
+            events.append(event(last))
+        return [*events, b"data: [DONE]\n\n"]
 
     def _chunk(self, delta: dict[str, Any], reason: str | None = None, *, with_usage: bool) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}

@@ -25,7 +25,7 @@ from tpo_plugin.data import Sample
 from tpo_plugin.errors import HostError, TPOError, did_you_mean, shown
 from tpo_plugin.serve.answer import Completion, event
 from tpo_plugin.serve.batching import Batcher, Question
-from tpo_plugin.serve.errors import Refused, error_body
+from tpo_plugin.serve.errors import Refused, error_body, without_paths
 from tpo_plugin.serve.limits import Limits
 from tpo_plugin.serve.media import MediaReader
 from tpo_plugin.serve.metrics import CONTENT_TYPE, Metrics
@@ -56,13 +56,13 @@ class Server:
             "owned_by": "tpo-plugin",
         }
         self.metrics, self.num_requests = Metrics(), 0
-        self.read_media = MediaReader(model.tpo, reading, limits, media_root)
+        self.read_media = MediaReader(model.tpo, reading, limits, media_root and media_root.resolve())
 
     @contextlib.asynccontextmanager
     async def alive(self, app: Any) -> AsyncIterator[None]:
         """While it lasts, questions are answered; uploads lie in a folder that is removed."""
         with tempfile.TemporaryDirectory(prefix="tpo-serve-") as folder:
-            self.folder = Path(folder)
+            self.folder = Path(folder).resolve()
             self.batcher = Batcher(self.model, self.limits, self.metrics.batch.observe)
             self.readers = ThreadPoolExecutor(self.limits.threads, thread_name_prefix="reads media")
             try:
@@ -107,6 +107,11 @@ class Server:
             self.metrics.requests.labels(response.status_code).inc()
             return response
 
+    def error(self, refused: Refused) -> dict[str, Any]:
+        """The body of a response that is an error, without a path of this machine."""
+        message = without_paths(str(refused), self.folder, self.read_media.media_root)
+        return error_body(refused.status, message, refused.code)
+
     # -- the way of a chat completion ----------------------------------------------------------------------------------
 
     async def _complete(
@@ -132,7 +137,7 @@ class Server:
             if first is None:  # nothing was streamed before the end, so that an error may still be a status
                 answer = self._answered(question)
             if not request.stream:
-                return JSONResponse(completion.whole(answer))
+                return await asyncio.to_thread(lambda: JSONResponse(completion.whole(answer)))
         except BaseException:
             question.abandoned = True
             raise
@@ -154,11 +159,10 @@ class Server:
             while text is not None:
                 yield completion.piece(text, with_usage)
                 text = await _within(pieces.get(), deadline, "the answer did not end")
-            for chunk in completion.end(self._answered(question), with_usage):
+            for chunk in await asyncio.to_thread(completion.end, self._answered(question), with_usage):
                 yield chunk
         except Exception as error:
-            refused = error if isinstance(error, Refused) else _as_refused(error)
-            yield event(error_body(refused.status, str(refused), refused.code))
+            yield event(self.error(error if isinstance(error, Refused) else _as_refused(error)))
 
     async def _body(self, http: Request) -> bytes:
         kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -239,7 +243,12 @@ def application(server: Server) -> Starlette:
         Route("/health", server.health),
         Route("/metrics", server.show_metrics),
     ]
-    handlers: dict[Any, Any] = {HTTPException: _unknown, Refused: _refused, Exception: _failed}
+
+    async def refused(request: Request, error: Exception) -> Response:
+        assert isinstance(error, Refused)
+        return JSONResponse(server.error(error), error.status, error.headers)
+
+    handlers: dict[Any, Any] = {HTTPException: _unknown, Refused: refused, Exception: _failed}
     return Starlette(routes=routes, exception_handlers=handlers, lifespan=server.alive)
 
 
@@ -285,12 +294,6 @@ def _as_refused(error: Exception) -> Refused:
         return Refused(400, str(error))
     logger.error("a question failed", exc_info=error)
     return Refused(500, f"the model failed on this question ({type(error).__name__}); the server's log says more")
-
-
-async def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refused)
-    body = error_body(error.status, str(error), error.code)
-    return JSONResponse(body, error.status, error.headers)
 
 
 async def _unknown(request: Request, error: Exception) -> Response:

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from tpo_plugin.asking import Answer, ask, end_ids
+from tpo_plugin.asking import Answer, ask, end_ids, words
 from tpo_plugin.data import Sample
 from tpo_plugin.errors import HostError
 from tpo_plugin.serve.limits import Limits
@@ -164,8 +164,7 @@ class _Streamer(BaseStreamer):
             if question.on_text is None or (ids and ids[-1] in self.ends):
                 continue
             ids.append(token_id)
-            text = self.tokenizer.decode(ids, skip_special_tokens=True)
-            question.say(text.strip().rstrip("\ufffd"))
+            question.say(words(self.tokenizer, ids).rstrip("\ufffd"))
 
     def end(self) -> None:
         """Nothing: the answer itself says the rest."""

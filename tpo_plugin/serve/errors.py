@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 from tpo_plugin.errors import TPOError
@@ -26,3 +28,10 @@ def error_body(status: int, message: str, code: str | None = None) -> dict[str, 
     """The body of a response that is an error."""
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+
+
+def without_paths(text: str, uploads: Path, media_root: Path | None) -> str:
+    """A message as it may leave this machine: a file below `uploads` is called "data", and one of the media folder by
+    its name in there."""
+    text = re.sub(rf"{re.escape(str(uploads))}(/\w+)*", "data", text)
+    return text if media_root is None else text.replace(f"{media_root}/", "")

@@ -26,7 +26,8 @@ from lmms_eval.tasks.saco import utils as saco
 from lmms_eval.tasks.timelens import utils as timelens
 from tpo_head_mask import rle
 from tpo_head_region.config import RegionConfig
-from tpo_lmms_eval.model import TPO, in_words
+from tpo_lmms_eval.model import TPO
+from tpo_lmms_eval.words import in_words
 
 from tpo_plugin.asking import Answer
 from tpo_plugin.data import Sample

@@ -173,7 +173,9 @@ def test_an_answer_holds_a_mask_for_every_frame(backend_name, media, caplog):
     assert all(mask["size"] == [HEIGHT, WIDTH] for mask in value["masks"])
     assert all(0 <= score <= 1 for score in value["scores"])
     assert predictions[0].head_score == pytest.approx(value["score"])
-    json.dumps(predictions[0].to_json(), allow_nan=False)
+    plain = predictions[0].to_json()
+    assert set(plain["value"]) == set(value) - {"source"}, "what is sent names no file of this machine"
+    json.dumps(plain, allow_nan=False)
 
 
 def test_an_image_gets_one_mask(media):

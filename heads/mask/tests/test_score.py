@@ -8,7 +8,7 @@ import pytest
 import typer
 from PIL import Image
 from tpo_head_mask.commands import add_commands
-from tpo_head_mask.jf import JFScores
+from tpo_head_mask.jf import RULE, JFScores
 from tpo_head_mask.score import score_folders
 from typer.testing import CliRunner
 
@@ -90,7 +90,7 @@ def run(*arguments: object) -> str:
     add_commands(app)
     result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    return result.output
+    return result.stdout
 
 
 def test_the_score_command(folders: tuple[Path, Path]) -> None:
@@ -104,7 +104,19 @@ def test_the_score_command(folders: tuple[Path, Path]) -> None:
     assert rows[1][:2] == ["labels", "1"]
     assert rows[5] == ["mean", "4", "objects", *(f"{expected.mean()[name]:.2f}" for name in ("J&F", "J", "F"))]
     assert text.splitlines()[6] == "skipped: objects, object 002: the truth has no mask of it in the scored frames"
+    assert text.splitlines()[7:] == [RULE]
     data = json.loads(run("score-masks", truth, predicted, "--json", "--all-frames"))
     assert data["mean"] == pytest.approx(score_folders(truth, predicted, skip_ends=False).mean())
     assert len(data["objects"]) == 4
     assert data["skipped"][0]["object"] == "002"
+
+
+def test_frames_before_an_object_appears_do_not_count_in_either_layout(tmp_path: Path) -> None:
+    late, half = np.zeros((2, 4, 40, 50), bool)
+    late[2:, 5:25, 5:25] = half[2:, 5:25, 5:15] = True
+    for layout in ("labels", "objects/000"):
+        write(tmp_path / "truth" / layout, late)
+        write(tmp_path / "predicted" / layout, half)
+    rows = run("score-masks", tmp_path / "truth", tmp_path / "predicted").splitlines()
+    assert [row.split()[3] for row in rows[1:3]] == ["50.00", "50.00"]  # with the empty frame it were 75
+    assert rows[-1] == "SA-V's rule: frames before an object appears do not count; davis2017-evaluation counts them."

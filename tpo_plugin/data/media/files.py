@@ -20,6 +20,8 @@ MAX_PIXELS = 2**26
 def reading(path: str | Path | Packed, what: str) -> Iterator[None]:
     """Turns whatever a library raises into a `MediaError` with the file and the reason."""
     if not isinstance(path, Packed):
+        if os.path.isdir(path):
+            raise MediaError(f"{path}: is a folder; expected a file that can be read as {what}")
         if not os.path.isfile(path):
             raise MediaError(f"{path}: no such file")
         if not os.path.getsize(path):

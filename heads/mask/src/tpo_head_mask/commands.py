@@ -19,11 +19,15 @@ def score_masks(
     """Score predicted video masks by J, F and J&F.
 
     A sequence holds either a PNG of object ids for each frame (DAVIS), or a folder of PNGs for each object (SA-V).
+
+    SA-V's rule holds in both layouts: frames before an object appears do not count; davis2017-evaluation counts them.
     """
+    from tpo_head_mask.jf import RULE
     from tpo_head_mask.score import score_folders, table
 
     scores = score_folders(truth, predicted, skip_ends=not all_frames)
     typer.echo(table(scores, as_json=as_json))
+    typer.echo(RULE, err=as_json)
 
 
 def add_commands(app: Any) -> None:

@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 CENTRED_BOX = (0.25, 0.25, 0.75, 0.75)
 LEGIBLE_SIDE = 640
 """Pixels of the longer side that a video is drawn at, at least about so many."""
+_UNTRAINED = "mask: the weights of SAM 2 are untrained (no checkpoint, and train is %r), so the masks mean nothing"
 
 
 class MaskMLP(nn.Module):
@@ -111,9 +112,7 @@ class MaskHead(MaskCodec, tpo.TaskHead):
             outputs["boxes_xyxy"] = self.box_decoder(e_ND)
         return outputs | self._masks(prompts, inputs, batch_rows)
 
-    def from_boxes(
-        self, boxes_xyxy: Tensor, inputs: dict[str, Any], batch_rows: Tensor | None = None
-    ) -> dict[str, Any]:
+    def from_boxes(self, boxes_xyxy: Tensor, inputs: dict[str, Any], batch_rows: Tensor | None = None) -> Any:
         """As `forward`, with boxes [N, 4] (0 to 1), embedded by SAM 2 itself, in place of task embeddings: the upper
         bound of what they can reach, and how a SAM 2 without a checkpoint is trained first."""
         prompts = self.sam.embed_boxes(boxes_xyxy)
@@ -181,10 +180,7 @@ class MaskHead(MaskCodec, tpo.TaskHead):
     def _track(self, prompts: Tensor, media: Sequence[Medium], rows: list[int]) -> list[dict[str, Any]]:
         if not self.trained and not self._warned:
             self._warned = True
-            logger.warning(
-                "mask: the weights of SAM 2 are untrained (no checkpoint, and train is %r), so the masks mean nothing",
-                self.config.train,
-            )
+            logger.warning(_UNTRAINED, self.config.train)
         return track_rows(self.sam, media, prompts, rows)
 
     def encode(self, inputs: dict[str, Any]) -> Tensor:
@@ -220,6 +216,11 @@ class MaskHead(MaskCodec, tpo.TaskHead):
         scores = self.score(outputs)
         assert scores is not None
         return decoded_values(outputs, scores)
+
+    def to_json(self, value: Any) -> Any:
+        """As of every head, without `source`: what is printed or sent names no file of this machine."""
+        plain = super().to_json(value)
+        return {name: item for name, item in plain.items() if name != "source"} if isinstance(plain, dict) else plain
 
     @torch.no_grad()
     def score(self, outputs: dict[str, Any]) -> Tensor | None:

@@ -1,4 +1,5 @@
-"""J, F and J&F of video object segmentation, as SA-V's and DAVIS's evaluators define them. numpy only.
+"""J, F and J&F of video object segmentation, as SA-V's evaluator defines them; of DAVIS's it differs by `RULE`. numpy
+only.
 
 J is the overlap of two masks, F how well their boundaries agree (Perazzi et al., CVPR 2016). H height, W width in
 pixels. Frames are read one after another, so that iterators need not hold a video in memory.
@@ -21,6 +22,8 @@ import numpy as np
 
 import tpo_plugin as tpo
 
+RULE = "SA-V's rule: frames before an object appears do not count; davis2017-evaluation counts them."
+"""Which frames of an object are scored, in both layouts."""
 _MISSING = object()
 
 

@@ -20,7 +20,7 @@ def track(backend: Backend, medium: Medium, prompts_N3C: Tensor) -> list[dict[st
 
     `masks`: COCO RLE for each frame, at the medium's size, empty where the object is not seen; `times`: seconds;
     `scores`: probability that the object is in the frame; `score`: the first of them times the overlap that SAM 2
-    expects of its first mask, 0 to 1; `source`: path of a video, else None.
+    expects of its first mask, 0 to 1; `source`: path of a video, else None; the head's `to_json` leaves it out.
     """
     results: list[dict[str, Any]] = [
         {"masks": [], "times": [], "scores": [], "score": 0.0, "source": medium.video} for _ in range(len(prompts_N3C))
