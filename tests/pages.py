@@ -255,8 +255,6 @@ def demo_summary() -> str:
 def demo_many() -> str:
     """Questions for none to twenty objects."""
     results = many.load_results()
-    if not results:
-        return "Not measured yet.\n"
     numbers = ", ".join(str(result["seed"]) for result in results)
     title = f"Means of {len(results)} seeds ({numbers})" if len(results) > 1 else f"One seed ({numbers})"
     header, *rows = many.table(results)
