@@ -213,7 +213,7 @@ class Benchmark:
     convention: str
     """What its numbers are, and where they part from other scorers of the same name."""
     score: Callable[[Sequence[HeadAnswer]], dict[str, Any]]
-    """From the answers to all questions of a split, also those that want nothing of the head, to numbers by name."""
+    """From the answers to the questions of a split, but for those that want other heads alone, to numbers by name."""
 
 
 class HeadMetrics:

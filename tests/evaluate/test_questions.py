@@ -16,7 +16,7 @@ from tpo_plugin.data import RecordFormat, Records
 from tpo_plugin.errors import HostError
 from tpo_plugin.evaluate.answering import Asked, Line
 from tpo_plugin.evaluate.questions import Question, batches_of, list_questions, question_of
-from tpo_plugin.evaluate.scoring import Split, scored
+from tpo_plugin.evaluate.scoring import Scorer, Split, scored
 from tpo_plugin.tiny import tiny_host
 
 
@@ -155,5 +155,54 @@ def test_a_truth_that_cannot_be_read_counts_nowhere(monkeypatch: pytest.MonkeyPa
         monkeypatch.setitem(model.tpo.codecs, "number", codec)
         line = Line("a", "a", 1, wants=["number"])
         found = scored(model.tpo, source, Question(0, 0, 0, 1), Asked(0, line, {}), alone=False)
-        assert found == {}
+        assert found is None
         assert line.failure == "cannot be scored: mask.png: is no picture"
+
+
+def asked_of(tokens: int, wants: list[str], **outputs: Any) -> Asked:
+    return Asked(0, Line("a", "a", 1, wants=wants), {"region": (outputs, tokens)} if tokens else {})
+
+
+BOXES = [[0.0, 0.0, 0.5, 0.5], [0.1, 0.1, 0.6, 0.6], [0.2, 0.2, 0.7, 0.7]]
+
+
+@pytest.mark.parametrize("tasks", [[BOXES], [BOXES[:1], BOXES[1:]], [BOXES[:2], BOXES[2:]]])
+def test_the_kth_token_is_for_the_kth_box_whatever_the_tasks(tasks: list[Any]) -> None:
+    model, tokenizer = tiny_host()
+    tpo.apply_tpo(model, tokenizer, heads=["region"])
+    said = " and ".join("<region>" for _ in tasks)
+    record = {"conversations": talk("where?", said), "tasks": [{"head": "region", "boxes": boxes} for boxes in tasks]}
+    source = Records([record], model.tpo)
+    for given in range(5):
+        found = torch.tensor([*BOXES, BOXES[0]][:given])
+        asked = asked_of(given, ["region"], boxes_xyxy=found)
+        (one,) = (scored(model.tpo, source, Question(0, 0, 0, 1), asked, alone=False) or {}).values()
+        assert (one.num_given, one.num_missed) == (min(given, 3), max(3 - given, 0))
+        assert asked.line.quality["region"] == pytest.approx(min(given, 3) / 3)
+
+
+def test_a_task_whose_tokens_share_a_target_is_given_whole_or_not() -> None:
+    class Pair(Number):
+        def num_tokens(self, task: dict[str, Any]) -> int:
+            return 2
+
+    with registered("number", Pair):
+        model, tokenizer = tiny_host()
+        tpo.apply_tpo(model, tokenizer, heads=["number"])
+        tasks = [{"head": "number", "numbers": [2.0]}] * 2
+        source = Records([{"conversations": talk("?", "<number> <number>"), "tasks": tasks}], model.tpo)
+        asked = Asked(0, Line("a", "a", 1, wants=["number"]), {"number": ({"numbers": torch.ones(3, 1)}, 3)})
+        (one,) = (scored(model.tpo, source, Question(0, 0, 0, 1), asked, alone=False) or {}).values()
+        assert (one.num_given, one.num_missed) == (2, 2)
+
+
+def test_a_scorer_sees_no_question_that_wants_other_heads() -> None:
+    model, tokenizer = tiny_host()
+    tpo.apply_tpo(model, tokenizer, heads=["region"])
+    source = Records([{"conversations": talk("where?", "there")}], model.tpo)
+    scorer = Scorer.of(model.tpo, "grefcoco")
+    seen = [
+        scorer.answer(model.tpo, source, Question(0, 0, 0, 1), asked_of(0, wants), alone=False) is not None
+        for wants in ([], ["region"], ["mask"], ["mask", "region"])
+    ]
+    assert seen == [True, True, False, True]

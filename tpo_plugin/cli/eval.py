@@ -65,7 +65,11 @@ def evaluate(
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task("batches")
-        results = evaluate(evaluation, progress=lambda done, total: bar.update(task, completed=done, total=total))
+        results = evaluate(
+            evaluation,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            say=lambda sentence: typer.echo(sentence, err=True),
+        )
     if not joined_ranks().is_main_process:
         return
     typer.echo(json.dumps(results, indent=2) if as_json else table(results))

@@ -100,6 +100,17 @@ class Answers:
                 f"{self.path(batch)}: cannot be read ({error}); remove it, and the same call asks its questions again"
             ) from error
 
+    def good(self, batch: int) -> tuple[list[Asked], dict[str, float]]:
+        """As `load`, without the questions that could not be asked; nothing where the batch has not been asked."""
+        if not self.path(batch).is_file():
+            return [], {}
+        asked, seconds = self.load(batch)
+        return [one for one in asked if not one.line.failure], seconds
+
+    def any(self) -> bool:
+        """Whether a question has been answered."""
+        return any(self.good(int(path.stem))[0] for path in self.folder.glob("*.pt"))
+
 
 def ask_batch(
     model: Any, sources: Sequence[Records], batch: Sequence[Question], reading: DataConfig, asking: Asking

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate.utils import send_to_device
 
+from tpo_plugin.codec import Codec
 from tpo_plugin.data.records import Records
 from tpo_plugin.errors import MediaError, TPOError, did_you_mean
 from tpo_plugin.evaluate.answering import Asked, Line
@@ -20,7 +21,8 @@ from tpo_plugin.training.free import covered, rates
 CONVENTIONS = {
     "heads": "a head's metrics are over all that the records want of it: what an answer does not give counts as the "
     "worst prediction; the k-th task token of an answer is for the k-th that the record wants, further ones are not "
-    "scored. A metric under `of_given` is over what was given alone: of a loss nothing worst is known",
+    "scored. Where a head has no target of its own for each token of a task, a task counts whole: one that is given in "
+    "part is missing. A metric under `of_given` is over what was given alone: of a loss nothing worst is known",
     "emission": "share of the answered questions that want a head in whose answer it is called, with nothing forced",
     "false_triggers": "share of the answered questions that do not want a head in whose answer it is called",
     "chat": "share of the questions whose answer calls no head that are answered as the record has it, to the letter",
@@ -42,11 +44,14 @@ class Split:
         self.counts: Counter[tuple[str, str]] = Counter()
         """By head: "questions", "wanted" and "given" task tokens, "unscored" ones, for which nothing worst is known."""
 
-    def add(self, line: Line, scored: Mapping[str, Scored], answer: HeadAnswer | None) -> None:
-        """Adds a question's line, by head that it wants what is measured, and what the scorer is to see."""
+    def add(self, line: Line, scored: Mapping[str, Scored] | None, answer: HeadAnswer | None) -> None:
+        """Adds a question's line, by head that it wants what is measured, and what the scorer is to see.
+
+        None where its truth cannot be read, or the scorer is to see nothing.
+        """
         self.lines.append(line)
         self.answers += [] if answer is None else [answer]
-        for name, found in scored.items():
+        for name, found in (scored or {}).items():
             self.counts[name, "questions"] += 1
             self.counts[name, "wanted"] += found.num_given + found.num_missed
             self.counts[name, "given"] += found.num_given
@@ -108,9 +113,9 @@ class Scorer:
         return found[name][0]
 
     def answer(self, tpo: Any, records: Records, question: Question, asked: Asked, *, alone: bool) -> HeadAnswer | None:
-        """What it sees of an answer; None of a record that breaks the format."""
+        """What it sees of an answer; None of a record that breaks the format, or that wants other heads alone."""
         line = asked.line
-        if question.turn < 0:
+        if question.turn < 0 or (line.wants and self.head not in line.wants):
             return None
         record = question_of(records[question.index], question.turn, alone=alone)
         head, (outputs, number) = tpo.heads[self.head], asked.outputs.get(self.head, ({}, 0))
@@ -151,10 +156,10 @@ class Scored:
 
 
 @torch.no_grad()
-def scored(tpo: Any, records: Records, question: Question, asked: Asked, *, alone: bool) -> dict[str, Scored]:
+def scored(tpo: Any, records: Records, question: Question, asked: Asked, *, alone: bool) -> dict[str, Scored] | None:
     """By head that the record wants what was given of it; its `quality` is noted in the line.
 
-    Where the truth cannot be read, or measured against, nothing is, and the line has a failure.
+    None where the truth cannot be read, or measured against: the line has a failure then.
     """
     if question.turn < 0:
         return {}
@@ -174,7 +179,8 @@ def scored(tpo: Any, records: Records, question: Question, asked: Asked, *, alon
                 asked.line.quality[name] = float(quality)
     except (MediaError, TPOError) as error:
         asked.line.failure = asked.line.failure or f"cannot be scored: {error}"
-        return {}
+        asked.line.quality = {}
+        return None
     return found
 
 
@@ -183,11 +189,19 @@ def _of_head(tpo: Any, name: str, asked: Asked, tasks: Sequence[dict[str, Any]])
     outputs, num_given = asked.outputs.get(name, ({}, 0))
     num_tasks, num_tokens = covered(codec, num_given, tasks)
     given, missing = list(tasks[:num_tasks]), list(tasks[num_tasks:])
-    values = {key: value[:num_tokens] for key, value in outputs.items()} if given else {}
-    return Scored(
-        values,
-        codec.collate_truth(given) if given else {},
-        num_tokens,
-        codec.collate_truth(missing) if missing else {},
-        sum(codec.num_tokens(task) for task in missing),
-    )
+    truth, missed = (codec.collate_truth(some) if some else {} for some in (given, missing))
+    num_missed = sum(codec.num_tokens(task) for task in missing)
+    more = min(num_given - num_tokens, num_missed)
+    if more and _each_token_has_its_own(codec, missed, num_missed):  # a task that is given in part
+        whole = codec.collate_truth(list(tasks))
+        num_tokens, num_missed = num_tokens + more, num_missed - more
+        parts = slice(num_tokens), slice(num_tokens, None)
+        truth, missed = ({key: value[part] for key, value in whole.items()} for part in parts)
+    values = {key: value[:num_tokens] for key, value in outputs.items()} if num_tokens else {}
+    return Scored(values, truth, num_tokens, missed, num_missed)
+
+
+def _each_token_has_its_own(codec: Codec, truth: Mapping[str, Any], num_tokens: int) -> bool:
+    """Whether truth has a row of each tensor for each of its task tokens, as that of boxes has."""
+    rows = [value.shape[:1] if torch.is_tensor(value) else () for value in truth.values()]
+    return codec.num_targets(dict(truth)) == num_tokens and set(rows) == {(num_tokens,)}

@@ -61,6 +61,8 @@ def test_answers_about_pictures() -> None:
     assert scorers["reasonseg"].score(answers) == pytest.approx({"gIoU": 0.25, "cIoU": 0.25, "pictures": 2})
     found = scorers["gres"].score(answers)
     assert (found["gIoU"], found["T-acc"], found["N-acc"]) == (0.5, 0.5, 1.0)
+    assert (found["targeted"], found["untargeted"]) == (2, 1)
+    assert "without any task is a sample without a target" in scorers["gres"].convention
 
 
 def test_mevis_counts_frames_without_the_object() -> None:

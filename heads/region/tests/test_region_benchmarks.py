@@ -164,7 +164,7 @@ def test_answers_are_scored() -> None:
     answers = [answer([left], [left]), answer([], [left]), answer([right, left], [left]), answer([], [])]
     assert scorers["refcoco"].score(answers) == {"Acc@0.5": pytest.approx(1 / 3), "sentences": 3, "missing": 1}
     assert scorers["grefcoco"].score(answers) == {
-        "F1_score": 0.5, "samples": 4, "T-acc": pytest.approx(2 / 3), "N-acc": 1.0
+        "F1_score": 0.5, "samples": 4, "targeted": 3, "untargeted": 1, "T-acc": pytest.approx(2 / 3), "N-acc": 1.0
     }  # fmt: skip
     result = scorers["coco"].score([answer([left], [left]), answer([left], [right], question="the blue one?")])
     assert result["AP"] == pytest.approx(0.5)
@@ -193,3 +193,24 @@ def test_an_answer_is_a_set_of_boxes_whichever_head_gave_them() -> None:
         score = benchmarks()[name].score
         assert score([each, answer([], [left])]) == score([both, none]) != score([each])
     assert benchmarks()["sets"].score([each])["F1"] == 1.0
+
+
+def test_of_sets_only_an_empty_list_is_a_sample_without_a_target() -> None:
+    """Of `region` a question without a task is one: its records cannot say it otherwise."""
+    left = [0.0, 0.0, 0.5, 1.0]
+
+    def of_set(found: list[list[float]], tasks: list[dict[str, Any]]) -> tpo.HeadAnswer:
+        value = {"boxes_xyxy": torch.tensor(found).reshape(-1, 4), "scores": torch.ones(len(found))}
+        return tpo.HeadAnswer(**{**vars(answer([], [])), "values": [value], "scores": [0.5], "tasks": tasks})
+
+    empty, some = ({"head": "region_set", "boxes": boxes} for boxes in ([], [left]))
+    plain = answer([], [])
+    for name in ("sets", "grefcoco"):
+        score = benchmarks()[name].score
+        found = score([of_set([left], [some]), of_set([], [empty]), of_set([left], [empty]), plain, of_set([left], [])])
+        assert (found["targeted"], found["untargeted"], found["N-acc"]) == (1, 2, 0.5)
+        silent = score([answer([], []), tpo.HeadAnswer(**{**vars(plain), "tasks": [some]})])
+        assert (silent["targeted"], silent["untargeted"]) == (1, 0)
+        of_region = score([answer([left], [left]), plain, answer([left], [])])
+        assert (of_region["targeted"], of_region["untargeted"], of_region["N-acc"]) == (1, 2, 0.5)
+        assert "without any task is a sample without a target" in benchmarks()[name].convention

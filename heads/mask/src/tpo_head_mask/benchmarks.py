@@ -24,7 +24,8 @@ GRES = (
     "gRefCOCO's masks (GRES, ReLA's code), 0 to 1: gIoU is the mean of I / U, where a sample without a target is 1 "
     "if no mask is given, else 0; cIoU is all I over all U, to which a mask that was given for nothing adds itself."
     " Pr@ is of samples with a target. T-acc and N-acc: the share of those with a target that got a mask, and of "
-    "the others that got none: a model that gives nothing has all of the latter"
+    "the others that got none: a model that gives nothing has all of the latter. A question without any task is a "
+    "sample without a target too; questions that want other heads are left out"
 )
 MEVIS = (
     "J&F, J and F of MeViS, 0 to 1: all frames count, the masks of an answer are united, and so are those that are "
@@ -102,7 +103,9 @@ def benchmarks() -> dict[str, tpo.Benchmark]:
 
 def _gres(answers: Sequence[tpo.HeadAnswer]) -> dict[str, Any]:
     truth = [_true(answer) for answer in answers]
-    return gres([_given(answer) for answer in answers], truth)
+    targeted = sum(mask is not None for mask in truth)
+    counts = {"targeted": targeted, "untargeted": len(truth) - targeted}
+    return gres([_given(answer) for answer in answers], truth) | counts
 
 
 def _reason_seg(answers: Sequence[tpo.HeadAnswer]) -> dict[str, Any]:

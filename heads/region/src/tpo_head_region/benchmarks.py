@@ -27,7 +27,8 @@ GREC = (
     "gRefCOCO's boxes (GREC): F1_score is the share of samples whose boxes are exactly the true ones, each of an "
     "IoU of at least 0.5, matched greedily from the highest pair; one without a target is right where no box is "
     "given. By IoU, as the paper says; its code compares GIoU, which is stricter (grec(giou=True)). All boxes of an"
-    " answer are kept"
+    " answer are kept. A question without any task is a sample without a target too, but for region_set, whose records "
+    "say so with an empty list; questions that want other heads are left out"
 )
 COCO = (
     "COCO's average precision of boxes, as pycocotools has it (12 numbers; -1 where there is nothing to find). Each"
@@ -37,7 +38,9 @@ COCO = (
 SETS = (
     "Recall, precision and F1 of all boxes of all answers, at an IoU of at least 0.5, each box in one pair at the most,"
     " matched greedily from the highest pair of an answer, whatever the order of its boxes; AP as pycocotools has it,"
-    " of one category, by the head's scores; and gRefCOCO's numbers of the same boxes (see grefcoco)"
+    " of one category, by the head's scores; and gRefCOCO's numbers of the same boxes (see grefcoco). A question "
+    "without any task is a sample without a target too, but for region_set, whose records say so with an empty list; "
+    "questions that want other heads are left out"
 )
 
 
@@ -168,11 +171,29 @@ def _refcoco(answers: Sequence[tpo.HeadAnswer]) -> dict[str, Any]:
 
 
 def _grec(answers: Sequence[tpo.HeadAnswer]) -> dict[str, Any]:
-    return grec([_given(answer) for answer in answers], [_true(answer) for answer in answers])
+    samples = _samples(answers)
+    return grec(list(map(_given, samples)), list(map(_true, samples))) | _counts(samples)
 
 
 def _sets(answers: Sequence[tpo.HeadAnswer]) -> dict[str, Any]:
-    return sets(list(map(_given, answers)), list(map(_true, answers)), list(map(_scores, answers)))
+    samples = _samples(answers)
+    found = sets(list(map(_given, samples)), list(map(_true, samples)), list(map(_scores, samples)))
+    return found | _counts(samples)
+
+
+def _counts(samples: Sequence[tpo.HeadAnswer]) -> dict[str, int]:
+    """How many have a target, and how many have none."""
+    targeted = sum(bool(_true(sample)) for sample in samples)
+    return {"targeted": targeted, "untargeted": len(samples) - targeted}
+
+
+def _samples(answers: Sequence[tpo.HeadAnswer]) -> list[tpo.HeadAnswer]:
+    """Those that count: all of `region`; of `region_set`, whose records can say that there is nothing, those that want
+    something of it."""
+    values = [value for answer in answers for value in answer.values]
+    heads = {task["head"] for answer in answers for task in answer.tasks}
+    says_nothing = "region_set" in heads or any(isinstance(value, dict) for value in values)
+    return [answer for answer in answers if answer.tasks or not says_nothing]
 
 
 def _coco(answers: Sequence[tpo.HeadAnswer]) -> dict[str, Any]:
