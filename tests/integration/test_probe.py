@@ -50,14 +50,16 @@ def test_of_layers_made_alike_few_are_run(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_host_that_needs_all_its_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "SMALL", -1)
     ran: list[int] = []
+    whole: list[int] = []
 
     class Counting(LlamaForCausalLM):
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             ran.clear()
             output = super().forward(*args, **kwargs)
             assert len(ran) == 6, "a layer was left out"
+            whole.extend(ran)
             return output
 
     model = deep_host(Counting, ran)
     assert Host.locate(model).hidden is model.model.norm
-    assert ran == [0, 1, 2, 3, 4, 5]
+    assert whole[:6] == [0, 1, 2, 3, 4, 5]
