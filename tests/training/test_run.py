@@ -242,7 +242,7 @@ def test_stages_that_have_trained_keep_their_place(half_done):
         ({"eval_data": [DataSource(file="none.jsonl")]}, r"stages.stage3.eval_data\[0\]: none.jsonl: .*"),
         ({"data": []}, "stages.stage3.data: is empty; name at least one file of records"),
         ({"learning_rates": {}}, "stages.stage3.learning_rates: is empty; expected the rate of at least one part"),
-        ({"learning_rates": {"hands": 1.0}}, r"stages.stage3: learning_rates has 'hands'.*did you mean 'heads'\?"),
+        ({"learning_rates": {"hands": 1.0}}, r"stages.stage3.learning_rates: has 'hands'.*did you mean 'heads'\?"),
         ({"losses": ["mllm", "pont"]}, r"stages.stage3.losses\[1\]: is 'pont'; did you mean 'point'\?"),
         ({"batch_size": 5}, "stages.stage3: batch_size 5 is not a multiple of micro_batch_size 2"),
         ({"trainer": {"optm": "sgd"}}, r"stages.stage3.trainer: unknown key 'optm'; did you mean 'optim'\?"),
