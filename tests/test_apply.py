@@ -119,7 +119,13 @@ def test_a_model_without_a_language_modelling_head_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "step", ["tpo_plugin.apply.add_tokens", "tpo_plugin.apply.grow_vocabulary", "tpo_plugin.apply._build_head"]
+    "step",
+    [
+        "tpo_plugin.apply.add_tokens",
+        "tpo_plugin.apply.grow_vocabulary",
+        "tpo_plugin.apply._build_head",
+        "tpo_plugin.host.base.Host.attach",
+    ],
 )
 @pytest.mark.parametrize("vocab_size", [zoo.NUM_ROWS, zoo.NUM_WORDS], ids=["spare", "growing"])
 def test_a_failure_at_any_step_is_undone(step: str, vocab_size: int, monkeypatch: pytest.MonkeyPatch) -> None:

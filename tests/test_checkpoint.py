@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 import zoo
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
-from tpo_plugin import TPOConfig, TPOError, apply_tpo, load_tpo
+from tpo_plugin import TPOConfig, TPOError, apply_tpo, load_tpo, remove_tpo
 from tpo_plugin.files import CONFIG_FILE, WEIGHTS_FILE
 
 
@@ -143,3 +144,39 @@ def test_saving_a_run_and_loading_it_again(model: Any, tmp_path: Path) -> None:
     batch = zoo.with_tasks(kind, model, zoo.example(kind, model))
     with torch.no_grad():
         assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+
+
+def adapted(directory: Path, seed: int) -> Any:
+    """A model whose adapter is drawn from a seed, saved with its heads."""
+    torch.manual_seed(seed)
+    model = get_peft_model(fresh(), LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False))
+    apply_tpo(model, zoo.tokenizer(), ["region"])
+    model.tpo.save_pretrained(directory)
+    model.save_pretrained(directory)
+    return model
+
+
+def test_a_load_that_is_refused_takes_its_adapter_with_it(tmp_path: Path) -> None:
+    adapted(tmp_path / "a", 1)
+    second = adapted(tmp_path / "b", 2)
+    host = fresh()
+    before = {name: value.clone() for name, value in host.state_dict().items()}
+    other = zoo.tokenizer()
+    other.add_tokens(["<other>"], special_tokens=True)
+    with pytest.raises(TPOError, match="was saved with token ids"):
+        load_tpo(host, tmp_path / "a", other)
+    assert host.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in host.state_dict().items())
+    batch = zoo.example(zoo.host("llama"), host, 2)
+    assert torch.equal(load_tpo(host, tmp_path / "b")(**batch).logits, second(**batch).logits)
+
+
+def test_another_adapter_that_the_model_keeps_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first = adapted(tmp_path / "a", 1)
+    adapted(tmp_path / "b", 2)
+    remove_tpo(first)
+    load_tpo(first, tmp_path / "a", zoo.tokenizer())
+    assert not caplog.records
+    remove_tpo(first)
+    load_tpo(first, tmp_path / "b", zoo.tokenizer())
+    assert f"{tmp_path / 'b'} has an adapter, and the model another one, which it keeps" in caplog.text

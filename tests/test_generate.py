@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -264,3 +266,78 @@ def test_embeddings_and_an_answer_that_ends_in_its_task_token(model: Any, new: i
         for p, q in zip(ours, theirs, strict=True):
             if not p.cut_off:
                 torch.testing.assert_close(p.value, q.value, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("way", ["greedy", "beams"])
+def test_ids_beside_embeddings_are_the_prompt(model: Any, way: str) -> None:
+    """The host gives back both then; a call of an earlier turn is no prediction."""
+    batch = zoo.example(KIND, model, 1)
+    batch["input_ids"][0, 3:5] = torch.tensor(model.tpo.token_ids["region"])
+    embeds = model.get_input_embeddings()(batch["input_ids"]).detach()
+    wanted = model.tpo.generate(**batch, **OPTIONS, **WAYS[way])
+    found = model.tpo.generate(**batch, inputs_embeds=embeds, **OPTIONS, **WAYS[way])
+    assert found.prompt_length == wanted.prompt_length == batch["input_ids"].shape[1]
+    same_predictions(found, wanted)
+
+
+def test_a_model_that_drafts_for_itself(model: Any) -> None:
+    """Fewer of its own layers draft (`assistant_early_exit`); their states are not those of the answer."""
+    batch = zoo.example(KIND, model, 1)
+    wanted = model.tpo.generate(**batch, **OPTIONS, do_sample=False)
+    found = model.tpo.generate(**batch, **OPTIONS, do_sample=False, assistant_early_exit=1)
+    same_predictions(found, wanted)
+
+
+def same_predictions(found: Any, wanted: Any) -> None:
+    assert torch.equal(found.sequences, wanted.sequences)
+    assert [p.position for p in found.predictions[0]] == [p.position for p in wanted.predictions[0]] != []
+    for one, other in zip(found.predictions[0], wanted.predictions[0], strict=True):
+        torch.testing.assert_close(one.value, other.value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_prompt_that_ends_in_a_trigger_calls_its_head(quiet: Any) -> None:
+    batch = zoo.example(KIND, quiet, 1)
+    trigger, task = quiet.tpo.token_ids["region"]
+    batch["input_ids"][0, -1] = trigger
+    length = batch["input_ids"].shape[1]
+    generated = quiet.tpo.generate(**batch, max_new_tokens=4, do_sample=False)
+    (prediction,) = generated.predictions[0]
+    assert int(generated.sequences[0, length]) == task
+    assert (prediction.head, prediction.position, prediction.text_span) == ("region", length, (length - 1, length - 1))
+    with torch.no_grad():
+        hidden = quiet(input_ids=generated.sequences[:, : length + 1], output_hidden_states=True).hidden_states[-1]
+    wanted = quiet.tpo.heads["region"](hidden[0, length:].float())["boxes_xyxy"][0]
+    torch.testing.assert_close(prediction.value, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beams": 2, "do_sample": False},
+        {"num_beams": 2, "do_sample": False, "use_cache": False},
+        {"num_return_sequences": 2, "do_sample": True},
+    ],
+)
+def test_given_boxes_are_given_to_every_copy_of_a_prompt(model: Any, options: dict[str, Any]) -> None:
+    """As where the prompt's embeddings have them already."""
+    batch, boxes = zoo.example(KIND, model, 2), zoo.boxes(2)
+    batch["input_ids"][:, 3] = model.tpo.tokens["region"].input_id
+    options = options | {"max_new_tokens": 5, "eos_token_id": None}
+    torch.manual_seed(0)
+    found = model.tpo.generate(**batch, task_inputs={"region": {"boxes_xyxy": boxes}}, **options)
+    ids = batch.pop("input_ids")
+    embeds = model.get_input_embeddings().weight.detach()[ids]
+    embeds[:, 3] = model.tpo.heads["region"].encode({"boxes_xyxy": boxes}).detach()
+    torch.manual_seed(0)
+    wanted = model.tpo.generate(inputs_embeds=embeds, **batch, **options)
+    assert torch.equal(found.sequences[:, ids.shape[1] :], wanted.sequences)
+
+
+def test_the_hosts_cache_is_the_callers(model: Any) -> None:
+    """What `model.generate` gives back is not kept beside the predictions."""
+    whole = model.generate(**batch_of(model), **OPTIONS, return_dict_in_generate=True)
+    cache = weakref.ref(whole.past_key_values)
+    assert model.tpo.last_generated.predictions
+    del whole
+    gc.collect()
+    assert cache() is None

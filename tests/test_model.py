@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tpo_plugin import HostError, TPOConfig, TPOError, apply_tpo, remove_tpo
-from tpo_plugin.positions import Counts, token_positions
+from tpo_plugin.positions import IGNORE_INDEX, Counts, token_positions
 from tpo_plugin.testing import tiny_host
 
 LOSS_HOSTS = ["llama", "gemma2", "phi", "qwen2_vl"]  # plain, soft-capped, a head with bias, M-RoPE
@@ -402,3 +402,24 @@ def test_labels_that_are_the_ids_whole(supervised_logits: Any) -> None:
     assert whole["mllm"].item() < 10
     for name in ("mllm", "assign", "region"):
         torch.testing.assert_close(whole[name], masked[name], rtol=1e-6, atol=0)
+
+
+def test_labels_that_were_shifted_already() -> None:
+    """As sequence parallelism gives them beside the labels: triggers count in "assign" alone."""
+    kind = zoo.host("llama")
+    model = apply_tpo(kind.build(), zoo.tokenizer(), ["region"])
+    batch, targets = zoo.with_tasks(kind, model, zoo.example(kind, model)), {"region": {"boxes_xyxy": zoo.boxes(4)}}
+    shifted = F.pad(batch["labels"], (0, 1), value=IGNORE_INDEX)[:, 1:].contiguous()
+    wanted = model(**batch, task_targets=targets).tpo.losses
+    found = model(**batch, shift_labels=shifted, task_targets=targets).tpo.losses
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, msg=name)
+
+
+def test_targets_of_embeddings_are_not_lost_in_evaluation() -> None:
+    kind = zoo.host("llama")
+    model = apply_tpo(kind.build(), zoo.tokenizer(), ["region"]).eval()
+    batch = zoo.with_tasks(kind, model, zoo.example(kind, model))
+    embeds = model.get_input_embeddings()(batch.pop("input_ids"))
+    with pytest.raises(TPOError, match="task"):
+        model(inputs_embeds=embeds, **batch, task_targets={"region": {"boxes_xyxy": zoo.boxes(4)}})

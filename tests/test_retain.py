@@ -141,3 +141,30 @@ def test_what_it_cannot_be_had_of() -> None:
     embeds = model.get_input_embeddings()(batch["input_ids"]).detach()
     with pytest.raises(HostError, match="'retain' finds conversation by its input_ids"):
         model(inputs_embeds=embeds, labels=batch["labels"])
+
+
+def test_the_host_is_looked_at_without_its_dropout() -> None:
+    """An adapter that does nothing loses nothing, whatever the host drops in training."""
+    torch.manual_seed(0)
+    config = TPOConfig(loss_weights={"retain": 1.0})
+    model = apply_tpo(zoo.host("llama").build(attention_dropout=0.0), zoo.tokenizer(), ["region"], config)
+    for layer in model.model.layers:
+        layer.mlp.register_forward_hook(lambda module, args, output: torch.dropout(output, 0.5, module.training))
+    model = get_peft_model(model, LoraConfig(target_modules=["q_proj"])).eval()
+    model.tpo.requires_grad_(True).train()
+    batch, targets = batch_of(model)
+    assert model(**batch, task_targets=targets).tpo.losses["retain"].item() == pytest.approx(0, abs=1e-6)
+    model.train()
+    seen: list[bool] = []
+    model.get_base_model().model.norm.register_forward_hook(lambda module, *args: seen.append(module.training))
+    model(**batch, task_targets=targets)
+    assert seen == [False, True], "the host alone, and then the model that trains"
+
+
+def test_adapters_that_were_off_stay_off() -> None:
+    model = applied()
+    batch, targets = batch_of(model)
+    with model.disable_adapter():
+        found = model(**batch, task_targets=targets)
+        assert found.tpo.losses["retain"].item() == pytest.approx(0, abs=1e-6)
+        assert torch.equal(model(**batch, task_targets=targets).logits, found.logits)

@@ -127,8 +127,8 @@ def remove_tpo(model: nn.Module) -> nn.Module:
 def _install(model: nn.Module, tpo: TaskPreferenceModel, undo: list[Undo]) -> None:
     model.add_module("tpo", tpo)
     undo.append(partial(delattr, model, "tpo"))
+    undo.append(tpo.hooks.detach)  # also of what an attach that fails had attached
     tpo.hooks.attach()
-    undo.append(tpo.hooks.detach)
     ignored = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
     replaced: dict[str, Any] = {
         "_keys_to_ignore_on_save": ignored | {f"tpo.{key}" for key in tpo.state_dict()},

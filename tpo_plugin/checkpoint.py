@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import os
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ from tpo_plugin.head import build_head
 from tpo_plugin.hub import local_folder
 from tpo_plugin.plugins import registry
 from tpo_plugin.vocabulary import Growth
+
+logger = logging.getLogger(__name__)
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -51,10 +54,10 @@ def load_tpo(
     directory = local_folder(directory, revision)
     saved, config = checked_config(directory)
     tokenizer = tokenizer or load_tokenizer(directory)
-    model = _with_adapter(model, directory)
-    with _explained(directory, "its heads cannot be put onto the host"):
-        apply_tpo(model, tokenizer, heads=saved.heads, config=config, example_inputs=example_inputs)
+    given, model = model, _with_adapter(model, directory)
     try:
+        with _explained(directory, "its heads cannot be put onto the host"):
+            apply_tpo(model, tokenizer, heads=saved.heads, config=config, example_inputs=example_inputs)
         for name, ids in model.tpo.token_ids.items():
             known = saved.token_ids.get(name)
             if known != ids:
@@ -65,7 +68,10 @@ def load_tpo(
         _check_growth(model, saved, directory)
         load_weights(model.tpo, directory)
     except BaseException:
-        remove_tpo(model)
+        if hasattr(model, "tpo"):
+            remove_tpo(model)
+        if model is not given:
+            model.unload()  # the adapter stands in the layers of the host that was given
         raise
     return model
 
@@ -122,7 +128,15 @@ def _check_sizes(saved: SavedTPO, config: TPOConfig, directory: Path) -> None:
 
 def _with_adapter(model: Any, directory: Path) -> Any:
     """The model with the LoRA adapter of the directory, if there is one and the model has none."""
-    if not (directory / ADAPTER_CONFIG).is_file() or hasattr(model, "peft_config"):
+    if not (directory / ADAPTER_CONFIG).is_file():
+        return model
+    if hasattr(model, "peft_config"):
+        if not _has_adapter_of(model, directory):
+            logger.warning(
+                "%s has an adapter, and the model another one, which it keeps; for that of the folder give the host "
+                "without one (model.unload())",
+                directory,
+            )
         return model
     if not (directory / ADAPTER_WEIGHTS).is_file():  # PEFT would take a pickle, or ask the hub
         raise TPOError(f"{directory / ADAPTER_WEIGHTS} is missing; expected it beside {ADAPTER_CONFIG}")
@@ -131,6 +145,17 @@ def _with_adapter(model: Any, directory: Path) -> Any:
 
     with _explained(directory, "its adapter cannot be loaded"):
         return PeftModel.from_pretrained(model, str(directory))
+
+
+def _has_adapter_of(model: Any, directory: Path) -> bool:
+    """Whether the weights of the model's adapter are those of the folder."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    if not (directory / ADAPTER_WEIGHTS).is_file():
+        return False
+    own, saved = get_peft_model_state_dict(model, save_embedding_layers=False), load_file(directory / ADAPTER_WEIGHTS)
+    return own.keys() == saved.keys() and all(torch.equal(own[name].to(saved[name]), saved[name]) for name in saved)
 
 
 def load_tokenizer(directory: Path) -> Any:

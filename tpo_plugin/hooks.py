@@ -24,6 +24,7 @@ from tpo_plugin.host.follow import can_look_again, check_untouched, followed, lo
 from tpo_plugin.host.idle import IdleTowers
 from tpo_plugin.host.towers import last_layer
 from tpo_plugin.losses import TPOOutput
+from tpo_plugin.positions import split_labels
 from tpo_plugin.retain import run_host_alone
 from tpo_plugin.seen import Seen, tower_grid
 from tpo_plugin.session import Session
@@ -131,7 +132,9 @@ class Hooks:
             table.register_forward_hook(self._embedded, with_kwargs=True, prepend=True)
             for table in tables(self.model, host.embed)
         ]
-        handles += [host.head.register_forward_hook(self._logits), *host.attach(self.model)]
+        self._handles = handles
+        handles.append(host.head.register_forward_hook(self._logits))
+        handles += host.attach(self.model)
         if self.tasks.special_ids is not None:
             layers = [layer for layer in map(last_layer, host.towers) if layer is not None]
             handles += [layer.register_forward_hook(self._tower_layer) for layer in layers]
@@ -151,7 +154,7 @@ class Hooks:
 
     @torch.compiler.disable
     def _embedded(self, module: nn.Module, args: Arguments, kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
-        ids = args[0] if args else kwargs.get("input")
+        ids = args[0] if args else next(iter(kwargs.values()), None)
         if not isinstance(ids, Tensor) or ids.dim() == 0 or ids.is_floating_point() or ids.numel() == 0:
             return None
         if self.now.aside:
@@ -283,6 +286,8 @@ class Hooks:
         step = step_of_batch(self.tasks, self.host, given, input_ids, labels)
         if step.labels is not None:
             kwargs["labels"] = step.labels.of_host(self.tasks.tokens)
+            if kwargs.get("shift_labels") is not None:
+                kwargs["shift_labels"] = split_labels(kwargs["shift_labels"], self.tasks.tokens)
             _normalise(self, kwargs, given, step.labels.whole.device)
             kwargs = self._supervised.arguments(self.model, step, kwargs, inner, self.now.running)
             kwargs = without_unwanted_loss(self.model, step, kwargs)

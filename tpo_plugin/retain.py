@@ -76,7 +76,7 @@ def run_host_alone(
         )
     rows = SupervisedRows.of(retained_labels(step.labels.whole, step.positions), step.host.label_shift)
     alone = HostAlone(step, rows)
-    with torch.no_grad(), without_adapters(model), running(alone):
+    with torch.no_grad(), _without_dropout(model), without_adapters(model), running(alone):
         forward(**{name: value for name, value in kwargs.items() if name not in _OF_LABELS})
     if alone.logits_RV is None:
         raise HostError(
@@ -92,6 +92,20 @@ def _wanted(step: Step) -> bool:
 
 
 @contextmanager
+def _without_dropout(model: nn.Module) -> Iterator[None]:
+    """The host as it answers, which is what is to be retained."""
+    of_tpo = set(model.tpo.modules())
+    training = [module for module in model.modules() if module.training and module not in of_tpo]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
 def without_adapters(model: nn.Module) -> Iterator[None]:
     """The host without LoRA; what trains stays as it is. Raises `TPOError` for a model without an adapter of PEFT."""
     with needed():
@@ -103,13 +117,14 @@ def without_adapters(model: nn.Module) -> Iterator[None]:
             "the loss 'retain' compares with the host without LoRA, and the model has no LoRA; leave 'retain' out of "
             "loss_weights (a host of which nothing trains keeps its conversation without it)"
         )
+    switched_on = [layer for layer in layers if not layer.disable_adapters]
     trains = {parameter: parameter.requires_grad for layer in layers for parameter in layer.parameters()}
     try:
-        for layer in layers:
+        for layer in switched_on:
             layer.enable_adapters(False)
         yield
     finally:
-        for layer in layers:
+        for layer in switched_on:
             layer.enable_adapters(True)
         for parameter, flag in trains.items():
             parameter.requires_grad_(flag)

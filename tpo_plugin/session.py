@@ -5,7 +5,7 @@ Suffixes: B rows of the batch, T sequence, D hidden size, K heads, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -72,6 +72,8 @@ class Prompt:
     """Columns of `sequences` before the answer."""
     seen: Seen | None
     """What heads may see of it; None where none looks."""
+    ahead: int = 0
+    """Columns of its embeddings that `sequences` have not: its embeddings were given, or media were spliced in."""
 
 
 class Session:
@@ -100,7 +102,7 @@ class Session:
         """The trained part of the triggers' output rows, [K, D], which no step of a generation changes."""
         return self.tasks.output_rows()
 
-    def copies(self, rows: Tensor) -> int:
+    def copies(self, rows: Sized) -> int:
         """How many successive rows belong to each prompt."""
         return max(1, len(rows) // self.prompt.num_rows)
 
@@ -123,7 +125,8 @@ class AnswerStep(Step):
     def embedded(self, ids: Tensor, embeds: Tensor) -> Tensor | None:
         """As of any forward; a decoding step that feeds no token of a head changes nothing, and waits for nothing."""
         session = self.session
-        if session.length is not None and session.replay is None and not session.keeps_states:
+        decodes = session.length is not None and ids.shape[-1] <= session.length - session.prompt.length
+        if decodes and session.replay is None and not session.keeps_states:
             return self.tasks.overlay(ids, embeds)
         return super().embedded(ids, embeds)
 
@@ -167,7 +170,7 @@ class AnswerStep(Step):
     def _output_rows(self) -> Tensor:
         return self.session.output_rows
 
-    def _copies(self, rows: Tensor) -> int:
+    def _copies(self, rows: Sized) -> int:
         return self.session.copies(rows)
 
     def _fits(self, states: Tensor) -> bool:

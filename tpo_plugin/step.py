@@ -6,7 +6,7 @@ tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass, fields
 from itertools import chain
 from typing import Any
@@ -181,7 +181,7 @@ class Step:
             return output
         self._take_rows()
         if self._rows is None:
-            if not positions.has_tasks and not positions.labels and not self.tasks.training:
+            if targets is None and not positions.has_tasks and not positions.labels and not self.tasks.training:
                 return output  # ordinary text, of which we need to see nothing
             raise HostError(
                 "the last hidden state of the host was not seen in this forward, so task tokens cannot be read; a "
@@ -230,7 +230,7 @@ class Step:
     def _output_rows(self) -> Tensor:
         return self.tasks.output_rows()
 
-    def _copies(self, rows: Tensor) -> int:
+    def _copies(self, rows: Sized) -> int:
         """How many successive rows belong to each sample."""
         return 1
 
@@ -246,7 +246,8 @@ class Step:
 
     def _insert(self, embeds: Tensor, positions: Positions) -> Tensor | None:
         inputs, here = self._task_inputs(), not self.host.decodes
-        return self.tasks.insert(embeds, positions, inputs, learns=self.learns, given_here=here)
+        copies = self._copies(range(positions.shape[0]))
+        return self.tasks.insert(embeds, positions, inputs, learns=self.learns, given_here=here, copies=copies)
 
     def _fits(self, states: Tensor) -> bool:
         return self.positions is not None and self.positions.shape == tuple(states.shape[:2])

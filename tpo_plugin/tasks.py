@@ -114,12 +114,20 @@ class Tasks(nn.Module):
     # -- into the host -------------------------------------------------------------------------------------------------
 
     def insert(
-        self, embeds: Tensor, positions: Positions, task_inputs: Mapping[str, Any], *, learns: bool, given_here: bool
+        self,
+        embeds: Tensor,
+        positions: Positions,
+        task_inputs: Mapping[str, Any],
+        *,
+        learns: bool,
+        given_here: bool,
+        copies: int = 1,
     ) -> Tensor | None:
         """The input embeddings [..., T, E] with our rows at `positions`, or None where there is nothing to put in.
 
         While it `learns`, and where parameters are split, every row takes part, if with no place. `given_here` says
-        whether these are the embeddings among which given values stand when no place says so.
+        whether these are the embeddings among which given values stand when no place says so. `copies` successive rows
+        have the values of one sample.
         """
         all_take_part = learns or self.is_split
         parts = [(kind, name, places) for kind, name, places in positions.by_token() if places or all_take_part]
@@ -127,7 +135,7 @@ class Tasks(nn.Module):
             return None
         given = {name: value for name, value in task_inputs.items() if learns or positions.input[name]}
         rows = [
-            self._encoded(name, places, given.get(name), embeds, given_here=given_here)
+            self._encoded(name, places, given.get(name), embeds, given_here=given_here, copies=copies)
             if kind == "input"
             else self.embeddings[name](kind).to(embeds).expand(len(places), -1)
             for kind, name, places in parts
@@ -152,8 +160,10 @@ class Tasks(nn.Module):
         ours = rows.index_select(0, same.int().argmax(-1).flatten()).view_as(embeds)
         return torch.where(same.any(-1, keepdim=True), ours, embeds)
 
-    def _encoded(self, name: str, places: Sequence[Place], inputs: Any, embeds: Tensor, *, given_here: bool) -> Tensor:
-        """What the user gave, as rows [len(places), E]."""
+    def _encoded(
+        self, name: str, places: Sequence[Place], inputs: Any, embeds: Tensor, *, given_here: bool, copies: int
+    ) -> Tensor:
+        """What the user gave, as rows [len(places), E], each for the copies of its row."""
         token = self.tokens[name].input_token
         if inputs is None and not places and given_here:
             inputs = self.empty_inputs(name, embeds.device)
@@ -166,6 +176,9 @@ class Tasks(nn.Module):
             )
         with float32(embeds.device):
             encoded = self.heads[name].encode(inputs)
+        own = {place: number for number, place in enumerate(p for p in places if p[0] % copies == 0)}
+        if len(encoded) == len(own):
+            encoded = encoded[[own[row - row % copies, column] for row, column in places]]
         if len(encoded) != len(places):
             raise TPOError(
                 f"task_inputs[{name!r}] encodes {len(encoded)} given value(s), the batch has {len(places)} input "
@@ -196,6 +209,7 @@ class Tasks(nn.Module):
         seen: Seen | None = None,
         vision_size: int | None = None,
         copies: int = 1,
+        ahead: int = 0,
     ) -> dict[str, Tensor]:
         """A head on the states at its task tokens, in float32, with what else its forward declares.
 
@@ -213,7 +227,7 @@ class Tasks(nn.Module):
         if "seen" in asked:
             assert seen is not None
             nothing = rows_ND.new_zeros(0, vision_size or 0)
-            options["seen"] = HostFeatures([(row // copies, column) for row, column in places], seen, nothing)
+            options["seen"] = HostFeatures([(row // copies, column + ahead) for row, column in places], seen, nothing)
         with float32(rows_ND.device):
             return head(rows_ND.float(), **options)
 

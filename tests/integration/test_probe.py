@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import accelerate
 import pytest
 import torch
 import zoo
+from torch._subclasses.fake_tensor import FakeTensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tpo_plugin import Host
@@ -63,3 +65,16 @@ def test_a_host_that_needs_all_its_layers(monkeypatch: pytest.MonkeyPatch) -> No
     model = deep_host(Counting, ran)
     assert Host.locate(model).hidden is model.model.norm
     assert whole[:6] == [0, 1, 2, 3, 4, 5]
+
+
+def test_layers_that_are_offloaded_keep_their_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accelerate replaces parameters during a forward, with fake ones in the dry run."""
+    monkeypatch.setattr(probe, "SMALL", -1)
+    model = deep_host(LlamaForCausalLM, [])
+    ids = torch.ones(1, 3, dtype=torch.int64)
+    wanted = model(input_ids=ids).logits
+    for layer in model.model.layers:
+        accelerate.cpu_offload(layer, execution_device="cpu")
+    assert Host.locate(model).hidden is model.model.norm
+    assert not any(isinstance(parameter, FakeTensor) for parameter in model.parameters())
+    assert torch.equal(model(input_ids=ids).logits, wanted)

@@ -73,7 +73,9 @@ def find(session: Session, sequences: Tensor, order: Order) -> list[Found]:
     by_trigger = {trigger: (name, task) for name, (trigger, task) in session.tasks.token_ids.items()}
     found = []
     for row, ids in enumerate(sequences.tolist()):
-        for column in range(session.prompt.length, len(ids)):
+        # A trigger that ends the prompt is answered by its task token, as one that was emitted.
+        opened = order == "trigger_first" and session.prompt.length > 0 and ids[session.prompt.length - 1] in by_trigger
+        for column in range(session.prompt.length - opened, len(ids)):
             if ids[column] not in by_trigger:
                 continue
             name, task = by_trigger[ids[column]]
@@ -116,6 +118,7 @@ def run_heads(session: Session, sequences: Tensor, found: Sequence[Found]) -> di
                 seen=session.prompt.seen,
                 vision_size=session.host.vision_size,
                 copies=session.copies(sequences),
+                ahead=session.prompt.ahead,
             )
             if places:
                 outputs[name] = HeadOutputs(values, places)
@@ -158,7 +161,7 @@ def predict(
                     skip_special_tokens=True,
                     clean_up_tokenization_spaces=False,  # a slice of the answer, whatever follows
                 ),
-                text_span=(begin, first.trigger),
+                text_span=(min(begin, first.trigger), first.trigger),
                 cut_off=group[-1].state < 0,
                 _head=head,
             )

@@ -23,7 +23,10 @@ from tpo_plugin.positions import Positions
 from tpo_plugin.session import NoteNewest, Prompt, Session, TriggerProcessor
 from tpo_plugin.step import TaskArguments, seen_of
 
-_REPLAYED = ("assistant_model", "prompt_lookup_num_tokens", "penalty_alpha", "dola_layers", "custom_generate")
+_REPLAYED = (
+    *("assistant_model", "assistant_early_exit", "prompt_lookup_num_tokens"),
+    *("penalty_alpha", "dola_layers", "custom_generate"),
+)
 """Options of a way of decoding in which states cannot be kept while it goes on."""
 
 _LEAVES_OUT: set[type] = set()
@@ -88,7 +91,8 @@ def generate(
     if route is not None and order != "trigger_first":
         raise TPOError("route= needs order='trigger_first': in the other order no trigger is placed")
     if inputs is not None:
-        kwargs["inputs_embeds" if inputs.is_floating_point() else "input_ids"] = inputs
+        other = "inputs_embeds" if model.main_input_name == "input_ids" else model.main_input_name
+        kwargs[other if inputs.is_floating_point() else "input_ids"] = inputs
     if host.decodes and host.ids not in kwargs and model.main_input_name != "input_ids" and "input_ids" in kwargs:
         kwargs[host.ids] = kwargs.pop("input_ids")  # as generate does itself
     start = start_of(model, host, kwargs)
@@ -109,7 +113,8 @@ def generate(
         kwargs.setdefault("synced_gpus", True)
     length, option = _prompt_length(host, kwargs), _options(model, kwargs)
     keeps = order == "trigger_first" and not any(map(option, _REPLAYED)) and (option("num_beams") or 1) == 1
-    prompt = Prompt(given, len(start_of(model, host, kwargs)), length, seen)
+    first = start_of(model, host, kwargs)
+    prompt = Prompt(given, len(first), length, seen, ahead=0 if host.decodes else first.shape[1] - length)
     session = Session(tasks, host, prompt, keeps_states=keeps)
     eos, max_length = _stop(option, length)
     processor = TriggerProcessor(
@@ -174,7 +179,8 @@ def _prompt_length(host: Any, kwargs: dict[str, Any]) -> int:
     if host.decodes:
         ids = kwargs.get(host.ids)
         return 1 if ids is None else ids.shape[1]
-    return kwargs["input_ids"].shape[1] if kwargs.get("inputs_embeds") is None else 0
+    ids = kwargs.get("input_ids")  # beside embeddings too: generate gives them back
+    return 0 if ids is None else ids.shape[1]
 
 
 def _options(model: Any, kwargs: dict[str, Any]) -> Callable[[str], Any]:

@@ -38,7 +38,8 @@ class HostGenerate:
         except HostError as error:
             hooks.warn_once(f"{type(hooks.model).__name__}.generate answers without heads: {error}")
             return self.inner(*args, **kwargs)
-        return made.sequences if made.output is None else made.output
+        own, made.output = made.output, None  # with its cache, which is the caller's to keep
+        return made.sequences if own is None else own
 
     @property
     def __signature__(self) -> inspect.Signature:

@@ -99,7 +99,9 @@ def _inputs(model: Any, session: Session, kwargs: dict[str, Any], sequences: Ten
     inputs = _with_columns(model, inputs, start.shape[1], sequences.shape[1] - session.prompt.length)
     if embeds is None:
         return inputs | {"input_ids": sequences}, 0
-    return inputs | {"inputs_embeds": torch.cat([embeds, host.embed(sequences)], 1)}, embeds.shape[1]
+    new = host.embed(sequences[:, session.prompt.length :])
+    inputs.pop("input_ids", None)  # they stand among the embeddings
+    return inputs | {"inputs_embeds": torch.cat([embeds, new], 1)}, embeds.shape[1] - session.prompt.length
 
 
 @dataclass

@@ -77,7 +77,7 @@ def head_of_logits(run: Probe, name: str) -> nn.Module:
 
 def dry_run(model: nn.Module, embed: nn.Module, head: nn.Module | None, example: dict[str, Any] | None) -> Probe:
     reasons = []
-    for way in (_REAL, _FAKE_FEW) if _is_small(model) else (_FAKE_FEW, _FAKE, _REAL):
+    for way in (_REAL, _FAKE_FEW, _FAKE) if _is_small(model) else (_FAKE_FEW, _FAKE, _REAL):
         run = Probe()
         try:
             with _as_way(model, way) as mode, _probes(run, model, head), torch.no_grad():
@@ -248,9 +248,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     A forward may leave something on a module (qwen2_vl its last positions): a fake tensor must not stay there. It may
     also install hooks (transformers 5 those that collect hidden states, and a flag that says so).
     """
-    before = [
-        (module, dict(vars(module)), dict(module._buffers), dict(module._forward_hooks)) for module in model.modules()
-    ]
+    before = [(module, dict(vars(module)), [dict(part) for part in _dicts(module)]) for module in model.modules()]
     for module, *_ in before:
         module.training = False
         if hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes would pack its weights anew, as fake ones
@@ -258,13 +256,17 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for module, attributes, buffers, hooks in before:
+        for module, attributes, parts in before:
             vars(module).clear()
             vars(module).update(attributes)
-            module._buffers.clear()
-            module._buffers.update(buffers)
-            module._forward_hooks.clear()
-            module._forward_hooks.update(hooks)
+            for part, values in zip(_dicts(module), parts, strict=True):
+                part.clear()
+                part.update(values)
+
+
+def _dicts(module: nn.Module) -> list[dict[Any, Any]]:
+    """What a forward may change of a module in place; accelerate's offloading replaces parameters."""
+    return [module._parameters, module._buffers, module._forward_hooks]
 
 
 @contextlib.contextmanager
