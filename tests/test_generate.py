@@ -280,6 +280,9 @@ def test_ids_beside_embeddings_are_the_prompt(model: Any, way: str) -> None:
     same_predictions(found, wanted)
 
 
+@pytest.mark.skipif(
+    not hasattr(transformers.GenerationConfig(), "assistant_early_exit"), reason="this transformers has no such option"
+)
 def test_a_model_that_drafts_for_itself(model: Any) -> None:
     """Fewer of its own layers draft (`assistant_early_exit`); their states are not those of the answer."""
     batch = zoo.example(KIND, model, 1)
@@ -324,7 +327,10 @@ def test_given_boxes_are_given_to_every_copy_of_a_prompt(model: Any, options: di
     batch["input_ids"][:, 3] = model.tpo.tokens["region"].input_id
     options = options | {"max_new_tokens": 5, "eos_token_id": None}
     torch.manual_seed(0)
-    found = model.tpo.generate(**batch, task_inputs={"region": {"boxes_xyxy": boxes}}, **options)
+    try:
+        found = model.tpo.generate(**batch, task_inputs={"region": {"boxes_xyxy": boxes}}, **options)
+    except NotImplementedError as error:
+        pytest.skip(f"this transformers has no beams without a cache: {error}")
     ids = batch.pop("input_ids")
     embeds = model.get_input_embeddings().weight.detach()[ids]
     embeds[:, 3] = model.tpo.heads["region"].encode({"boxes_xyxy": boxes}).detach()
@@ -336,6 +342,8 @@ def test_given_boxes_are_given_to_every_copy_of_a_prompt(model: Any, options: di
 def test_the_hosts_cache_is_the_callers(model: Any) -> None:
     """What `model.generate` gives back is not kept beside the predictions."""
     whole = model.generate(**batch_of(model), **OPTIONS, return_dict_in_generate=True)
+    if isinstance(whole.past_key_values, tuple):
+        pytest.skip("this transformers gives a tuple, which cannot be watched")
     cache = weakref.ref(whole.past_key_values)
     assert model.tpo.last_generated.predictions
     del whole

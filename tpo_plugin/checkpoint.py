@@ -72,6 +72,7 @@ def load_tpo(
             remove_tpo(model)
         if model is not given:
             model.unload()  # the adapter stands in the layers of the host that was given
+            vars(given).pop("peft_config", None)  # which older releases of PEFT leave
         raise
     return model
 
