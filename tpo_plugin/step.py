@@ -245,9 +245,8 @@ class Step:
     # -- states --------------------------------------------------------------------------------------------------------
 
     def _insert(self, embeds: Tensor, positions: Positions) -> Tensor | None:
-        inputs, here = self._task_inputs(), not self.host.decodes
-        copies = self._copies(range(positions.shape[0]))
-        return self.tasks.insert(embeds, positions, inputs, learns=self.learns, given_here=here, copies=copies)
+        options = {"given_here": not self.host.decodes, "copies": self._copies(range(positions.shape[0]))}
+        return self.tasks.insert(embeds, positions, self._task_inputs(), learns=self.learns, **options)
 
     def _fits(self, states: Tensor) -> bool:
         return self.positions is not None and self.positions.shape == tuple(states.shape[:2])
