@@ -245,7 +245,7 @@ class Step:
     # -- states --------------------------------------------------------------------------------------------------------
 
     def _insert(self, embeds: Tensor, positions: Positions) -> Tensor | None:
-        options = {"given_here": not self.host.decodes, "copies": self._copies(range(positions.shape[0]))}
+        options: Any = {"given_here": not self.host.decodes, "copies": self._copies(range(positions.shape[0]))}
         return self.tasks.insert(embeds, positions, self._task_inputs(), learns=self.learns, **options)
 
     def _fits(self, states: Tensor) -> bool:
