@@ -177,7 +177,7 @@ class Tasks(nn.Module):
         with float32(embeds.device):
             encoded = self.heads[name].encode(inputs)
         own = {place: number for number, place in enumerate(p for p in places if p[0] % copies == 0)}
-        if len(encoded) == len(own):
+        if copies > 1 and len(encoded) == len(own):
             encoded = encoded[[own[row - row % copies, column] for row, column in places]]
         if len(encoded) != len(places):
             raise TPOError(
