@@ -183,8 +183,8 @@ def test_a_run_written_before_stages_had_names(halfway, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cut", ["behind the last checkpoint", "in the middle, and moved"])
-def test_the_best_weights_are_found_again(cut, tmp_path, monkeypatch):
+@pytest.mark.parametrize("cut", ["behind the last checkpoint", "in the middle, and moved", "in the middle, and gone"])
+def test_the_best_weights_are_found_again(cut, tmp_path, monkeypatch, caplog):
     """The greatest loss is asked for, which is the first: so the last weights are not the best."""
     tiny_run.install_head()
     path = tiny_run.write_world(tmp_path, stages=["stage2"])
@@ -215,6 +215,12 @@ def test_the_best_weights_are_found_again(cut, tmp_path, monkeypatch):
         (tmp_path / "run").rename(tmp_path / "moved")
         path.write_text(json.dumps(values | {"output_dir": str(tmp_path / "moved")}))
         wanted = None
+    if cut == "in the middle, and gone":
+        shutil.rmtree(tmp_path / "moved" / "stage2" / "checkpoint-2")
+        train(path)
+        assert "its best checkpoint" in caplog.text
+        assert "is gone; a better one may come" in caplog.text
+        return
     run = train(path)
     found = load_file(run / "adapter_model.safetensors")
     best, *_, last = [

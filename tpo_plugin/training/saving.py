@@ -45,7 +45,7 @@ class SavingMixin(_Trainer):
     _writing_in: str | None = None
     _found_whole: str | None = None
     best_before: str | None = None
-    """The best checkpoint of the training that goes on, where it lies now."""
+    """The best checkpoint of the training that goes on, where it lies now; None also where it is gone."""
 
     @property
     def _is_split(self) -> bool:
@@ -168,8 +168,10 @@ class SavingMixin(_Trainer):
         self._restore_sums(saved)
         best = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME)).best_model_checkpoint
         if best is not None:
-            moved = Path(checkpoint).parent / Path(best).name
-            self.best_before = str(moved if moved.is_dir() else best)
+            places = Path(checkpoint).parent / Path(best).name, Path(best)
+            self.best_before = next((str(place) for place in places if place.is_dir()), None)
+            if self.best_before is None:
+                logger.warning("%s: its best checkpoint, %s, is gone; a better one may come", checkpoint, best)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None and num_ranks(checkpoint) != self.args.world_size:
@@ -197,8 +199,8 @@ class KeepBest(TrainerCallback):
         self._trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The state has been read."""
-        state.best_model_checkpoint = self._trainer.best_before or state.best_model_checkpoint
+        """The state has been read; without a training that goes on it names none yet."""
+        state.best_model_checkpoint = self._trainer.best_before
 
 
 class SaveAfterEpoch(TrainerCallback):
