@@ -50,6 +50,11 @@ def test_a_clip_without_its_reader_is_no_bad_record(tmp_path: Path, monkeypatch:
             "from tpo_plugin.__main__ import tpo; tpo()",
             "Error: the package typer is not installed; pip",
         ),
+        (
+            "PIL",
+            "sys.argv[1:] = ['check', 'records.jsonl']; from tpo_plugin.__main__ import tpo; tpo()",
+            "Error: the package PIL is not installed; pip install 'tpo-plugin[cli]'",
+        ),
         ("PIL", "import tpo_plugin; tpo_plugin.read_video", "the package PIL is not installed; pip install"),
         ("PIL", "from tpo_plugin.data import RecordDataset", "the package PIL is not installed; pip install"),
     ],

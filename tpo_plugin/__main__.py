@@ -10,11 +10,10 @@ def tpo() -> None:
     try:
         with needed():
             from tpo_plugin.cli import main
-
-            main()
     except MissingPackage as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(1)
+    main()
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import tpo_plugin.cli
 from tpo_plugin import TPOError, hookimpl, register_plugin, registry, unregister_plugin
 from tpo_plugin.cli.plugins import plugin_commands
+from tpo_plugin.extras import MissingPackage
 
 COMMANDS = ["heads", "new-head", "convert", "check", "train", "predict", "doctor", "run", "app", "serve", "retention"]
 HEAVY = ("torch", "transformers", "peft", "numpy", "av", "PIL")
@@ -151,8 +152,12 @@ ERRORS: dict[str, tuple[Callable[[], BaseException], str]] = {
         "a.json: Permission denied; expected a file or folder that can be used",
     ),
     "a package": (
+        lambda: ModuleNotFoundError("No module named 'lmdb.tool'", name="lmdb.tool"),
+        "the package 'lmdb' is needed for this and not installed: install it with pip",
+    ),
+    "an extra's package": (
         lambda: ModuleNotFoundError("No module named 'pyarrow.fs'", name="pyarrow.fs"),
-        "the package 'pyarrow' is needed for this and not installed: install it with pip",
+        "the package pyarrow is not installed; pip install 'tpo-plugin[parquet]'",
     ),
     "a library's package": (
         lambda: ImportError("You need `bitsandbytes`: `pip install bitsandbytes`\nand more"),
@@ -185,7 +190,7 @@ def test_what_goes_wrong_is_a_sentence_and_with_debug_a_traceback(
     assert printed.startswith(f"Error: {said}")
     assert printed.count("\n") == 1
     monkeypatch.setattr(sys, "argv", ["tpo", "--debug", "fails"])
-    with pytest.raises(type(make())):
+    with pytest.raises((type(make()), MissingPackage)):
         tpo_plugin.cli.main()
 
 

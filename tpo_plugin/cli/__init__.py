@@ -30,6 +30,7 @@ from tpo_plugin.cli import (
 )
 from tpo_plugin.cli.plugins import plugin_commands
 from tpo_plugin.errors import TPOError
+from tpo_plugin.extras import needed
 
 
 class _Commands(TyperGroup):
@@ -79,7 +80,8 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     warnings.simplefilter("ignore", FutureWarning)  # what libraries have to say to each other
     try:
-        app()
+        with needed():
+            app()
     except Exception as error:
         if sys.argv[1:2] == ["--debug"]:
             raise
