@@ -160,7 +160,7 @@ def answer(boxes: list[list[float]], wanted: list[list[float]], **more: Any) -> 
 
 
 def test_answers_are_scored() -> None:
-    scorers, left, right = benchmarks(), [0.0, 0.0, 0.5, 1.0], [0.5, 0.0, 1.0, 1.0]
+    scorers, left, right = benchmarks(empty_sets=False), [0.0, 0.0, 0.5, 1.0], [0.5, 0.0, 1.0, 1.0]
     answers = [answer([left], [left]), answer([], [left]), answer([right, left], [left]), answer([], [])]
     assert scorers["refcoco"].score(answers) == {"Acc@0.5": pytest.approx(1 / 3), "sentences": 3, "missing": 1}
     assert scorers["grefcoco"].score(answers) == {
@@ -189,10 +189,11 @@ def test_an_answer_is_a_set_of_boxes_whichever_head_gave_them() -> None:
         **{**vars(answer([], [left])), "values": [{"boxes_xyxy": torch.zeros(0, 4), "scores": torch.zeros(0)}]}
         | {"scores": [0.5]}
     )
+    of_region, of_set = (benchmarks(empty_sets=sets) for sets in (False, True))
     for name in ("sets", "grefcoco", "coco"):
-        score = benchmarks()[name].score
-        assert score([each, answer([], [left])]) == score([both, none]) != score([each])
-    assert benchmarks()["sets"].score([each])["F1"] == 1.0
+        found = of_region[name].score([each, answer([], [left])])
+        assert found == of_set[name].score([both, none]) != of_region[name].score([each])
+    assert of_region["sets"].score([each])["F1"] == 1.0
 
 
 def test_of_sets_only_an_empty_list_is_a_sample_without_a_target() -> None:
@@ -206,11 +207,12 @@ def test_of_sets_only_an_empty_list_is_a_sample_without_a_target() -> None:
     empty, some = ({"head": "region_set", "boxes": boxes} for boxes in ([], [left]))
     plain = answer([], [])
     for name in ("sets", "grefcoco"):
-        score = benchmarks()[name].score
-        found = score([of_set([left], [some]), of_set([], [empty]), of_set([left], [empty]), plain, of_set([left], [])])
+        of_sets, of_region = (benchmarks(empty_sets=sets)[name] for sets in (True, False))
+        answers = [of_set([left], [some]), of_set([], [empty]), of_set([left], [empty]), plain, of_set([left], [])]
+        found = of_sets.score(answers)
         assert (found["targeted"], found["untargeted"], found["N-acc"]) == (1, 2, 0.5)
-        silent = score([answer([], []), tpo.HeadAnswer(**{**vars(plain), "tasks": [some]})])
-        assert (silent["targeted"], silent["untargeted"]) == (1, 0)
-        of_region = score([answer([left], [left]), plain, answer([left], [])])
-        assert (of_region["targeted"], of_region["untargeted"], of_region["N-acc"]) == (1, 2, 0.5)
-        assert "without any task is a sample without a target" in benchmarks()[name].convention
+        silent = of_sets.score([plain])
+        assert (silent["targeted"], silent["untargeted"]) == (0, 0)
+        found = of_region.score([answer([left], [left]), plain, answer([left], [])])
+        assert (found["targeted"], found["untargeted"], found["N-acc"]) == (1, 2, 0.5)
+        assert "without any task is a sample without a target" in of_region.convention

@@ -6,6 +6,7 @@ Boxes are [x1, y1, x2, y2] in one unit, pixels or shares of the picture: no over
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -149,13 +150,13 @@ def _same_number(predicted: Sequence[Any], truth: Sequence[Any]) -> None:
 # -- of answers --------------------------------------------------------------------------------------------------------
 
 
-def benchmarks() -> dict[str, tpo.Benchmark]:
-    """By name."""
+def benchmarks(*, empty_sets: bool) -> dict[str, tpo.Benchmark]:
+    """By name. With `empty_sets` a task may say that there is nothing, and questions without a task do not count."""
     return {
         "refcoco": tpo.Benchmark(REFCOCO, _refcoco),
-        "grefcoco": tpo.Benchmark(GREC, _grec),
+        "grefcoco": tpo.Benchmark(GREC, partial(_grec, empty_sets=empty_sets)),
         "coco": tpo.Benchmark(COCO, _coco),
-        "sets": tpo.Benchmark(SETS, _sets),
+        "sets": tpo.Benchmark(SETS, partial(_sets, empty_sets=empty_sets)),
     }
 
 
@@ -170,13 +171,13 @@ def _refcoco(answers: Sequence[tpo.HeadAnswer]) -> dict[str, Any]:
     return refcoco([next(iter(_given(answer)), None) for answer in asked], [_true(answer)[0] for answer in asked])
 
 
-def _grec(answers: Sequence[tpo.HeadAnswer]) -> dict[str, Any]:
-    samples = _samples(answers)
+def _grec(answers: Sequence[tpo.HeadAnswer], *, empty_sets: bool) -> dict[str, Any]:
+    samples = [answer for answer in answers if answer.tasks or not empty_sets]
     return grec(list(map(_given, samples)), list(map(_true, samples))) | _counts(samples)
 
 
-def _sets(answers: Sequence[tpo.HeadAnswer]) -> dict[str, Any]:
-    samples = _samples(answers)
+def _sets(answers: Sequence[tpo.HeadAnswer], *, empty_sets: bool) -> dict[str, Any]:
+    samples = [answer for answer in answers if answer.tasks or not empty_sets]
     found = sets(list(map(_given, samples)), list(map(_true, samples)), list(map(_scores, samples)))
     return found | _counts(samples)
 
@@ -185,15 +186,6 @@ def _counts(samples: Sequence[tpo.HeadAnswer]) -> dict[str, int]:
     """How many have a target, and how many have none."""
     targeted = sum(bool(_true(sample)) for sample in samples)
     return {"targeted": targeted, "untargeted": len(samples) - targeted}
-
-
-def _samples(answers: Sequence[tpo.HeadAnswer]) -> list[tpo.HeadAnswer]:
-    """Those that count: all of `region`; of `region_set`, whose records can say that there is nothing, those that want
-    something of it."""
-    values = [value for answer in answers for value in answer.values]
-    heads = {task["head"] for answer in answers for task in answer.tasks}
-    says_nothing = "region_set" in heads or any(isinstance(value, dict) for value in values)
-    return [answer for answer in answers if answer.tasks or not says_nothing]
 
 
 def _coco(answers: Sequence[tpo.HeadAnswer]) -> dict[str, Any]:

@@ -109,7 +109,7 @@ class RegionHead(RegionCodec, tpo.TaskHead):
     def benchmarks(self) -> dict[str, tpo.Benchmark]:
         from tpo_head_region.benchmarks import benchmarks
 
-        return benchmarks()
+        return benchmarks(empty_sets=False)
 
     def draw(self, image: Image, value: Any, target: Any = None) -> Image:
         """A copy of `image`, RGB, with the predicted box in orange over the true one in blue."""
