@@ -16,7 +16,7 @@ from tpo_plugin.data import TPOCollator
 from tpo_plugin.data.dataset import Sample
 from tpo_plugin.errors import HostError, TPOError
 from tpo_plugin.files import CONFIG_FILE
-from tpo_plugin.generation.answers import Prediction
+from tpo_plugin.generation.answers import Prediction, words
 from tpo_plugin.hub import local_folder
 from tpo_plugin.plugins import registry
 from tpo_plugin.training.config import DataConfig
@@ -145,14 +145,6 @@ def ask_each(
         if len(samples) == 1:
             return [error]
     return [found for s in samples for found in ask_each(model, [s], route=route, max_new_tokens=max_new_tokens)]
-
-
-def words(tokenizer: Any, ids: Sequence[int]) -> str:
-    """The text of an answer's tokens, without those of heads.
-
-    Spaces stay as the tokens have them: where a tokenizer cleans them up, a later token changes what is before it.
-    """
-    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
 
 
 def text_places(tokenizer: Any, answer: Answer) -> list[tuple[int, int]]:

@@ -17,8 +17,9 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from tpo_plugin import Prediction, TPOError
-from tpo_plugin.asking import Answer, ask, load, text_places, words
+from tpo_plugin.asking import Answer, ask, load, text_places
 from tpo_plugin.data import prompt_record, read_sample
+from tpo_plugin.generation.answers import words
 from tpo_plugin.serve import batching
 from tpo_plugin.serve.batching import Batcher, Question
 from tpo_plugin.serve.limits import Limits

@@ -156,11 +156,7 @@ def predict(
                 value=(_together(own_values) if head.joins else own_values[0]) if keys else None,
                 score=_trigger_score(session, processor, first),
                 head_score=sum(own_scores) / len(own_scores) if own_scores else None,
-                text=tasks.tokenizer.decode(
-                    sequences[first.row, begin : first.trigger],
-                    skip_special_tokens=True,
-                    clean_up_tokenization_spaces=False,  # a slice of the answer, whatever follows
-                ),
+                text=_decoded(tasks.tokenizer, sequences[first.row, begin : first.trigger]),
                 text_span=(min(begin, first.trigger), first.trigger),
                 cut_off=group[-1].state < 0,
                 _head=head,
@@ -199,3 +195,14 @@ def _trigger_score(session: Session, processor: TriggerProcessor, found: Found) 
     logits = host.head(before[None, None])[0, 0].float()
     logits[processor.blocked.to(logits.device)] = float("-inf")  # out of the choice, as while decoding
     return float(logits.softmax(-1)[tokens[found.head].trigger_id])
+
+
+def words(tokenizer: Any, ids: Any) -> str:
+    """The text of an answer's tokens, [length], without those of heads."""
+    return _decoded(tokenizer, ids).strip()
+
+
+def _decoded(tokenizer: Any, ids: Any) -> str:
+    """Spaces stay as the tokens have them: where they are cleaned up, a later token changes what is before it."""
+    text: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text

@@ -15,9 +15,10 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from tpo_plugin.asking import Answer, ask, end_ids, words
+from tpo_plugin.asking import Answer, ask, end_ids
 from tpo_plugin.data import Sample
 from tpo_plugin.errors import HostError
+from tpo_plugin.generation.answers import words
 from tpo_plugin.serve.limits import Limits
 
 logger = logging.getLogger(__name__)

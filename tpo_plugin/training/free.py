@@ -30,6 +30,7 @@ from tpo_plugin.atomic import replace_file
 from tpo_plugin.codec import Codec
 from tpo_plugin.data.records import MEDIA_TAG, Record
 from tpo_plugin.errors import HostError, TPOError
+from tpo_plugin.generation.answers import words
 from tpo_plugin.generation.generate import GenerateOutput
 
 if TYPE_CHECKING:
@@ -260,14 +261,14 @@ def _asked(trainer: Any, sample: Sample, prefix: str, split: bool) -> tuple[Free
         for column, name in enumerate(tpo.heads):
             if name in missing:
                 place = int(steps[:, column].argmax())
-                behind = tpo.tokenizer.decode(ids[:place], skip_special_tokens=True)
+                behind = words(tpo.tokenizer, ids[:place])
                 triggers[name] = Trigger(in_record, float(steps[place, column]), behind)
     answer = FreeAnswer(
         evaluation=prefix,
         step=trainer.state.global_step,
         record=record.place,
         question=record.turns[-2].text if len(record.turns) > 1 else "",
-        answer=tpo.tokenizer.decode(ids, skip_special_tokens=True).strip(),
+        answer=words(tpo.tokenizer, ids),
         wants=wants,
         called=[name for name in tpo.heads if name in called],
         triggers=triggers,
