@@ -27,13 +27,16 @@ class MissingPackage(TPOError, ImportError):
 
 
 @contextmanager
-def needed() -> Iterator[None]:
-    """Imports within may be missing: one that comes with an extra is a `MissingPackage` with the line for pip."""
+def needed(extra: str | None = None) -> Iterator[None]:
+    """Imports within may be missing: one that comes with an extra is a `MissingPackage` with the line for pip.
+
+    `extra` is the one that brings all that is imported; by default the first that brings the package.
+    """
     try:
         yield
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:
             raise
-        extra = EXTRAS[package]
-        raise MissingPackage(f"the package {package} is not installed; pip install 'tpo-plugin[{extra}]'") from error
+        line = f"pip install 'tpo-plugin[{extra or EXTRAS[package]}]'"
+        raise MissingPackage(f"the package {package} is not installed; {line}") from error

@@ -222,7 +222,7 @@ def test_an_upload_that_fails_leaves_no_files(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("missing", ["gradio"])
+@pytest.mark.parametrize("missing", ["gradio", "uvicorn"])
 def test_a_missing_package_is_named_with_the_line_that_installs_it(
     missing: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -33,7 +33,7 @@ def chat_app(
     limits = Limits(max_body_mb=max_upload_mb, max_new_tokens=max_new_tokens)
     if address not in LOOPBACK:
         typer.echo(f"Warning: whoever reaches {address} may ask, and there is no password", err=True)
-    with needed():
+    with needed("app"):
         import uvicorn
 
         from tpo_plugin.app.page import application
