@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import pickle
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -153,3 +159,63 @@ def test_hooks_are_taken_off_again(micro, video):
     steps(micro, video[:2], BOXES)
     assert not micro.prompt_encoder._forward_hooks
     assert not micro.mask_decoder._forward_hooks
+
+
+def in_threads(work: Callable[[int], Any], num: int) -> list[Any]:
+    """What `work(number)` gives, each in a thread of its own, all at once."""
+    with ThreadPoolExecutor(num) as pool:
+        return list(pool.map(work, range(num)))
+
+
+def test_threads_do_not_get_each_others_prompts(micro):
+    """While one thread has its prompts in the place of a box, another embeds boxes of its own."""
+    with torch.no_grad():
+        alone = micro.embed_boxes(BOXES)
+        mine = torch.randn_like(alone[:1])
+        given = mine if micro.name == "sam2" else mine[:, None]
+        with ThreadPoolExecutor(1) as pool:
+            with micro.hooked([given]):
+                other = pool.submit(torch.no_grad()(micro.embed_boxes), BOXES)
+                with contextlib.suppress(TimeoutError):
+                    other.result(timeout=0.5)  # it waits for its turn
+                own = micro.embed_boxes(BOXES[:1])
+            torch.testing.assert_close(other.result(), alone)
+    torch.testing.assert_close(own, mine)
+
+
+def test_videos_in_several_threads_at_once(micro, video):
+    def tracked(number: int) -> list[torch.Tensor]:
+        boxes = BOXES[number % 3 :][:1]
+        return [decoded.mask_logits for decoded in steps(micro, video[:6], boxes)]
+
+    alone = [tracked(number) for number in range(6)]
+    for found, wanted in zip(in_threads(tracked, 6), alone, strict=True):
+        for one, other in zip(found, wanted, strict=True):
+            torch.testing.assert_close(one, other, **CLOSE)
+
+
+def test_the_switch_of_one_thread_is_not_seen_by_another(micro):
+    entered, done = threading.Event(), threading.Event()
+
+    def switched() -> bool:
+        with micro.dynamic_multimask(True):
+            entered.set()
+            done.wait(timeout=60)
+            return micro.mask_decoder.dynamic_multimask_via_stability
+
+    with ThreadPoolExecutor(1) as pool:
+        with micro.dynamic_multimask(False):
+            other = pool.submit(switched)
+            entered.wait(timeout=0.5)  # it waits for its turn
+            seen = micro.mask_decoder.dynamic_multimask_via_stability
+            done.set()
+        assert other.result()
+    assert not seen
+
+
+def test_a_copy_takes_turns_of_its_own(micro):
+    with micro.turn:
+        for same in (copy.deepcopy(micro), pickle.loads(pickle.dumps(micro))):
+            with ThreadPoolExecutor(1) as pool, torch.no_grad():
+                found = pool.submit(torch.no_grad()(same.embed_boxes), BOXES).result(timeout=60)
+            torch.testing.assert_close(found, micro.embed_boxes(BOXES))

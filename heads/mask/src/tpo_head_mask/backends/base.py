@@ -5,6 +5,7 @@ Suffixes: N prompts (objects), F frames, M candidate masks, C SAM 2's width, S s
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -81,13 +82,37 @@ class Tracker(ABC):
         step. Keeps no more than SAM 2's memory bank."""
 
 
+class Turn:
+    """Held by the thread whose turn it is, which may take it again. In a copy of the model it is nobody's."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self.lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self.lock.release()
+
+    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
+        return type(self), ()
+
+
 class Backend(nn.Module, ABC):
-    """A stock SAM 2 in `model`. It stays in evaluation mode; gradients flow where they are enabled."""
+    """A stock SAM 2 in `model`. It stays in evaluation mode; gradients flow where they are enabled.
+
+    Its hooks and its switch are the model's, not a thread's: whatever runs the prompt encoder or the decoder holds
+    `turn`. The image encoder, by far the most of the work, runs in several threads at once.
+    """
 
     name: str
     """As in the head's config."""
     model: nn.Module
     architecture: Architecture
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turn = Turn()
 
     def train(self, mode: bool = True) -> Backend:
         """Stays in evaluation mode: SAM 2 tracks in no other, and its dropout is not for a driven decoder."""
@@ -141,12 +166,13 @@ class Backend(nn.Module, ABC):
     def dynamic_multimask(self, enabled: bool) -> Iterator[None]:
         """Switches the fallback for unstable masks."""
         decoder: Any = self.mask_decoder
-        before = decoder.dynamic_multimask_via_stability
-        decoder.dynamic_multimask_via_stability = enabled
-        try:
-            yield
-        finally:
-            decoder.dynamic_multimask_via_stability = before
+        with self.turn:
+            before = decoder.dynamic_multimask_via_stability
+            decoder.dynamic_multimask_via_stability = enabled
+            try:
+                yield
+            finally:
+                decoder.dynamic_multimask_via_stability = before
 
     @contextmanager
     def hooked(self, prompts: Sequence[Tensor] | None) -> Iterator[list[Any]]:
@@ -163,15 +189,16 @@ class Backend(nn.Module, ABC):
         def collect(module: nn.Module, args: Any, output: Any) -> None:
             collected.append(output)
 
-        handles = [
-            self.prompt_encoder.register_forward_hook(replace),
-            self.mask_decoder.register_forward_hook(collect),
-        ]
-        try:
-            yield collected
-        finally:
-            for handle in handles:
-                handle.remove()
+        with self.turn:
+            handles = [
+                self.prompt_encoder.register_forward_hook(replace),
+                self.mask_decoder.register_forward_hook(collect),
+            ]
+            try:
+                yield collected
+            finally:
+                for handle in handles:
+                    handle.remove()
 
 
 def normalised(pixels: Tensor, like: Tensor) -> Tensor:

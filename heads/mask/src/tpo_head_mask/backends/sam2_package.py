@@ -33,7 +33,8 @@ class Sam2PackageBackend(Backend):
 
     def embed_boxes(self, boxes_xyxy: Tensor) -> Tensor:
         points = boxes_xyxy.reshape(-1, 2, 2) * self.model.image_size
-        return self.prompt_encoder(points=(points, _corner_labels(points)), boxes=None, masks=None)[0]
+        with self.turn:
+            return self.prompt_encoder(points=(points, _corner_labels(points)), boxes=None, masks=None)[0]
 
     def encode(self, pixels: Tensor) -> Features:
         out = self.model.forward_image(normalised(pixels, self.model.no_mem_embed))

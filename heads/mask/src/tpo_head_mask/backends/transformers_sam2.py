@@ -48,7 +48,9 @@ class TransformersBackend(Backend):
         if not len(boxes_xyxy):
             return boxes_xyxy.new_zeros(0, 3, self.architecture.hidden_size)
         boxes = boxes_xyxy[:, None] * self.architecture.image_size
-        return self.prompt_encoder(input_points=None, input_labels=None, input_boxes=boxes, input_masks=None)[0][:, 0]
+        with self.turn:
+            found = self.prompt_encoder(input_points=None, input_labels=None, input_boxes=boxes, input_masks=None)
+        return found[0][:, 0]
 
     def encode(self, pixels: Tensor) -> Features:
         out = self.model.vision_encoder(normalised(pixels, self.model.no_memory_embedding))
