@@ -19,6 +19,7 @@ import inspect
 import json
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -314,6 +315,17 @@ class TaskHeadTests:
                     loss = result.losses[self.head]
                     assert torch.equal(loss, expected.losses[self.head]), f"the loss differs {where}"
 
+    def test_in_threads(self) -> None:
+        """Threads that use one head at once, as those of `tpo serve` do, get what each gets alone."""
+        head, inputs = self._head(), {num: self.make_inputs(num) for num in (1, NUM_TARGETS)}
+        alone = {num: self._outputs(head, num, given) for num, given in inputs.items()}
+        nums = [*inputs] * 8
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda num: self._outputs(head, num, inputs[num]), nums))
+        for num, outputs in zip(nums, found, strict=True):
+            for name, value in outputs.items():
+                torch.testing.assert_close(value, alone[num][name], msg=f"output {name!r} differs among threads")
+
     # -- 9: the kit ----------------------------------------------------------------------------------------------------
 
     def test_no_standard_test_is_overridden(self) -> None:
@@ -341,10 +353,11 @@ class TaskHeadTests:
         assert issubclass(cls, TaskHead), f"{cls.__name__} must derive from tpo_plugin.TaskHead"
         return build_head(self._spec(), self._config(), HIDDEN_SIZE, lambda: VISION_SIZE).eval()
 
-    def _outputs(self, head: TaskHead, num: int) -> dict[str, Tensor]:
+    def _outputs(self, head: TaskHead, num: int, inputs: dict[str, Any] | None = None) -> dict[str, Tensor]:
         e_ND = torch.randn(num, HIDDEN_SIZE, generator=torch.Generator().manual_seed(num)).requires_grad_()
         batch_rows = torch.arange(num).remainder(2).sort().values
-        options = {"inputs": self.make_inputs(num), "batch_rows": batch_rows, "seen": tiny_features(batch_rows)}
+        inputs = self.make_inputs(num) if inputs is None else inputs
+        options = {"inputs": inputs, "batch_rows": batch_rows, "seen": tiny_features(batch_rows)}
         asked = inspect.signature(head.forward).parameters
         return head(e_ND, **{name: value for name, value in options.items() if name in asked})
 
