@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,12 @@ def with_frozen_encoder(self: Any, config: GoodConfig, hidden_size: int) -> None
 def with_hidden_state(self: Any, config: GoodConfig, hidden_size: int) -> None:
     GoodHead.__init__(self, config, hidden_size)
     self.offset = float(torch.rand(()))
+
+
+def keeping(self: Any, e_ND: torch.Tensor) -> dict[str, torch.Tensor]:
+    self.kept = e_ND
+    time.sleep(0.05)  # in which others come in
+    return GoodHead.forward(self, self.kept)
 
 
 def counting(self: Any, config: GoodConfig, hidden_size: int) -> None:
@@ -191,6 +198,7 @@ BAD = {
         ),
         r"output 'points_xy' differs with heads=\['under_test', 'kit_neighbour'\] and 0 task tokens",
     ),
+    "keeps what it was given": ("in_threads", head(forward=keeping), "output 'points_xy' differs among threads"),
 }
 
 
