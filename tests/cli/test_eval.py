@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ranks
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 import tpo_plugin.cli
 from tpo_plugin import MediaError, TPOError
