@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig, LogitsProcessor, pipeline
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, pipeline
 
 import tpo_plugin as tpo
 from tpo_plugin.errors import HostError
@@ -98,6 +98,14 @@ def test_removed_with_tpo(model):
     assert "generate" in vars(model)
     tpo.remove_tpo(model)
     assert "generate" not in vars(model)
+
+
+@pytest.mark.skipif(not hasattr(GenerationMixin, "generate_batch"), reason="this transformers has no generate_batch")
+def test_continuous_batching_is_refused_while_tpo_is_on(model):
+    with pytest.raises(tpo.TPOError, match=r"generate_batch\) puts no task token behind a trigger"):
+        model.generate_batch([[5, 6, 7]], max_new_tokens=2)
+    tpo.remove_tpo(model)
+    assert "init_continuous_batching" not in vars(model)
 
 
 def test_in_a_pipeline(model):

@@ -16,7 +16,7 @@ from tpo_plugin.codec import registered_codec
 from tpo_plugin.config import HeadConfig, TPOConfig, check_config
 from tpo_plugin.errors import TPOError, did_you_mean
 from tpo_plugin.files import external_hash
-from tpo_plugin.generation.own import HostGenerate
+from tpo_plugin.generation.own import HostGenerate, refuse_continuous_batching
 from tpo_plugin.head import TaskHead, bare_codec, build_head
 from tpo_plugin.hooks import HostForward
 from tpo_plugin.host import Host
@@ -24,7 +24,7 @@ from tpo_plugin.host.plain import check_model
 from tpo_plugin.model import TaskPreferenceModel
 from tpo_plugin.plugins import HeadSpec, registry
 from tpo_plugin.tokens import HeadTokens, TokenRows, Undo, add_tokens, resolve_tokens
-from tpo_plugin.vocabulary import Growth, Resize, grow_vocabulary
+from tpo_plugin.vocabulary import Growth, Resize, grow_vocabulary, same_embeddings
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +93,8 @@ def apply_tpo(
         tpo.to(device)
         tpo.train(host_model.training)
         _install(host_model, tpo, undo)
+        if growth is not None:
+            undo.append(same_embeddings(host_model))
     except BaseException:
         for step in reversed(undo):
             step()
@@ -113,7 +115,8 @@ def host_class_of(model: nn.Module) -> type[Host]:
 def remove_tpo(model: nn.Module) -> nn.Module:
     """Takes back everything that `apply_tpo` changed, and returns the same object.
 
-    What training changed in the host itself (LoRA, unfrozen weights) stays.
+    What training changed in the host itself (LoRA, unfrozen weights) stays. Raises `TPOError`, with everything left as
+    it is, where that cannot be: LoRA was put on an embedding that `apply_tpo` had grown.
     """
     host_model = _unwrapped(model)
     tpo = getattr(host_model, "tpo", None)
@@ -138,6 +141,8 @@ def _install(model: nn.Module, tpo: TaskPreferenceModel, undo: list[Undo]) -> No
         replaced["resize_token_embeddings"] = Resize(model, tpo.num_ids)
     if hasattr(model, "generate"):
         replaced["generate"] = HostGenerate(tpo.hooks, model.generate)
+    if hasattr(model, "init_continuous_batching"):
+        replaced["init_continuous_batching"] = refuse_continuous_batching
     for name, value in replaced.items():
         undo.append(partial(_restore_attribute, model, name, model.__dict__.get(name), name in model.__dict__))
         model.__dict__[name] = value

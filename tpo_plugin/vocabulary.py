@@ -84,6 +84,23 @@ def grow_vocabulary(model: nn.Module, tokens: Iterable[HeadTokens]) -> tuple[Gro
     return Growth(size, _vocabulary_size(model)), undo
 
 
+def same_embeddings(model: nn.Module) -> Undo:
+    """The first step of the way back from a grown vocabulary. Raises `TPOError` where an embedding was put into another
+    module since, as LoRA does: what that learned would be lost with it."""
+    embeddings = input_embedding(model), output_embedding(model)
+
+    def check() -> None:
+        for before, now in zip(embeddings, (input_embedding(model), output_embedding(model)), strict=True):
+            if now is not before:
+                raise TPOError(
+                    f"an embedding was replaced by a {type(now).__module__}.{type(now).__name__} after apply_tpo had "
+                    "grown the vocabulary, and would be lost with TPO; take LoRA off first (model.merge_and_unload() "
+                    "or model.unload()), or leave TPO on: a copy that was trained (modules_to_save) cannot shrink"
+                )
+
+    return check
+
+
 class Resize:
     """`model.resize_token_embeddings` while TPO is on: the usual line of a training script finds its work done.
 

@@ -134,6 +134,19 @@ def test_remove_keeps_the_trained_adapter() -> None:
     assert all(torch.equal(after[name], value) for name, value in adapter.items())
 
 
+@pytest.mark.parametrize("part", [{"target_modules": ["embed_tokens"]}, {"target_modules": ["lm_head"]},
+                                  {"modules_to_save": ["embed_tokens"]}], ids=str)  # fmt: skip
+def test_remove_would_lose_what_was_put_on_a_grown_embedding(part: dict[str, Any]) -> None:
+    host, tokenizer = LLAMA.build(vocab_size=zoo.NUM_WORDS, tie_word_embeddings=False), zoo.tokenizer()
+    model = get_peft_model(apply_tpo(host, tokenizer, ["region"]), lora(**part)).eval()
+    before = model(**batch_of(model)).logits
+    with pytest.raises(TPOError, match=re.escape("take LoRA off first (model.merge_and_unload()")):
+        remove_tpo(model)
+    assert torch.equal(model(**batch_of(model)).logits, before)  # and nothing was taken off
+    if "target_modules" in part:
+        assert len(remove_tpo(model.unload()).get_input_embeddings().weight) == zoo.NUM_WORDS
+
+
 @pytest.mark.filterwarnings("ignore:Could not find a config file:UserWarning")  # the host was never saved
 def test_save_and_load_with_the_adapter(tmp_path: Path) -> None:
     model = trained()

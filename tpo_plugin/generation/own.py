@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from tpo_plugin.errors import HostError
+from tpo_plugin.errors import HostError, TPOError
 from tpo_plugin.generation.generate import generate
 from tpo_plugin.generation.replay import start_of
 from tpo_plugin.hooks import Hooks
@@ -44,3 +44,11 @@ class HostGenerate:
     @property
     def __signature__(self) -> inspect.Signature:
         return inspect.signature(self.inner)
+
+
+def refuse_continuous_batching(*args: Any, **kwargs: Any) -> Any:
+    """`model.init_continuous_batching` while TPO is on, which `generate_batch` needs too. Raises `TPOError`."""
+    raise TPOError(
+        "continuous batching (generate_batch) puts no task token behind a trigger, so that no head would answer; "
+        "expected model.generate or model.tpo.generate with a batch, or `tpo serve`; remove_tpo(model) gives it back"
+    )
