@@ -97,6 +97,17 @@ def test_a_batch_without_task_tokens_gives_the_hosts_loss(name: str) -> None:
         assert torch.equal(out.tpo.losses["mllm"], before)
 
 
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_the_loss_comes_first_in_an_output(weight: float) -> None:
+    """Also where the host does not score at all."""
+    model = applied("llama", TPOConfig(loss_weights={"mllm": weight})).train()
+    batch = batch_of(model)
+    out = model(**batch, task_targets=targets())
+    assert out[0] is out.loss
+    first = model(**batch, task_targets=targets(), return_dict=False)[0]
+    torch.testing.assert_close(first, out.to_tuple()[0])
+
+
 def test_an_answer_whose_only_label_is_a_trigger_is_finite() -> None:
     model = applied().train()
     batch = batch_of(model, num_tasks=1)

@@ -6,6 +6,7 @@ whole accumulated global batch, otherwise of the batch. Suffixes: B batch, T seq
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,6 +72,8 @@ class TPOOutput:
             return output if loss is None else (loss, *output[0 if self.host_loss is None else 1 :])
         if loss is not None:
             output["loss"] = loss
+            if isinstance(output, OrderedDict):  # where the host scored nothing it is new, and first all the same
+                output.move_to_end("loss", last=False)
         output.tpo = self
         return output
 
