@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
+import zoo
+from accelerate import cpu_offload, disk_offload
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tpo_plugin as tpo
@@ -58,6 +60,53 @@ def test_a_device_map(folder, echo, where, tmp_path):
     device_map = parts | {"model.layers.1": "disk"} if where == "disk" else where
     model, _ = loaded(folder, echo, device_map=device_map, offload_folder=str(tmp_path))
     assert_same(asked(model), asked(loaded(folder, echo)[0]))
+
+
+@pytest.mark.parametrize("how", ["cpu", "disk"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("order", ["offload first", "tpo first"])
+def test_all_of_the_host_offloaded(how, tied, order, tmp_path):
+    """Its embeddings too: answers are the same, and what is TPO's trains where it was not offloaded with them."""
+    host = zoo.host("llama")
+
+    def built():
+        torch.manual_seed(0)
+        return host.build(tie_word_embeddings=tied)
+
+    def offloaded(model):
+        device = torch.device("cpu")
+        return cpu_offload(model, device) if how == "cpu" else disk_offload(model, str(tmp_path), device)
+
+    def applied(model):
+        torch.manual_seed(1)
+        return tpo.apply_tpo(model, zoo.tokenizer(), ["region"])
+
+    plain = applied(built())
+    model = applied(offloaded(built())) if order == "offload first" else offloaded(applied(built()))
+    batch = zoo.with_tasks(host, plain, zoo.example(host, plain)) | {
+        "task_targets": {"region": {"boxes_xyxy": zoo.boxes(4)}}
+    }
+    with torch.no_grad():
+        ours, theirs = model.eval()(**batch), plain.eval()(**batch)
+    assert torch.equal(ours.logits, theirs.logits)
+    assert torch.equal(ours.loss, theirs.loss)
+    if order == "tpo first":
+        with pytest.raises(tpo.TPOError, match="offload the host first and call apply_tpo second"):
+            model.train()(**batch)
+        with pytest.raises(tpo.TPOError, match="offload the host first and call apply_tpo second"):
+            model.tpo.save_pretrained(tmp_path / "saved")
+        return
+    model.train()(**batch).loss.backward()
+    plain.train()(**batch).loss.backward()
+    for ours, theirs in zip(model.tpo.parameters(), plain.tpo.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+    model.tpo.save_pretrained(tmp_path / "saved")
+
+
+def test_offloaded_embeddings_cannot_grow():
+    model = cpu_offload(zoo.host("llama").build(vocab_size=zoo.NUM_WORDS), torch.device("cpu"))
+    with pytest.raises(tpo.HostError, match="offloaded its embeddings, which cannot grow there; keep both on a device"):
+        tpo.apply_tpo(model, zoo.tokenizer(), ["region"])
 
 
 @pytest.mark.skipif(not hasattr(torch.compiler, "is_exporting"), reason="this torch does not say that it exports")

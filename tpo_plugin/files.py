@@ -55,6 +55,7 @@ def save_tpo(tpo: Tasks, directory: str | os.PathLike[str], *, host_class: str) 
 
     Under ZeRO-3 and FSDP every rank must call it, and the first one writes.
     """
+    tpo.check_not_offloaded()
     directory, own = Path(directory), tpo.state_dict(keep_vars=True)
     weights = sharding.whole({key: value for key, value in own.items() if not key.startswith(_external(tpo))})
     if not sharding.writes(own.values()):

@@ -130,7 +130,7 @@ def add_losses(result: TPOOutput, made: Made) -> None:
                 terms = head.loss(outputs, targets, max(num, 1))
             result.details[name] = {key: value.detach() for key, value in terms.items()}
             result.losses[name] = torch.stack([value.float() for value in terms.values()]).sum()
-    result.add_up(tasks.config, next(tasks.parameters()).device)
+    result.add_up(tasks.config, next(iter(made.rows.values())).device)
 
 
 def host_loss(output: Any) -> Tensor:

@@ -104,6 +104,14 @@ class Tasks(nn.Module):
         """Whether a rank holds a part of each parameter (ZeRO-3), so that all ranks have to run the same modules."""
         return bool(sharding.split(self.embeddings.parameters()))
 
+    def check_not_offloaded(self) -> None:
+        """Raises `TPOError` where the parameters are elsewhere between forwards, to be neither trained nor saved."""
+        if next(self.embeddings.parameters()).is_meta:
+            raise TPOError(
+                "model.tpo was offloaded, and accelerate does not give back what it offloads, to train or to save it; "
+                "offload the host first and call apply_tpo second"
+            )
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Tasks:
         def keep_dtype(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
@@ -129,6 +137,8 @@ class Tasks(nn.Module):
         whether these are the embeddings among which given values stand when no place says so. `copies` successive rows
         have the values of one sample.
         """
+        if learns and not embeds.is_meta:
+            self.check_not_offloaded()
         all_take_part = learns or self.is_split
         parts = [(kind, name, places) for kind, name, places in positions.by_token() if places or all_take_part]
         if not parts:

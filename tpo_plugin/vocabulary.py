@@ -47,6 +47,12 @@ def grow_vocabulary(model: nn.Module, tokens: Iterable[HeadTokens]) -> tuple[Gro
             "embedding to grow; name special tokens that it already has: TPOConfig(heads={name: {'trigger': …}})"
         )
     embeddings = input_embedding(model), model.get_output_embeddings()
+    if any(hasattr(module, "_hf_hook") and module.weight.is_meta for module in embeddings):
+        raise HostError(
+            f"{type(model).__name__} has {size} vocabulary rows, the task tokens need {needed}, and accelerate "
+            "offloaded its embeddings, which cannot grow there; keep both on a device (device_map), or name special "
+            "tokens that it has: TPOConfig(heads={name: {'trigger': …, 'task_token': …}})"
+        )
     matrices = [(module, name, matrix, len(matrix)) for module, name, matrix in _matrices(model)]
     children = [(module, name, child) for module in model.modules() for name, child in module._modules.items()]
     replaced: list[tuple[nn.Module, str, nn.Module | None]] = []
