@@ -69,7 +69,7 @@ class HeadConfig(Config):
     trigger: str | None = None
     """Token that the LM emits to assign the task; None takes the one that the head is registered with."""
     task_token: str | None = None
-    """Token behind the trigger whose last hidden state drives the head; None as registered."""
+    """Token after the trigger, whose last hidden state drives the head; None as registered."""
     input_token: str | None = None
     """Token in the prompt that carries an encoded input of the user (for example a box); None as registered."""
 

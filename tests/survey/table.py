@@ -15,6 +15,13 @@ WORDS = {
     "fails": "fails",
     "no host": "not tried",
 }
+COUNTED = {
+    "works": "work",
+    "note": "work with a note",
+    "refused": "are refused",
+    "fails": "fail",
+    "no host": "could not be tried",
+}
 
 
 def table() -> str:
@@ -22,7 +29,7 @@ def table() -> str:
     results = json.loads(RESULTS.read_text())
     found = results["architectures"]
     number = counts(found)
-    said = ", ".join(f"{number[kind]} {word}" for kind, word in WORDS.items() if number[kind])
+    said = ", ".join(f"{number[kind]} {word}" for kind, word in COUNTED.items() if number[kind])
     lines = [
         f"{len(found)} architectures of transformers {results['transformers']}: {said}.",
         "",

@@ -22,7 +22,7 @@ def evaluate(
     confine: Confine = False,
     route: Annotated[
         str | None,
-        typer.Option(help="Head to be called in every answer: what it is worth apart from whether it is called."),
+        typer.Option(help="Ask only the questions that want this head, and force its call: what it is worth by itself."),
     ] = None,
     benchmark: Annotated[
         str | None,

@@ -21,10 +21,11 @@ class PointHead(tpo.TaskHead):
 
     def __init__(self, config, hidden_size):
         super().__init__()
-        self.proj = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(hidden_size, 2))
+        self.dropout = nn.Dropout(config.dropout)
+        self.fc1 = tpo.Linear(hidden_size, 2)
 
     def forward(self, e_ND):
-        return {"points_xy": self.proj(e_ND).sigmoid()}  # [N, 2], 0 to 1 of image width, height
+        return {"points_xy": self.fc1(self.dropout(e_ND)).sigmoid()}  # [N, 2], 0 to 1 of image width, height
 
     def loss(self, outputs, targets, num_targets):
         diff = F.l1_loss(outputs["points_xy"], targets["points_xy"], reduction="sum")
