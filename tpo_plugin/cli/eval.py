@@ -22,7 +22,7 @@ def evaluate(
     confine: Confine = False,
     route: Annotated[
         str | None,
-        typer.Option(help="Ask only the questions that want this head, and force its call: what it is worth by itself."),
+        typer.Option(help="Ask only the questions that want this head, with its call forced: its worth by itself."),
     ] = None,
     benchmark: Annotated[
         str | None,
