@@ -69,7 +69,7 @@ FULL = Size(
     num_clips=2400,
     heldout_scenes=250,
     heldout_clips=220,
-    steps=(30, 130, 420, 300),
+    steps=(30, 150, 310, 450),
     batch_size=24,
 )
 QUICK = Size(
@@ -109,8 +109,8 @@ def train_config(host: Path, directory: Path, size: Size, seed: int, name: str) 
         temporal = {} if as_text else {"heads.temporal": 2e-3}
         return {**host_parts(rate), "tokens": rate, "heads": rate, **temporal}
 
-    def mix(chat: float) -> dict[str, float]:
-        return {"chat": chat, "tasks": 1.0, "clip_chat": 1.5 * chat, "clip_tasks": 3.0}
+    def mix(chat: float, tasks: float) -> dict[str, float]:
+        return {"chat": chat, "tasks": tasks, "clip_chat": 2.5 * chat, "clip_tasks": 3.0}
 
     def stage(
         number: int, rates: dict[str, float], kinds: dict[str, float], losses: list[str] | None = None
@@ -131,7 +131,7 @@ def train_config(host: Path, directory: Path, size: Size, seed: int, name: str) 
             max_grad_norm=0.0,  # clipped together, the noise of one head slows the others
             save_steps=200,
             logging_steps=LOGGING_STEPS,
-            trainer={"disable_tqdm": True, "report_to": "none", "adam_beta2": 0.98},
+            trainer={"disable_tqdm": True, "adam_beta2": 0.98},
         )
 
     return TrainConfig(
@@ -142,12 +142,13 @@ def train_config(host: Path, directory: Path, size: Size, seed: int, name: str) 
         lora=None if frozen else LoraSettings(),
         modules={"words": r"(^|\.)(embed_tokens|lm_head)\."} if as_text else {},
         seed=seed,
+        report_to=[],
         data=DataConfig(video=VideoOptions(**VIDEO)),
         stages={
-            "stage1": stage(0, {**host_parts(3e-3), "triggers": 3e-3}, mix(1.0), ["mllm", "assign", "retain"]),
+            "stage1": stage(0, {**host_parts(3e-3), "triggers": 3e-3}, mix(1.0, 1.0), ["mllm", "assign", "retain"]),
             "boxes": stage(1, parts(3e-3), {"tasks": 1.0}, None if as_text else ["region", "mask"]),
-            "stage2": stage(2, parts(3e-3), mix(0.4)),
-            "stage3": stage(3, parts(1e-3), mix(0.7)),
+            "stage2": stage(2, parts(3e-3), mix(0.4, 0.5)),
+            "stage3": stage(3, parts(1e-3), mix(1.0, 0.5)),
         },
     )
 
