@@ -113,9 +113,9 @@ def generate(
         kwargs.setdefault("synced_gpus", True)
     length, option = _prompt_length(host, kwargs), _options(model, kwargs)
     keeps = order == "trigger_first" and not any(map(option, _REPLAYED)) and (option("num_beams") or 1) == 1
-    first = start_of(model, host, kwargs)
-    if not host.decodes and kwargs.get("attention_mask") is None and first is kwargs.get("input_ids"):
-        mask = _mask_of_padding(first, option)
+    first, ids = start_of(model, host, kwargs), kwargs.get("input_ids")
+    if not host.decodes and ids is not None and first is ids and kwargs.get("attention_mask") is None:
+        mask = _mask_of_padding(ids, option)
         kwargs |= {} if mask is None else {"attention_mask": mask}
     prompt = Prompt(given, len(first), length, seen, ahead=0 if host.decodes else first.shape[1] - length)
     session = Session(tasks, host, prompt, keeps_states=keeps)
