@@ -228,6 +228,36 @@ def test_a_generation_config_and_a_processor_of_ones_own(model: Any) -> None:
     assert {p.head for row in generated.predictions for p in row} == {"echo"}
 
 
+def assert_same_predictions(ours: Any, theirs: Any) -> None:
+    assert torch.equal(ours.sequences, theirs.sequences)
+    assert sum(map(len, ours.predictions)) > 0
+    for mine, other in zip(ours.predictions, theirs.predictions, strict=True):
+        for p, q in zip(mine, other, strict=True):
+            assert p.score == pytest.approx(q.score, abs=1e-5)
+            if p.value is not None:
+                torch.testing.assert_close(p.value, q.value)
+
+
+def test_what_a_config_of_ones_own_does_not_say_is_the_models(model: Any) -> None:
+    model.generation_config.num_beams = 4
+    expected = model.tpo.generate(**batch_of(model), max_new_tokens=12)
+    config = transformers.GenerationConfig(max_new_tokens=12)
+    generated = model.tpo.generate(**batch_of(model), generation_config=config)
+    if not torch.equal(generated.sequences, expected.sequences):
+        pytest.skip(f"transformers {transformers.__version__} does not read the model's own then")
+    assert_same_predictions(generated, expected)
+
+
+@pytest.mark.parametrize("options", [{"num_beams": 3}, {"max_new_tokens": 3}, {}], ids=str)
+def test_padding_without_a_mask_is_padding(model: Any, options: dict[str, Any]) -> None:
+    """As generate takes it; the replay of beams, and of an answer that ends in its task token, too."""
+    options = {"max_new_tokens": 12, "do_sample": False} | options
+    batch = batch_of(model)
+    assert (batch["attention_mask"] == 0).any()
+    expected = model.tpo.generate(**batch, **options)
+    assert_same_predictions(model.tpo.generate(input_ids=batch["input_ids"], **options), expected)
+
+
 def test_to_units_and_json(model: Any) -> None:
     generated = model.tpo.generate(**batch_of(model), **OPTIONS, do_sample=False)
     box = next(p for row in generated.predictions for p in row if p.head == "region" and not p.cut_off)

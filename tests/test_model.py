@@ -160,6 +160,9 @@ def test_num_items_in_batch_from_a_foreign_trainer_reaches_the_host() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model(**batch_of(model), task_targets=targets(), num_items_in_batch=100)  # said once
+    model = applied("llama", TPOConfig(loss_weights={"region": 0})).train()
+    with pytest.warns(UserWarning, match=r"train with wrap_trainer\(YourTrainer\)"):  # of the assignment loss too
+        model(**batch_of(model), num_items_in_batch=100)
 
 
 def test_call_and_forward_do_the_work_once() -> None:

@@ -21,6 +21,7 @@ from tpo_plugin.errors import TPOError
 from tpo_plugin.extras import needed
 from tpo_plugin.files import CONFIG_FILE, WEIGHTS_FILE, SavedTPO, load_weights, read_config, weight_shapes
 from tpo_plugin.head import build_head
+from tpo_plugin.host_weights import load_host_weights
 from tpo_plugin.hub import local_folder
 from tpo_plugin.plugins import registry
 from tpo_plugin.vocabulary import Growth
@@ -47,7 +48,8 @@ def load_tpo(
     """Applies the heads of `directory` to `model` and loads their weights; returns the model.
 
     `directory` is a folder, or the name of a repository on the hub, at `revision`.
-    A LoRA adapter in the directory is loaded with PEFT where the model has none, and the `PeftModel` is returned.
+    A LoRA adapter in the directory is loaded with PEFT where the model has none, and the `PeftModel` is returned. What
+    training changed in the host beside it (`tpo_host_weights.safetensors`) is loaded too.
     `tokenizer` defaults to the one that was saved there; `example_inputs` as for `apply_tpo`. Raises `TPOError` for a
     directory of a newer format, a head that is not installed, or weights that do not fit.
     """
@@ -67,6 +69,7 @@ def load_tpo(
                 )
         _check_growth(model, saved, directory)
         load_weights(model.tpo, directory)
+        load_host_weights(model, directory)
     except BaseException:
         if hasattr(model, "tpo"):
             remove_tpo(model)

@@ -288,7 +288,7 @@ class Hooks:
             kwargs["labels"] = step.labels.of_host(self.tasks.tokens)
             if kwargs.get("shift_labels") is not None:
                 kwargs["shift_labels"] = split_labels(kwargs["shift_labels"], self.tasks.tokens)
-            _normalise(self, kwargs, given, step.labels.whole.device)
+            _normalise(self, kwargs, step, step.labels.whole.device)
             kwargs = self._supervised.arguments(self.model, step, kwargs, inner, self.now.running)
             kwargs = without_unwanted_loss(self.model, step, kwargs)
         return step, kwargs
@@ -306,13 +306,15 @@ class Hooks:
                 self.attach()
 
 
-def _normalise(hooks: Hooks, kwargs: dict[str, Any], given: TaskArguments, device: torch.device) -> None:
+def _normalise(hooks: Hooks, kwargs: dict[str, Any], step: Step, device: torch.device) -> None:
     """Has the host divide its loss by the labels that are left for it."""
+    given = step.given
+    counted = given.task_targets or (step.positions is not None and step.positions.labels)
     if given.task_counts is not None:
         kwargs.pop("num_items_in_batch", None)
         if hooks.host.honours_num_items:
             kwargs["num_items_in_batch"] = torch.as_tensor(given.task_counts.mllm, device=device)
-    elif kwargs.get("num_items_in_batch") is not None and hooks.tasks.training and given.task_targets:
+    elif kwargs.get("num_items_in_batch") is not None and hooks.tasks.training and counted:
         hooks.warn_once(
             "a trainer passes num_items_in_batch, but not the counts of the other losses, so they are means over "
             "the micro-batch: train with wrap_trainer(YourTrainer), which weights them over the whole step"

@@ -41,6 +41,8 @@ class TaskPreferenceModel(Tasks):
         self.hooks = Hooks(model, host, self)
         self.undo: list[Undo] = []
         """The way back for each change of `apply_tpo`, in the order in which they were made."""
+        self.changed_host: set[str] = set()
+        """Names of the host's own weights that training changed beside an adapter, as far as is known."""
 
     @property
     def model(self) -> nn.Module:

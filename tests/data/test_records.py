@@ -93,6 +93,8 @@ def test_system_turn_several_images_and_video_under_an_image_tag(tpo: Any) -> No
         ({"image": ["a.png", "b.png"]}, "image", "has 2 file(s), the conversation 1 tag(s) <image>"),
         ({"image": None}, "image", "has 0 file(s), the conversation 1 tag(s) <image>"),
         ({"video": "a.mp4"}, "video", "has 1 file(s), the conversation 0 tag(s) <video>"),
+        ({"images": ["a.png"]}, "images", "is not read; expected 'image'"),
+        ({"audio": "a.wav"}, "audio", "is not read; expected pictures and videos alone"),
         ({"conversations__1__value": "<image>"}, "conversations[1].value", "holds the tag <image>"),
         ({"tasks": 3}, "tasks", "is 3, expected a list"),
         ({"tasks__0": {"boxes": []}}, "tasks[0]", "expected an object with 'head'"),

@@ -357,7 +357,7 @@ def test_a_checkpoint_has_what_earlier_stages_trained_of_the_host(tmp_path):
     config.stages["stage3"].learning_rates = {"lora": 1e-2}
     run = train(config)
     newest = max((run / "stage3").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    assert not (newest / "tpo_host_weights.safetensors").exists()
+    assert (newest / "tpo_host_weights.safetensors").exists()  # load_tpo can do with the checkpoint alone
     models = [load_run(folder).state_dict() for folder in (run, newest)]
     assert all(torch.equal(value, models[1][name]) for name, value in models[0].items())
 

@@ -33,6 +33,8 @@ CHECK_LIMIT = 100_000
 """A source of at most this many records is checked when it is opened; of a larger one, each record on first use."""
 
 MEDIA_TAG = re.compile(r"<(image|video)>")
+_UNREAD = {"images": "'image'", "videos": "'video'"} | dict.fromkeys(("audio", "audios"), "pictures and videos alone")
+"""Names under which other formats have media, and what is expected in their place."""
 _ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
 _FIELD = re.compile(r"([A-Za-z_]\w*(?:\[\d+\])*)(?::\s*| (?=is |has ))(.*)", re.DOTALL)
 """A head's message that starts with a field: "boxes[1]: ..." or "boxes[1] is ..."."""
@@ -272,6 +274,8 @@ def _media(
 ) -> tuple[list[tuple[str, str]], list[str | Packed], list[str | Packed]]:
     """The turns with each tag naming its kind of medium, and the paths. LLaVA writes `<image>` for a video too."""
     paths: dict[str, list[str | Packed]] = {}
+    for name in filter(data.get, _UNREAD):
+        raise wrong(name, f"is not read; expected {_UNREAD[name]}")
     for kind in ("image", "video"):
         value = data.get(kind)
         files = [value] if isinstance(value, (str, Packed)) else [] if value is None else value
@@ -296,10 +300,8 @@ def _media(
     for kind, given in paths.items():
         if found[kind] != len(given):
             tag = "<image> or <video>" if kind == "video" and only_video else f"<{kind}>"
-            plural = f"; the record has {kind + 's'!r}, which is not read" if kind + "s" in data else ""
-            raise wrong(
-                kind, f"has {len(given)} file(s), the conversation {found[kind]} tag(s) {tag}; expected as many{plural}"
-            )
+            has = f"has {len(given)} file(s), the conversation {found[kind]} tag(s) {tag}"
+            raise wrong(kind, f"{has}; expected as many")
     return named, paths["image"], paths["video"]
 
 

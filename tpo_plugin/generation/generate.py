@@ -113,7 +113,10 @@ def generate(
         kwargs.setdefault("synced_gpus", True)
     length, option = _prompt_length(host, kwargs), _options(model, kwargs)
     keeps = order == "trigger_first" and not any(map(option, _REPLAYED)) and (option("num_beams") or 1) == 1
-    first = start_of(model, host, kwargs)
+    first, ids = start_of(model, host, kwargs), kwargs.get("input_ids")
+    if not host.decodes and ids is not None and first is ids and kwargs.get("attention_mask") is None:
+        mask = _mask_of_padding(ids, option)
+        kwargs |= {} if mask is None else {"attention_mask": mask}
     prompt = Prompt(given, len(first), length, seen, ahead=0 if host.decodes else first.shape[1] - length)
     session = Session(tasks, host, prompt, keeps_states=keeps)
     eos, max_length = _stop(option, length)
@@ -184,8 +187,11 @@ def _prompt_length(host: Any, kwargs: dict[str, Any]) -> int:
 
 
 def _options(model: Any, kwargs: dict[str, Any]) -> Callable[[str], Any]:
-    """Generation options as generate would see them: its arguments before those of the generation config."""
+    """Generation options as generate sees them: its arguments, then its config's, then those of the model's own."""
     config = kwargs.get("generation_config") or model.generation_config
+    if isinstance(model, GenerationMixin):
+        given = {name: value for name, value in kwargs.items() if name != "generation_config"}
+        config, _ = model._prepare_generation_config(kwargs.get("generation_config"), **given)
 
     def option(name: str) -> Any:
         return kwargs[name] if name in kwargs else getattr(config, name, None)
@@ -193,9 +199,19 @@ def _options(model: Any, kwargs: dict[str, Any]) -> Callable[[str], Any]:
     return option
 
 
+def _mask_of_padding(ids: Tensor, option: Callable[[str], Any]) -> Tensor | None:
+    """The mask that generate makes of padded ids where it gets none, or None where it sees no padding."""
+    pad, eos = option("pad_token_id"), _ids(option("eos_token_id"))
+    if pad is None or pad in eos or ids.is_floating_point() or not (ids == pad).any():
+        return None
+    return ids.ne(pad).long()
+
+
 def _stop(option: Callable[[str], Any], prompt_length: int) -> tuple[list[int], int | None]:
     """End-of-text ids, and the greatest length of a sequence."""
-    eos = option("eos_token_id")
-    eos = [] if eos is None else [eos] if isinstance(eos, int) else torch.as_tensor(eos).flatten().tolist()
     new = option("max_new_tokens")
-    return eos, option("max_length") if new is None else prompt_length + new
+    return _ids(option("eos_token_id")), option("max_length") if new is None else prompt_length + new
+
+
+def _ids(given: Any) -> list[int]:
+    return [] if given is None else [given] if isinstance(given, int) else torch.as_tensor(given).flatten().tolist()

@@ -1,4 +1,4 @@
-"""Checkpoints: which one a run goes on from, which are deleted, and trained host weights that PEFT does not save."""
+"""Checkpoints: which one a run goes on from, and which are deleted."""
 
 from __future__ import annotations
 
@@ -15,56 +15,12 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch import nn
 
-from tpo_plugin import sharding
-from tpo_plugin.atomic import replace_file
 from tpo_plugin.errors import TPOError
-from tpo_plugin.training.parts import LORA
 from tpo_plugin.training.whole import damage, remove
 
 logger = logging.getLogger(__name__)
-
-HOST_WEIGHTS_FILE = "tpo_host_weights.safetensors"
-"""Weights of the host itself that training changed, such as the connector's: PEFT saves nothing but the adapter."""
-
-
-def save_host_weights(model: nn.Module, directory: str | os.PathLike[str], names: set[str]) -> None:
-    """Writes the host's parameters of these names, and what its batch norms counted, if any.
-
-    Under ZeRO-3 and FSDP every rank must call it.
-    """
-    chosen: dict[str, Tensor] = {name: value for name, value in _own_weights(model).items() if name in names}
-    chosen |= _running_statistics(model)
-    weights = sharding.whole(chosen)
-    if weights and sharding.writes(chosen.values()):
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        replace_file(
-            Path(directory) / HOST_WEIGHTS_FILE, lambda path: save_file(weights, path, metadata={"format": "pt"})
-        )
-
-
-def load_host_weights(model: nn.Module, directory: str | os.PathLike[str]) -> None:
-    """Loads what `save_host_weights` wrote there, if anything."""
-    path = Path(directory) / HOST_WEIGHTS_FILE
-    if not path.is_file():
-        return
-    own = {**_own_weights(model), **_running_statistics(model)}
-    weights = load_file(path, device="cpu")
-    strange = [n for n, value in weights.items() if n not in own or sharding.shape(own[n]) != value.shape]
-    if strange:
-        raise TPOError(
-            f"{path} has {len(strange)} weight(s) that this host lacks or has in another shape, such as {strange[0]!r}"
-        )
-    sharding.write(weights, own)
-
-
-def unsaved_by_peft(model: nn.Module) -> set[str]:
-    """Names of what trains now in the host of a `PeftModel` outside the adapter."""
-    own = _own_weights(model) if hasattr(model, "peft_config") else {}
-    return {name for name, parameter in own.items() if parameter.requires_grad}
 
 
 @contextmanager
@@ -148,17 +104,3 @@ def num_ranks(checkpoint: str | os.PathLike[str]) -> int:
 def _by_step(directory: str | os.PathLike[str]) -> dict[int, Path]:
     found = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in Path(directory).glob("checkpoint-*")}
     return {int(match.group(1)): path for path, match in found.items() if match and path.is_dir()}
-
-
-def _own_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The host's parameters: neither tpo's nor an adapter's."""
-    sharding.at_rest(model)
-    of_tpo = {id(parameter) for parameter in model.tpo.parameters()}
-    return {n: p for n, p in model.named_parameters() if id(p) not in of_tpo and not LORA.search(n)}
-
-
-def _running_statistics(model: nn.Module) -> dict[str, Tensor]:
-    """Of the host's batch norms, which move in training though nothing of them trains."""
-    of_tpo = {id(module) for module in model.tpo.modules()}
-    norms = {n: m for n, m in model.named_modules() if isinstance(m, _NormBase) and id(m) not in of_tpo}
-    return {f"{name}.{part}": value for name, norm in norms.items() for part, value in norm.named_buffers()}

@@ -11,9 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tpo_plugin.apply import host_class_of
 from tpo_plugin.errors import TPOError, did_you_mean
-
-LORA = re.compile(r"(^|\.)(lora_\w+|modules_to_save)\.")
-"""Parameter names that PEFT trains and saves."""
+from tpo_plugin.host_weights import LORA
 
 
 def parts_of(model: nn.Module, modules: Mapping[str, str] | None = None) -> dict[str, list[str]]:

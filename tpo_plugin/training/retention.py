@@ -26,7 +26,6 @@ from tpo_plugin.data import Records, TPOCollator, read_sample
 from tpo_plugin.data.records import Record
 from tpo_plugin.errors import TPOError
 from tpo_plugin.step import FORWARD_ARGUMENTS
-from tpo_plugin.training.checkpoints import load_host_weights
 from tpo_plugin.training.config import DataConfig, TrainConfig
 from tpo_plugin.training.hosts import load_host
 from tpo_plugin.training.run import read_run
@@ -109,7 +108,6 @@ def retention(
         "host": {"perplexity": _perplexity(bare)},
     }
     trained = load_tpo(model, directory)
-    load_host_weights(trained, directory)
     for name, switched in _switches(trained.eval()):
         with switched:
             found = [_kept(*ask(trained, record), triggers) for record in chosen]

@@ -37,16 +37,16 @@ from tpo_plugin.errors import HostError, TPOError
 from tpo_plugin.extras import needed
 from tpo_plugin.files import CONFIG_FILE as TPO_CONFIG_FILE
 from tpo_plugin.files import load_weights, read_saved
+from tpo_plugin.host_weights import LORA, load_host_weights, save_host_weights
 from tpo_plugin.hub import RUN_FILE, hub_name, local_folder
 from tpo_plugin.json_file import read_json
 from tpo_plugin.plugins import registry
-from tpo_plugin.training.checkpoints import load_host_weights, save_host_weights
 from tpo_plugin.training.config import CONFIG_FILE, TrainConfig
 from tpo_plugin.training.folder import held_by_main, writing
 from tpo_plugin.training.hosts import host_named, load_host
 from tpo_plugin.training.inputs import Inputs, of_data, of_host
 from tpo_plugin.training.outlook import outlook
-from tpo_plugin.training.parts import LORA, language_linears, set_trainable
+from tpo_plugin.training.parts import language_linears, set_trainable
 from tpo_plugin.training.ranks import ending_together, joined_ranks, on_main
 from tpo_plugin.training.resume import check_settings, moved_sources
 from tpo_plugin.training.stages import check_stages, train_stage
@@ -188,8 +188,9 @@ def load_run(
     except HostError as error:
         raise TPOError(f"{directory}: its {error}; give host= (--host) if it has moved") from error
     model = load_tpo(model, directory)
-    for folder in filter(None, (before, directory)):
-        load_host_weights(model, folder)
+    if before is not None:
+        for folder in (before, directory):
+            load_host_weights(model, folder)
     return model.eval()
 
 

@@ -14,15 +14,13 @@ from transformers.trainer import TRAINER_STATE_NAME
 from tpo_plugin import sharding
 from tpo_plugin.errors import TPOError
 from tpo_plugin.files import load_weights
+from tpo_plugin.host_weights import load_host_weights, save_host_weights, unsaved_by_peft
 from tpo_plugin.training.checkpoints import (
     adapter_only,
     last_checkpoint,
-    load_host_weights,
     num_ranks,
     numpy_state_allowed,
     rotate,
-    save_host_weights,
-    unsaved_by_peft,
 )
 from tpo_plugin.training.whole import check_whole, written_whole
 
@@ -131,6 +129,7 @@ class SavingMixin(_Trainer):
                 )
         elif resume_from_checkpoint and resume_from_checkpoint != self._found_whole:
             check_whole(Path(resume_from_checkpoint), "take another checkpoint")
+        unsaved_by_peft(self.model)
         self._start_sums()
         self._total_loss, self._total_steps = 0.0, 0
         self.best_before = None

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from tpo_head_mask import rle
+from tpo_head_mask.inputs import FrameLoader
 from tpo_head_mask.masks import box_of, check_task, read_ids, read_mask, resolve
 
 import tpo_plugin as tpo
+from tpo_plugin import MediaError, VideoClip
+from tpo_plugin.data import Record, Sample, Turn
 
 MASK = np.zeros((6, 8), dtype=bool)
 MASK[2:4, 1:5] = True
@@ -136,3 +139,17 @@ def test_the_box_around_a_mask() -> None:
     assert box_of(MASK) == [1 / 8, 2 / 6, 5 / 8, 4 / 6]
     assert box_of(np.ones((3, 4))) == [0, 0, 1, 1]
     assert box_of(np.zeros((3, 4))) is None
+
+
+@pytest.mark.parametrize("tag", ["<image>", "<video>"])
+def test_a_mask_beside_several_media_is_refused(tag: str, tmp_path: Path) -> None:
+    """It does not say whose it is: the first one's pixels were learned from in silence."""
+    task = {"head": "mask", "masks": [{"size": [8, 8], "counts": [0, 64]}]}
+    turns = (Turn("user", f"<image>{tag}Outline the thing in the second one."), Turn("assistant", "x", (task,)))
+    image, clip = Image.new("RGB", (8, 8)), VideoClip(np.zeros((2, 8, 8, 3), np.uint8), np.arange(2.0), 2.0)
+    names = [tmp_path / "a", tmp_path / "b"]
+    second = tag == "<video>"
+    record = Record("1", "f:1", turns, images=tuple(names[: 2 - second]), videos=tuple(names[2 - second :]))
+    sample = Sample(record, (image,) * (2 - second), (clip,) * second)
+    with pytest.raises(MediaError, match=r"f:1: has a mask and \d picture\(s\) and \d video\(s\), of which the mask"):
+        FrameLoader(16, 1, "mask", None)([sample])

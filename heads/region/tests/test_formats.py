@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 import yaml
 from downloads import converted, download, downloads, format_of, tpo, unpack
+from PIL import Image
+from tpo_head_region.formats.coco import Objects365
 from tpo_head_region.formats.spelled import Qwen25VL
 
-from tpo_plugin.convert import Picture
+from tpo_plugin.convert import Picture, Report
 
 HERE = Path(__file__).parent
 DOWNLOADS = downloads("region")
@@ -175,3 +177,22 @@ def test_qwen2_5_resizes_as_its_processor_does(size: tuple[int, int]) -> None:
     except ValueError as error:
         pytest.skip(f"this transformers refuses such a picture: {error}")
     assert (seen.height, seen.width) == expected
+
+
+def test_what_is_left_out_is_not_said_to_be_absent() -> None:
+    """A pictured dog, and a cat whose box is missing, are in the picture all the same."""
+    Image.new("RGB", (100, 100)).save("1.jpg")
+    names = ["dog", "cat", "cup", "pen"]
+    things = [
+        {"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 40, 40], "isfake": 1},
+        {"id": 2, "image_id": 1, "category_id": 2},
+        {"id": 3, "image_id": 1, "category_id": 3, "bbox": [10, 10, 40, 40]},
+    ]
+    content = {
+        "images": [{"id": 1, "width": 100, "height": 100, "file_name": "1.jpg"}],
+        "categories": [{"id": number, "name": name} for number, name in enumerate(names, start=1)],
+        "annotations": things,
+    }
+    Path("a.json").write_text(json.dumps(content))
+    entries = list(Objects365(source=Path("a.json"), pictures=Path("."), negatives=9).entries(Report()))
+    assert [(entry.id, len(entry.tasks)) for entry in entries] == [("objects365:1:cup", 1), ("objects365:1:pen", 0)]

@@ -201,6 +201,15 @@ def test_features_of_another_encoder_are_not_mixed_in(records: Path, clip: str, 
         cache_features(records, str(other), folder, num_workers=0)
 
 
+def test_words_of_another_question_of_that_id_are_not_replaced(records: Path, clip: str, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    cache_features(records, clip, folder, num_workers=0)
+    other = tmp_path / "other.jsonl"
+    other.write_text(records.read_text().splitlines()[0].replace("a dog jumps", "a dog"))
+    with pytest.raises(tpo.TPOError, match="holds the words of 'a dog jumps', and a record of this id asks 'a dog'"):
+        cache_features(other, clip, folder, num_workers=0)
+
+
 def test_workers_give_the_same(records: Path, clip: str, tmp_path: Path) -> None:
     for name, num_workers in (("alone", 0), ("two", 2)):
         report = cache_features(records, clip, tmp_path / name, num_workers=num_workers)

@@ -117,6 +117,11 @@ class FrameLoader:
         for sample in samples:
             turns = (turn for turn in sample.record.turns if turn.role == "assistant")
             targets = [task for turn in turns for task in turn.tasks if task["head"] == self.head]
+            if targets and len(sample.images) + len(sample.videos) > 1:
+                raise tpo.MediaError(
+                    f"{sample.record.place}: has a mask and {len(sample.images)} picture(s) and {len(sample.videos)} "
+                    "video(s), of which the mask does not say whose it is; expected one"
+                )
             wanted = [self._times(task, sample) for task in targets]
             times = sorted({time_s for each in wanted for time_s in each})
             names = {time_s: self._name(sample, time_s) for time_s in times}

@@ -176,6 +176,11 @@ def _is_there(path: Path, wanted: dict[str, Any]) -> bool:
         if name in wanted and held.get(name) != wanted[name]:
             what = "another encoder" if name == "encoder" else f"clips of {held.get(name)} s, not {wanted[name]} s"
             raise tpo.TPOError(f"{path}: holds features of {what}; give another folder, or remove this one")
+    if "text" in wanted and held.get("text") != wanted["text"]:
+        raise tpo.TPOError(
+            f"{path}: holds the words of {held.get('text')!r}, and a record of this id asks {wanted['text']!r}; give "
+            "records ids of their own, or another folder, or remove this one"
+        )
     return all(held.get(name) == value for name, value in wanted.items())
 
 

@@ -68,7 +68,11 @@ class Coco(SceneFormat):
                     raise place.at("id").fault(image.id, "another id than that of another image")
                 images[image.id] = image, place
         things: dict[int, list[Thing]] = {}
+        marked = set[tuple[Any, ...]]()  # image and category, also of what is left out: it is there all the same
         for index, value in enumerate(document.annotations):
+            ids = (value.get("image_id"), value.get("category_id")) if isinstance(value, dict) else (None, None)
+            if all(isinstance(id, int) for id in ids):
+                marked.add(ids)
             with report.faults():
                 place = root.at("annotations", index)
                 row = Annotation.read(value, place)
@@ -91,7 +95,7 @@ class Coco(SceneFormat):
                     place.at("width, height"),
                     things.get(image.id, ()),
                     (image.width, image.height),
-                    absent=self.absent(image, names),
+                    absent=self.absent(image, {id: n for id, n in names.items() if (image.id, id) not in marked}),
                     partly=[names[id] for id in image.not_exhaustive_category_ids or () if id in names],
                 )
 
