@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,11 @@ import pytest
 import tiny_run
 import transformers
 from accelerate.data_loader import prepare_data_loader
+from torch.utils.data import ConcatDataset, Subset, random_split
 
-from tpo_plugin import wrap_trainer
+from tpo_plugin import TPOError, wrap_trainer
 from tpo_plugin.data import RecordDataset, Records, TPOCollator
-from tpo_plugin.training.epochs import without_set_epoch
+from tpo_plugin.training.epochs import Epochs, without_set_epoch
 
 NUM_RECORDS, OF_AN_EPOCH, BATCH = 16, 8, 2
 
@@ -101,3 +103,25 @@ def test_a_source_of_less_than_a_sample_an_epoch_is_seen_in_some(tmp_path):
     served = np.array([np.bincount(many_sources._mix.places(e) // 4, minlength=5) for e in range(110)])
     assert (served.sum(1) == 3).all()
     assert served.mean(0) == pytest.approx(np.array([1, 1, 1, 1, 1.5]) / 5.5 * 3, abs=0.02)
+
+
+@pytest.mark.parametrize("wrap", [lambda whole: ConcatDataset([whole]), lambda whole: Subset(whole, range(len(whole)))])
+def test_a_dataset_within_another_is_told(wrap: Any, tmp_path: Any) -> None:
+    dataset = Noting([Records([record(i) for i in range(4)], tiny_run.host_with_tpo()[0].tpo)])
+    callback = Epochs()
+    callback.dataset = ConcatDataset([wrap(dataset)])
+    callback.on_epoch_begin(None, SimpleNamespace(epoch=3), None)
+    assert int(dataset._epoch) == 3
+
+
+def test_a_part_of_a_mix_is_refused(tmp_path: Any) -> None:
+    """The parts of `random_split` would overlap from the second epoch on."""
+    model, tokenizer = tiny_run.host_with_tpo()
+    tokenizer.chat_template = tiny_run.CHAT_TEMPLATE
+    dataset = Noting([Records([record(i) for i in range(NUM_RECORDS)], model.tpo)], weights=[1])
+    trainer = wrap_trainer(transformers.Trainer)(
+        model=model, args=tiny_run.arguments(tmp_path), data_collator=TPOCollator(model.tpo),
+        train_dataset=random_split(dataset, [8, 8])[0],
+    )  # fmt: skip
+    with pytest.raises(TPOError, match="split each source, and give RecordDataset the"):
+        trainer.train()

@@ -107,6 +107,11 @@ class RecordDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return int(self._starts[-1]) if self._mix is None else self._mix.num_samples
 
+    @property
+    def is_mixed(self) -> bool:
+        """Whether it has weights, so that each epoch has other records."""
+        return self._mix is not None
+
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch, from 0, whose mix is served; without weights every epoch is the same."""
         self._epoch.fill_(epoch)

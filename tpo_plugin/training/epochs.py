@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
 from transformers import TrainerCallback
+
+from tpo_plugin.errors import TPOError
 
 
 class Epochs(TrainerCallback):
-    """Counts the epochs, from 0, and tells each to `dataset` before it is read, if it has `set_epoch`."""
+    """Counts the epochs, from 0, and tells each to `dataset`, and to those within, before it is read."""
 
     dataset: Any = None
     epoch = 0
@@ -23,8 +26,26 @@ class Epochs(TrainerCallback):
         """A training that goes on begins in the middle."""
         self.epoch = self.epoch + 1 if self._begun else int(state.epoch or 0)
         self._begun = True
-        if hasattr(self.dataset, "set_epoch"):
-            self.dataset.set_epoch(self.epoch)
+        for part in _parts(self.dataset):
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(self.epoch)
+
+
+def _parts(dataset: Any) -> Iterator[Any]:
+    """A dataset, and those that torch's `ConcatDataset` and `Subset` have within.
+
+    Raises `TPOError` for a part of a mix: what stands at an index of it is another record in each epoch.
+    """
+    yield dataset
+    within = dataset.datasets if isinstance(dataset, ConcatDataset) else ()
+    for part in [dataset.dataset] if isinstance(dataset, Subset) else within:
+        if isinstance(dataset, Subset) and getattr(part, "is_mixed", False):
+            raise TPOError(
+                "the dataset is a Subset (random_split) of a RecordDataset with weights, in which each epoch has other "
+                "records at its indices, so that parts of it overlap; split each source, and give RecordDataset the "
+                "parts"
+            )
+        yield from _parts(part)
 
 
 class OfEpoch(Dataset[Any]):
