@@ -1,5 +1,6 @@
 """Runs on two ranks: one of them fails, or another number of them goes on."""
 
+import json
 import os
 import signal
 import subprocess
@@ -48,6 +49,25 @@ def test_a_signal_to_one_stops_both_after_the_same_step(tmp_path):
     assert "SIGTERM: stopped after step 5, with a checkpoint" in errors[0]
     on_two_ranks(tiny_run.__file__, "run", config)
     assert read_run(tmp_path / "run")["stages"]["stage2"]["steps"] == 12
+
+
+def test_a_record_that_either_rank_cannot_read_is_named(tmp_path):
+    config = tiny_run.write_world(tmp_path, stages=["stage2"])
+    records = (tmp_path / "tasks.jsonl").read_text().splitlines()
+    for line in (3, 12):
+        broken = json.loads(records[line]) | {"image": "gone.png"}
+        broken["conversations"][0]["value"] = "<image>" + broken["conversations"][0]["value"]
+        records[line] = json.dumps(broken)
+    (tmp_path / "tasks.jsonl").write_text("\n".join(records))
+    values = json.loads(config.read_text())
+    values["data"] = {"max_bad_share": 0.2}
+    values["stages"]["stage2"].pop("eval_data")
+    config.write_text(json.dumps(values))
+    on_two_ranks(tiny_run.__file__, "run", config)
+    media = read_run(tmp_path / "run")["stages"]["stage2"]["media"]
+    assert ", 2 skipped" in media
+    assert "tasks.jsonl:4 " in media
+    assert "tasks.jsonl:13 " in media
 
 
 def test_another_number_of_ranks_goes_on_from_the_checkpoint(tmp_path, caplog):

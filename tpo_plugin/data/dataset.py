@@ -164,6 +164,15 @@ class RecordDataset(Dataset[Sample]):
             return SkippedRecord(record.id, where, str(error))
         return SkippedRecord(record.id, where, "could not be read then, and can be now")
 
+    @property
+    def met(self) -> torch.Tensor:
+        """What became of each record so far, uint8 [records], for `take_in` on another rank."""
+        return self._states
+
+    def take_in(self, met: Sequence[torch.Tensor]) -> None:
+        """Adds to `skipped` and `report` what other ranks met."""
+        self._states.copy_(torch.stack([self._states, *met]).amax(0))
+
     def report(self) -> str:
         """What was read and what was skipped, for the end of a run."""
         num_read = int((self._states != _UNSEEN).sum())

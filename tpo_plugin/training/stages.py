@@ -25,6 +25,7 @@ from transformers.trainer_utils import IntervalStrategy
 from tpo_plugin.config import TPOConfig
 from tpo_plugin.data import RecordDataset, Records, TPOCollator
 from tpo_plugin.errors import TPOError, did_you_mean
+from tpo_plugin.training.checkpoints import gathered
 from tpo_plugin.training.config import DataSource, StageConfig, TrainConfig, check_losses
 from tpo_plugin.training.grouping import strategy_of
 from tpo_plugin.training.parts import can_learn_triggers, optimizer_groups, set_trainable
@@ -145,7 +146,10 @@ def train_stage(
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, WandbCallback):
             callback._wandb.finish()  # so that each stage is a run of its own there
-    metrics["media"] = dataset.report()
+    for read in (dataset, *([] if evaluation is None else [evaluation])):
+        read.take_in(gathered([read.met]))
+    since = "" if reached is None else f"since step {reached.global_step}, "
+    metrics["media"] = since + dataset.report()
     (logger.warning if dataset.skipped else logger.info)("%s: %s", name, metrics["media"])
     if evaluation is not None and evaluation.skipped:
         metrics["evaluation_media"] = evaluation.report()
