@@ -219,6 +219,14 @@ def test_log_is_a_mean_over_its_steps(tmp_path):
         assert logs[5][1][key] == pytest.approx(sum(entry[key] for entry in logs[1][5:]) / 5, rel=1e-5)
 
 
+def test_sums_of_other_ranks_are_all_taken_over(tmp_path):
+    """Also those that the first rank has none of: it may have seen no trigger since the last log."""
+    trainer = make(tmp_path)
+    plain = {"num_steps": 1, "num_left_out": 0, "total_loss": 0.0, "total_steps": 0}
+    trainer._restore_sums([plain | {"sums": {"loss": 1.0}}, plain | {"sums": {"loss": 3.0, "assign_total": 4.0}}])
+    assert {name: value.item() for name, value in trainer._sums.items()} == {"loss": 2.0, "assign_total": 4.0}
+
+
 def test_peft_freezes_and_the_trainer_thaws(tmp_path):
     model, tokenizer = with_lora()
     assert not any(p.requires_grad for p in model.tpo.parameters())

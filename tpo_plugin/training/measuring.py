@@ -73,7 +73,8 @@ class MeasuringMixin(_Trainer):
         if len(saved) == ranks:
             sums = saved[rank]["sums"]
         elif rank == 0:
-            sums = {name: sum(state["sums"].get(name, 0.0) for state in saved) for name in saved[0]["sums"]}
+            names = dict.fromkeys(name for state in saved for name in state["sums"])
+            sums = {name: sum(state["sums"].get(name, 0.0) for state in saved) for name in names}
             sums |= {name: value * ranks / len(saved) for name, value in sums.items() if name == "loss"}
         self._sums = {name: torch.tensor(value, device=self.accelerator.device) for name, value in sums.items()}
 
