@@ -19,7 +19,7 @@ from tpo_plugin.files import external_hash
 from tpo_plugin.generation.own import HostGenerate, refuse_continuous_batching
 from tpo_plugin.head import TaskHead, bare_codec, build_head
 from tpo_plugin.hooks import HostForward
-from tpo_plugin.host import Host
+from tpo_plugin.host import Host, device_of
 from tpo_plugin.host.plain import check_model
 from tpo_plugin.model import TaskPreferenceModel
 from tpo_plugin.plugins import HeadSpec, registry
@@ -77,7 +77,7 @@ def apply_tpo(
         undo.append(shrink)
         if growth is not None:
             host.check_grown(host_model, growth.old_size, example_inputs)
-        device = host.device
+        device = device_of(host.embed)
         vision_size = partial(host.measure_vision, host_model, processor)
         modules = {
             spec.name: _build_head(spec, configs[spec.name], host.hidden_size, vision_size).to(device) for spec in specs
@@ -218,7 +218,7 @@ def _initial_rows(host: Host, tokens: dict[str, HeadTokens], growth: Growth | No
     A trigger in a freshly grown row has the mean of the old output rows, an unremarkable logit, until a trainer gives
     it a start (`training.start`).
     """
-    device = host.device
+    device = device_of(host.embed)
     num_rows = sharding.shape(host.embed.weight)[0] if growth is None else growth.old_size
     sample_ids = torch.arange(min(1024, num_rows), device=device)
     with sharding.gathered(host.embed.parameters()):

@@ -70,15 +70,6 @@ class Host:
         """Whether the host is an encoder-decoder: its tokens of heads stand on the decoder's side."""
         return self.ids != "input_ids"
 
-    @property
-    def device(self) -> torch.device:
-        """Where the input embedding runs; accelerate may keep its weights elsewhere between forwards."""
-        hook = getattr(self.embed, "_hf_hook", None)
-        devices = [getattr(part, "execution_device", None) for part in getattr(hook, "hooks", [hook])]
-        runs_on = next((device for device in devices if device is not None), None)
-        stands_on: torch.device = self.embed.weight.device
-        return stands_on if runs_on is None or stands_on.type != "meta" else torch.device(runs_on)
-
     def ids_of(self, model: Any, kwargs: dict[str, Any], tokens: Mapping[str, HeadTokens]) -> Tensor | None:
         """The tokens that reach the output embedding; an encoder-decoder's are made of its labels where not given.
 
@@ -269,3 +260,12 @@ def decoder_ids(model: Any, labels: Tensor, tokens: Mapping[str, HeadTokens]) ->
 def _config_value(model: Any, name: str) -> int | None:
     configs = [model.config, model.config.get_text_config(decoder=True), getattr(model, "generation_config", None)]
     return next((v for v in (getattr(c, name, None) for c in configs) if v is not None), None)
+
+
+def device_of(embed: nn.Module) -> torch.device:
+    """Where an embedding runs; accelerate may keep its weights elsewhere between forwards."""
+    hook = getattr(embed, "_hf_hook", None)
+    devices = [getattr(part, "execution_device", None) for part in getattr(hook, "hooks", [hook])]
+    runs_on = next((device for device in devices if device is not None), None)
+    stands_on: torch.device = embed.weight.device
+    return stands_on if runs_on is None or stands_on.type != "meta" else torch.device(runs_on)
