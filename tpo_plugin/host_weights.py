@@ -6,18 +6,19 @@ import os
 import re
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from tpo_plugin import sharding
 from tpo_plugin.atomic import replace_file
 from tpo_plugin.errors import TPOError
+from tpo_plugin.files import read_weights
 
 LORA = re.compile(r"(^|\.)(lora_\w+|modules_to_save)\.")
 """Parameter names that PEFT trains and saves."""
 HOST_WEIGHTS_FILE = "tpo_host_weights.safetensors"
-"""Such as those of the connector."""
+"""What holds them, in a run, a stage or a checkpoint."""
 
 
 def save_host_weights(model: nn.Module, directory: str | os.PathLike[str], names: set[str]) -> None:
@@ -36,12 +37,12 @@ def save_host_weights(model: nn.Module, directory: str | os.PathLike[str], names
 
 
 def load_host_weights(model: nn.Module, directory: str | os.PathLike[str]) -> None:
-    """Loads what `save_host_weights` wrote there, if anything."""
+    """Loads what `save_host_weights` wrote there, if anything. Raises `TPOError` where it is damaged or of another host."""
     path = Path(directory) / HOST_WEIGHTS_FILE
     if not path.is_file():
         return
     own = {**_own_weights(model), **_running_statistics(model)}
-    weights = load_file(path, device="cpu")
+    weights = read_weights(path)
     strange = [n for n, value in weights.items() if n not in own or sharding.shape(own[n]) != value.shape]
     if strange:
         raise TPOError(

@@ -7,7 +7,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from tpo_plugin import apply_tpo, load_tpo, wrap_trainer
+from tpo_plugin import TPOError, apply_tpo, load_tpo, wrap_trainer
 from tpo_plugin.host_weights import HOST_WEIGHTS_FILE
 from tpo_plugin.tiny import tiny_host
 
@@ -45,5 +45,9 @@ def test_two_trainings_of_which_the_second_freezes(tmp_path):
     assert len(load_file(second / HOST_WEIGHTS_FILE)) == len(part)
     again = load_tpo(tiny_host()[0], second)
     assert torch.equal(logits(again), logits(model))
+    with open(second / HOST_WEIGHTS_FILE, "r+b") as file:
+        file.truncate(40)
+    with pytest.raises(TPOError, match=HOST_WEIGHTS_FILE):
+        load_tpo(tiny_host()[0], second)
     third = trained(again, tokenizer, tmp_path / "third")
     assert len(load_file(third / HOST_WEIGHTS_FILE)) == len(part)
