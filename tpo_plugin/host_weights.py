@@ -37,7 +37,7 @@ def save_host_weights(model: nn.Module, directory: str | os.PathLike[str], names
 
 
 def load_host_weights(model: nn.Module, directory: str | os.PathLike[str]) -> None:
-    """Loads what `save_host_weights` wrote there, if anything. Raises `TPOError` where it is damaged or of another host."""
+    """Loads what `save_host_weights` wrote there, if anything. Raises `TPOError` where that does not fit."""
     path = Path(directory) / HOST_WEIGHTS_FILE
     if not path.is_file():
         return
